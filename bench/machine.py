@@ -28,7 +28,9 @@ def revision() -> str:
     """
     describe = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(describe, capture_output=True, encoding="utf-8", check=False, errors="replace").stdout.strip()
+        return subprocess.run(
+            describe, capture_output=True, encoding="utf-8", check=False, errors="replace"
+        ).stdout.strip()
     except OSError:  # Git is not installed.
         return ""
 
@@ -45,7 +47,9 @@ def _cpu_quota(root: Path) -> float:
         quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
         return math.inf if quota == "max" else int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):
-        quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
+        quota, period = (
+            (root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period")
+        )
         return int(quota) / int(period) if int(quota) > 0 else math.inf
     return math.inf
 

@@ -57,10 +57,15 @@ class OutputFiles:
         for path, reason in self.refused.items():
             by_reason.setdefault(reason, []).append(path)
         more = {
-            reason: f" and {len(paths) - 1} more file{'s' if len(paths) > 2 else ''}" if len(paths) > 1 else ""
+            reason: f" and {len(paths) - 1} more file{'s' if len(paths) > 2 else ''}"
+            if len(paths) > 1
+            else ""
             for reason, paths in by_reason.items()
         }
-        return [f"not written: {printable(str(paths[0]))}{more[reason]}: {reason}" for reason, paths in by_reason.items()]
+        return [
+            f"not written: {printable(str(paths[0]))}{more[reason]}: {reason}"
+            for reason, paths in by_reason.items()
+        ]
 
 
 def os_reason(error: OSError) -> str:
@@ -78,7 +83,10 @@ def write(root: Path, path: Path, content: str | bytes) -> None:
             return
         aside = f".writing-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         try:
-            with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=folder), "wb") as file:
+            with open(
+                os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=folder),
+                "wb",
+            ) as file:
                 file.write(data)
             os.replace(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
@@ -130,14 +138,18 @@ def _make_root(root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         place = next(path for path in (root, *root.parents) if path.exists())
-        raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file, and should be a folder: move it away", str(place)) from error
+        raise NotADirectoryError(
+            errno.ENOTDIR, f"{place} is a file, and should be a folder: move it away", str(place)
+        ) from error
 
 
 def _parts(root: Path, path: Path) -> tuple[str, ...]:
     """The names in a path below `root`. Raises OSError for a path outside."""
     parts = path.relative_to(root).parts if path.is_relative_to(root) else ()
     if not parts or ".." in parts:
-        raise OSError(errno.EPERM, f"lies outside of {root}, the only folder that this command writes to", str(path))
+        raise OSError(
+            errno.EPERM, f"lies outside of {root}, the only folder that this command writes to", str(path)
+        )
     return parts
 
 

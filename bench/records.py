@@ -65,7 +65,11 @@ class Item(Record):
     reference: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in super().to_json().items() if name != "reference" or value is not None}
+        return {
+            name: value
+            for name, value in super().to_json().items()
+            if name != "reference" or value is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -258,7 +262,9 @@ class Verdict(Record):
 
     def to_json(self) -> dict[str, Any]:
         """The fields that differ from their defaults; most fields of most verdicts do not."""
-        defaults = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(self)} | {"calls": []}
+        defaults = {
+            f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(self)
+        } | {"calls": []}
         return {name: value for name, value in super().to_json().items() if value != defaults[name]}
 
     @classmethod
@@ -267,9 +273,13 @@ class Verdict(Record):
 
     def __post_init__(self) -> None:
         if (self.preference is not None) + (self.rating is not None) + (self.unscored is not None) != 1:
-            raise ValueError(f"verdict on {self.item_id}: exactly one of preference, rating and unscored must be set")
+            raise ValueError(
+                f"verdict on {self.item_id}: exactly one of preference, rating and unscored must be set"
+            )
         if self.preference is not None and not 0 <= self.preference <= 1:
-            raise ValueError(f"verdict on {self.item_id}: preference must be in [0, 1], got {self.preference}")
+            raise ValueError(
+                f"verdict on {self.item_id}: preference must be in [0, 1], got {self.preference}"
+            )
         if self.rating is not None and not 1 <= self.rating <= 10:
             raise ValueError(f"verdict on {self.item_id}: rating must be in [1, 10], got {self.rating}")
 
@@ -349,14 +359,20 @@ class Result(Record):
     calibration: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in super().to_json().items() if name != "calibration" or value is not None}
+        return {
+            name: value
+            for name, value in super().to_json().items()
+            if name != "calibration" or value is not None
+        }
 
 
 def about_texts(policy: str | None, baseline: str | None = None) -> dict[str, Any]:
     """The lengths and digests of the judged texts, as fields of a verdict."""
     texts = {"policy": policy, "baseline": baseline}
     lengths = {f"{side}_length": None if text is None else len(text) for side, text in texts.items()}
-    return lengths | {f"{side}_digest": None if text is None else text_digest(text) for side, text in texts.items()}
+    return lengths | {
+        f"{side}_digest": None if text is None else text_digest(text) for side, text in texts.items()
+    }
 
 
 def preference_verdicts(folder: Path) -> list[Verdict]:
@@ -386,8 +402,12 @@ def _mean_turn(turns: list[Verdict]) -> Verdict:
     if not scored:
         return turns[0]
     preference = sum(verdict.preference for verdict in turns if verdict.preference is not None) / len(scored)
-    lengths = {name: [getattr(verdict, name) for verdict in scored] for name in ("policy_length", "baseline_length")}
-    summed: dict[str, Any] = {name: None if None in values else sum(values) for name, values in lengths.items()}
+    lengths = {
+        name: [getattr(verdict, name) for verdict in scored] for name in ("policy_length", "baseline_length")
+    }
+    summed: dict[str, Any] = {
+        name: None if None in values else sum(values) for name, values in lengths.items()
+    }
     return dataclasses.replace(scored[0], preference=preference, **summed)
 
 
@@ -403,7 +423,11 @@ def read_detections(training: Path, labels: Iterable[Path]) -> list[tuple[bool, 
     """
     if not (path := training / "trust.jsonl").exists():
         return None
-    correct = {label.id: label.correct for folder in labels for label in read_jsonl(folder / "labels.jsonl", Labelled)}
+    correct = {
+        label.id: label.correct
+        for folder in labels
+        for label in read_jsonl(folder / "labels.jsonl", Labelled)
+    }
     checked = [(trust.distrusted, correct.get(trust.id)) for trust in read_jsonl(path, Trust)]
     return [(distrusted, not right) for distrusted, right in checked if right is not None]
 
@@ -411,7 +435,9 @@ def read_detections(training: Path, labels: Iterable[Path]) -> list[tuple[bool, 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for record in records:
-            file.write(json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n")
+            file.write(
+                json.dumps(record.to_json(), ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+            )
 
 
 def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
@@ -430,12 +456,17 @@ def read_labels(path: Path) -> list[HumanLabel]:
     first: dict[tuple[str, int, bool], str] = {}
     for place, row in text_files.read_rows(path):
         try:
-            item, turn = id_text(row.get("item_id"), "item_id"), whole_number(row.get("turn", 0), "turn", 0, 10**6)
+            item, turn = (
+                id_text(row.get("item_id"), "item_id"),
+                whole_number(row.get("turn", 0), "turn", 0, 10**6),
+            )
             label = HumanLabel.from_json(row | {"item_id": item})
         except ValueError as error:
             raise BadFile(f"{place}: not a valid label: {printable(str(error))}") from error
         if (earlier := first.setdefault((item, turn, label.rating is None), place)) != place:
-            raise BadFile(f"{place}: item {printable(item)} is labelled again, after {earlier}: expected one label per item and turn")
+            raise BadFile(
+                f"{place}: item {printable(item)} is labelled again, after {earlier}: expected one label per item and turn"
+            )
         labels.append(label)
     return labels
 

@@ -48,11 +48,16 @@ _NAME = re.compile(
 _VARIABLE = re.compile(r"_(key|pass|pw|pat|sas)s?_?\d*$|(^|_)token(_|$)|(^|_)(key|token)_?\d+$")
 # Further names, in the query of a URL only
 _QUERY = {"key", "sig", "signature", "code", "x_amz_signature", "x_goog_signature"}
-_NO_SECRET = re.compile(r"(bos|eos|pad|unk|sep|cls|mask|stop|special|control)_token$|_(env|file|path|dir|name|type)$")
+_NO_SECRET = re.compile(
+    r"(bos|eos|pad|unk|sep|cls|mask|stop|special|control)_token$|_(env|file|path|dir|name|type)$"
+)
 
 # (text that must occur before the pattern is tried, the pattern, its replacement)
 _SHAPES = (
-    *((f"{start}-", re.compile(rf"{start}-(?<!\w{start}-)[\w-]{{16,}}"), REDACTED) for start in ("sk", "pk", "rk")),
+    *(
+        (f"{start}-", re.compile(rf"{start}-(?<!\w{start}-)[\w-]{{16,}}"), REDACTED)
+        for start in ("sk", "pk", "rk")
+    ),
     ("hf_", re.compile(r"hf_(?<!\whf_)\w{16,}"), REDACTED),
     ("gh", re.compile(r"gh(?<!\wgh)[a-z]_\w{20,}"), REDACTED),
     ("github_pat_", re.compile(r"github_pat_\w{20,}"), REDACTED),
@@ -96,7 +101,9 @@ def is_ordinary(value: str) -> bool:
     that exists, or a plain URL."""
     if len(value) < SHORTEST:
         return True
-    if len(value) < SHORTEST_WORD and (re.fullmatch(r"[A-Za-z]+", value) or re.fullmatch(r"[-+\d.,:eE ]+", value)):
+    if len(value) < SHORTEST_WORD and (
+        re.fullmatch(r"[A-Za-z]+", value) or re.fullmatch(r"[-+\d.,:eE ]+", value)
+    ):
         return True
     if value.startswith(("/", "~", "./")):
         with contextlib.suppress(OSError, RuntimeError, ValueError):
@@ -164,7 +171,12 @@ def _stored() -> Iterator[tuple[str, str]]:
     env, tokens = os.environ.get, []
     hub = Path(env("HF_HOME") or Path(env("XDG_CACHE_HOME") or "~/.cache", "huggingface")).expanduser()
     with contextlib.suppress(OSError, ValueError):
-        tokens.append(("Hugging Face's token", Path(env("HF_TOKEN_PATH") or hub / "token").expanduser().read_text("utf-8").strip()))
+        tokens.append(
+            (
+                "Hugging Face's token",
+                Path(env("HF_TOKEN_PATH") or hub / "token").expanduser().read_text("utf-8").strip(),
+            )
+        )
     for name, path in (
         ("Hugging Face's token", hub / "stored_tokens"),
         ("W&B's key", Path(env("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings"),
@@ -172,10 +184,18 @@ def _stored() -> Iterator[tuple[str, str]]:
         stored = configparser.ConfigParser(interpolation=None)
         with contextlib.suppress(configparser.Error, OSError, ValueError):
             stored.read(path)
-        tokens += [(name, value) for section in stored.values() for field, value in section.items() if field in ("api_key", "hf_token")]
+        tokens += [
+            (name, value)
+            for section in stored.values()
+            for field, value in section.items()
+            if field in ("api_key", "hf_token")
+        ]
     for path in [Path(env("NETRC") or "")] if env("NETRC") else [Path("~/.netrc"), Path("~/_netrc")]:
         with contextlib.suppress(OSError, ValueError, netrc.NetrcParseError):
-            tokens += [(f"{path}", password or "") for _, _, password in netrc.netrc(path.expanduser()).hosts.values()]
+            tokens += [
+                (f"{path}", password or "")
+                for _, _, password in netrc.netrc(path.expanduser()).hosts.values()
+            ]
     yield from ((value, name) for name, value in tokens if not is_ordinary(value))
 
 
@@ -203,9 +223,19 @@ def _char(c: str) -> str:
     units = c.encode("utf-16-be", "surrogatepass")
     percent = "".join(f"%(?:25)*{byte:02x}" for byte in c.encode("utf-8", "surrogateescape"))
     unicode = "".join(rf"\\+u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
-    ways = [rf"\\*{re.escape(c)}", f"(?i:{percent})", f"(?i:{unicode})", rf"&#0*{ord(c)};", rf"(?i:&#x0*{ord(c):x};)"]
+    ways = [
+        rf"\\*{re.escape(c)}",
+        f"(?i:{percent})",
+        f"(?i:{unicode})",
+        rf"&#0*{ord(c)};",
+        rf"(?i:&#x0*{ord(c):x};)",
+    ]
     ways += [rf"\\+(?i:x{ord(c):02x})"] if ord(c) < 256 else []
-    ways += ["(?i:" + "".join(rf"\\+x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape")) + ")"] if ord(c) > 127 else []
+    ways += (
+        ["(?i:" + "".join(rf"\\+x{byte:02x}" for byte in c.encode("utf-8", "surrogateescape")) + ")"]
+        if ord(c) > 127
+        else []
+    )
     ways += [rf"\\+{_ESCAPES[c]}"] if c in _ESCAPES else []
     ways += [f"&{_ENTITIES[c]};"] if c in _ENTITIES else []
     ways += [r"\+"] if c == " " else []
@@ -248,14 +278,21 @@ _PACKED = re.compile(r"[A-Za-z0-9+/_-](?:(?:[\r\n]|\\+[rn])*[A-Za-z0-9+/_-]){11,
 _MOST_UNPACKED = 2**20  # bytes of unpacked data that are searched
 # Characters of no width
 _UNSEEN = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad", "\u180e", "\u200e", "\u200f")
-_UNSEEN_ESCAPES = tuple(dict.fromkeys(form(f"{ord(c):04x}") for c in _UNSEEN for form in (r"\u{}".format, lambda d: rf"\u{d.upper()}")))
+_UNSEEN_ESCAPES = tuple(
+    dict.fromkeys(
+        form(f"{ord(c):04x}") for c in _UNSEEN for form in (r"\u{}".format, lambda d: rf"\u{d.upper()}")
+    )
+)
 _UNSEEN_WRITTEN = [  # as they are, in JSON, and in JSON inside JSON
-    re.compile(rf"[{''.join(_UNSEEN)}]|{slashes}u(?i:{'|'.join(f'{ord(c):04x}' for c in _UNSEEN)})") for slashes in (r"\\", r"\\+")
+    re.compile(rf"[{''.join(_UNSEEN)}]|{slashes}u(?i:{'|'.join(f'{ord(c):04x}' for c in _UNSEEN)})")
+    for slashes in (r"\\", r"\\+")
 ]
 
 
 def _has_unseen(text: str) -> bool:
-    return (not text.isascii() and any(c in text for c in _UNSEEN)) or ("\\u" in text and any(e in text for e in _UNSEEN_ESCAPES))
+    return (not text.isascii() and any(c in text for c in _UNSEEN)) or (
+        "\\u" in text and any(e in text for e in _UNSEEN_ESCAPES)
+    )
 
 
 def _unpacked(run: str) -> str:
@@ -264,7 +301,11 @@ def _unpacked(run: str) -> str:
     digits = digits[:-1] if len(digits) % 4 == 1 else digits
     with contextlib.suppress(binascii.Error, zlib.error):
         content = base64.b64decode(digits + "=" * (-len(digits) % 4))
-        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(content, _MOST_UNPACKED).decode("utf-8", "surrogateescape")
+        return (
+            zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+            .decompress(content, _MOST_UNPACKED)
+            .decode("utf-8", "surrogateescape")
+        )
     return ""
 
 
@@ -279,7 +320,12 @@ class _Cleaner:
     def holders(self, text: str) -> set[str]:
         texts = [text, *(_unpacked(run[0]) for run in _packed_runs(text))]
         texts += [pattern.sub("", text) for pattern in _UNSEEN_WRITTEN] if _has_unseen(text) else []
-        return {name for name, form in self.forms for text in texts if _may_hold(text, form) and re.search(form.pattern, text)}
+        return {
+            name
+            for name, form in self.forms
+            for text in texts
+            if _may_hold(text, form) and re.search(form.pattern, text)
+        }
 
     def clean(self, text: str) -> str:
         parts, end = [], 0
@@ -297,11 +343,18 @@ class _Cleaner:
             bounds = [0, *unseen, len(text)]
             seen = list(zip(bounds[::2], bounds[1::2], strict=True))
             indices = [index for start, stop in seen for index in range(start, stop)]
-            places += [(indices[start], indices[stop - 1] + 1) for start, stop in self._plain("".join(text[a:b] for a, b in seen))]
+            places += [
+                (indices[start], indices[stop - 1] + 1)
+                for start, stop in self._plain("".join(text[a:b] for a, b in seen))
+            ]
         return _merged(places)
 
     def _plain(self, text: str) -> list[tuple[int, int]]:
-        return [match.span() for match in self.pattern.finditer(text)] if any(_may_hold(text, form) for _, form in self.forms) else []
+        return (
+            [match.span() for match in self.pattern.finditer(text)]
+            if any(_may_hold(text, form) for _, form in self.forms)
+            else []
+        )
 
 
 def _packed_runs(text: str) -> Iterator[re.Match[str]]:
@@ -338,7 +391,9 @@ def _cleaner_of(environment: tuple[tuple[str, str], ...], _: frozenset[str]) -> 
     names: dict[str, str] = {}
     for value, name in _secrets(environment):
         names.setdefault(value, name)
-    forms = tuple((names[value], form) for value in sorted(names, key=len, reverse=True) for form in _forms(value))
+    forms = tuple(
+        (names[value], form) for value in sorted(names, key=len, reverse=True) for form in _forms(value)
+    )
     values = tuple((name, value) for value, name in names.items())
     return _Cleaner(forms, re.compile("|".join(form.pattern for _, form in forms) or r"(?!)"), values)
 
@@ -364,7 +419,9 @@ def _without_shapes(text: str) -> str:
         if anchor in text:
             text = pattern.sub(replacement, text)
     if "=" in text and ("?" in text or "&" in text):
-        text = _FIELD.sub(lambda match: match["before"] + REDACTED if _is_secret_query(match["name"]) else match[0], text)
+        text = _FIELD.sub(
+            lambda match: match["before"] + REDACTED if _is_secret_query(match["name"]) else match[0], text
+        )
     return text
 
 
@@ -408,7 +465,9 @@ def _hidden(text: str) -> str | None:
     for name, form in _cleaner().forms:
         if _may_hold(unbroken, form) and re.search(form.pattern, unbroken):
             return name
-    return next((name for name, bare in _bare_secrets(_cleaner()) if bare in plain or bare[::-1] in plain), None)
+    return next(
+        (name for name, bare in _bare_secrets(_cleaner()) if bare in plain or bare[::-1] in plain), None
+    )
 
 
 def _unescaped(match: re.Match[str]) -> str:
@@ -434,7 +493,10 @@ def clean_value(value: Any, *, secret: bool = False) -> Any:
     if isinstance(value, str):
         return REDACTED if secret else clean(value)
     if isinstance(value, Mapping):
-        return {_name(k, clean): clean_value(v, secret=secret or (isinstance(k, str) and names_secret(k))) for k, v in value.items()}
+        return {
+            _name(k, clean): clean_value(v, secret=secret or (isinstance(k, str) and names_secret(k)))
+            for k, v in value.items()
+        }
     return [clean_value(item, secret=secret) for item in value] if isinstance(value, (list, tuple)) else value
 
 
@@ -493,7 +555,12 @@ def _refusal(name: str, value: Any, cleaner: _Cleaner) -> str | None:
         return next((why for place, item in inside if (why := _refusal(place, item, cleaner))), None)
     if isinstance(value, (list, tuple)):
         for flag, following in itertools.pairwise(value):  # as in a command: --api-key, KEY
-            if isinstance(flag, str) and flag.startswith("-") and names_secret(flag) and not str(following).startswith("-"):
+            if (
+                isinstance(flag, str)
+                and flag.startswith("-")
+                and names_secret(flag)
+                and not str(following).startswith("-")
+            ):
                 return f"{name} gives {flag} a value, and settings are written into files: {WAY_OUT}"
         return next((why for item in value if (why := _refusal(name, item, cleaner))), None)
     if value is None or isinstance(value, bool) or value == "":
@@ -520,7 +587,14 @@ def _credential(text: str, cleaner: _Cleaner) -> str | None:
             split = urlsplit(url)
             if "@" in split.netloc:
                 return "a URL with a user or password"
-            if field := next((k for k, v in [*parse_qsl(split.query), *parse_qsl(split.fragment)] if v and _is_secret_query(k)), None):
+            if field := next(
+                (
+                    k
+                    for k, v in [*parse_qsl(split.query), *parse_qsl(split.fragment)]
+                    if v and _is_secret_query(k)
+                ),
+                None,
+            ):
                 return f"a URL with a key (its query field {shown(field)})"
     for match in _ASSIGNMENT.finditer(text):
         if is_secret_variable(match["name"]) and not match["value"].startswith(("$", '"$')):
@@ -573,7 +647,9 @@ def pipe_into(log: Path) -> tuple[int, threading.Thread]:
         with out, contextlib.closing(os.fdopen(source, "rb", buffering=0)) as pipe:
             while data := pipe.read(65536):
                 held += data
-                cut = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1 or (len(held) - 4096 if len(held) > 2**20 else 0)
+                cut = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1 or (
+                    len(held) - 4096 if len(held) > 2**20 else 0
+                )
                 with contextlib.suppress(OSError):  # A full disk must not block the child.
                     out.write(_clean_bytes(held[:cut]))
                 held = held[cut:]

@@ -32,7 +32,9 @@ class Terminal(Console):
 
         A row that is wider than the screen continues in the next line, so no number is cut.
         """
-        Terminal(width=max(Terminal(width=10_000).measure(table).maximum, self.width)).print(table, highlight=False)
+        Terminal(width=max(Terminal(width=10_000).measure(table).maximum, self.width)).print(
+            table, highlight=False
+        )
 
 
 def plain_table(title: str, columns: Sequence[str], n_texts: int = 1) -> Table:

@@ -40,7 +40,12 @@ CHUNK = 1 << 20
 SHOWN_BAD_ROWS = 20
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} lists and objects"
 HALF_CHARACTER = r"half a surrogate pair (an escape like \ud83d by itself) is no character: the text was cut in the middle of one"
-OTHER_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 # `float` also accepts 1_000 and digits of other scripts.
 CSV_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
@@ -99,7 +104,11 @@ def describe(value: Any, limit: int = 80) -> str:
         case str():
             return "an empty text" if not value else f"the text {printable(repr(_cut(value, limit)))}"
         case Mapping():
-            return f"an object with {printable(_cut(', '.join(map(str, value)), limit))}" if value else "an empty object"
+            return (
+                f"an object with {printable(_cut(', '.join(map(str, value)), limit))}"
+                if value
+                else "an empty object"
+            )
         case list() | tuple():
             return f"a list of {len(value)}"
         case int() | float():
@@ -148,7 +157,9 @@ def printable(value: str) -> str:
 
     Escaped, it cannot move the cursor, set the terminal's title or turn the direction of the line.
     """
-    return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in value)
+    return "".join(
+        _escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in value
+    )
 
 
 def _escaped(character: str) -> str:
@@ -211,7 +222,9 @@ def decode(content: bytes, where: str) -> str:
     try:
         return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadFile(f"{where}: expected UTF-8, got other bytes ({error.reason} at byte {error.start}): save the file as UTF-8") from error
+        raise BadFile(
+            f"{where}: expected UTF-8, got other bytes ({error.reason} at byte {error.start}): save the file as UTF-8"
+        ) from error
 
 
 def open_regular(path: Path) -> io.BufferedReader:
@@ -232,7 +245,9 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
     shown = printable(str(path))
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise BadFile(f"{shown}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}")
+            raise BadFile(
+                f"{shown}: expected a file, got {'a folder' if path.is_dir() else 'a pipe or a device'}"
+            )
         packed = path.suffix.lower() == ".gz"
         with gzip.open(path) if packed else path.open("rb") as file:
             if not packed and file.peek(2)[:2] == GZIP:
@@ -349,7 +364,10 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with open_binary(path) as file:
         while chunk := file.read(CHUNK):
             if first:
-                chunk, first = chunk if chunk.startswith(tuple(OTHER_MARKS)) else chunk.removeprefix(codecs.BOM_UTF8), False
+                chunk, first = (
+                    chunk if chunk.startswith(tuple(OTHER_MARKS)) else chunk.removeprefix(codecs.BOM_UTF8),
+                    False,
+                )
             if not rest and not chunk.strip(b"\n"):  # There may be millions of blank lines.
                 number += len(chunk)
                 continue
@@ -367,7 +385,9 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _bounded(line: bytes, path: Path, number: int, limit: int) -> bytes:
     if len(line) > limit:
-        raise BadFile(f"{path}:{number}: the row is larger than {limit >> 20} MiB; set {ROW_LIMIT_ENV} to allow larger rows")
+        raise BadFile(
+            f"{path}:{number}: the row is larger than {limit >> 20} MiB; set {ROW_LIMIT_ENV} to allow larger rows"
+        )
     return line
 
 
@@ -382,9 +402,19 @@ def _check(value: Any, where: str, *, escapes: bool) -> None:
     path: list[str] = []
     part: tuple[Any, Any] | None = ("", value)
     while part is not None:
-        inside = part[1].items() if isinstance(part[1], dict) else enumerate(part[1]) if isinstance(part[1], list) else ()
+        inside = (
+            part[1].items()
+            if isinstance(part[1], dict)
+            else enumerate(part[1])
+            if isinstance(part[1], list)
+            else ()
+        )
         if part := next(((name, one) for name, one in inside if _fault(one, escapes)), None):
-            path.append(f"row {part[0]}" if isinstance(part[0], int) and not path else printable(_cut(str(part[0]), 40)))
+            path.append(
+                f"row {part[0]}"
+                if isinstance(part[0], int) and not path
+                else printable(_cut(str(part[0]), 40))
+            )
     raise BadFile(": ".join(filter(None, (where, ", ".join(path[:5]), fault))))
 
 
@@ -433,7 +463,9 @@ def _float(digits: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_whole, parse_constant=lambda _: None)  # type: ignore[arg-type]
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_float=_float, parse_int=_whole, parse_constant=lambda _: None
+)  # type: ignore[arg-type]
 
 
 # YAML -------------------------------------------------------------------------------------------------------
@@ -485,7 +517,9 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_float(self, node: Any) -> float:
         value = super().construct_yaml_float(node)
         if not math.isfinite(value):
-            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is not a finite number", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value} is not a finite number", node.start_mark
+            )
         return value
 
 
@@ -512,7 +546,9 @@ def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int
         names = Counter((name.tag, name.value) for name, _ in node.value if isinstance(name, yaml.ScalarNode))
         for (_, twice), n in names.items():
             if n > 1:
-                raise BadFile(f"{where}:{node.start_mark.line + 1}: a mapping holds {printable(_cut(repr(twice), 60))} twice")
+                raise BadFile(
+                    f"{where}:{node.start_mark.line + 1}: a mapping holds {printable(_cut(repr(twice), 60))} twice"
+                )
         parts = [part for pair in node.value for part in pair]
     sizes[id(node)] = size = 1 + sum(_written_out(part, sizes, where, depth + 1) for part in parts)
     return size
@@ -539,7 +575,9 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> list[tuple[str, dict[str
             if not head:
                 head = _head(path, [field.strip() for field in fields], needed)
             elif len(fields) != len(head):
-                raise BadFile(f"{place}: expected {len(head)} comma-separated fields, as in the header; got {len(fields)}")
+                raise BadFile(
+                    f"{place}: expected {len(head)} comma-separated fields, as in the header; got {len(fields)}"
+                )
             else:
                 rows.append((place, dict(zip(head, fields, strict=True))))
     except csv.Error as error:
@@ -551,8 +589,12 @@ def read_csv(path: Path, needed: Sequence[str] = ()) -> list[tuple[str, dict[str
 
 def _head(path: Path, head: list[str], needed: Sequence[str]) -> list[str]:
     if lacking := [name for name in needed if name not in head]:
-        came = f"one column {_cut(head[0], 60)!r}" if len(head) == 1 else f"columns {_cut(', '.join(head), 120)}"
-        raise BadFile(f"{path}: expected a header with column {' and '.join(lacking)}, comma-separated; got {printable(came)}")
+        came = (
+            f"one column {_cut(head[0], 60)!r}" if len(head) == 1 else f"columns {_cut(', '.join(head), 120)}"
+        )
+        raise BadFile(
+            f"{path}: expected a header with column {' and '.join(lacking)}, comma-separated; got {printable(came)}"
+        )
     if twice := [name for name in head if head.count(name) > 1]:
         raise BadFile(f"{path}: the header names column {twice[0]!r} twice")
     return head

@@ -60,13 +60,25 @@ class Architecture(NamedTuple):
 
 ARCHITECTURES = {
     "llama": Architecture(LlamaConfig, LlamaForCausalLM, LLAMA2, "<s>", "</s>", adds_bos=True),
-    "mistral": Architecture(MistralConfig, MistralForCausalLM, ZEPHYR, "<s>", "</s>", adds_bos=True, sizes={"sliding_window": 64}),
+    "mistral": Architecture(
+        MistralConfig, MistralForCausalLM, ZEPHYR, "<s>", "</s>", adds_bos=True, sizes={"sliding_window": 64}
+    ),
     "phi": Architecture(PhiConfig, PhiForCausalLM, None, "<|endoftext|>", "<|endoftext|>", spare_rows=64),
     "phi3": Architecture(
-        Phi3Config, Phi3ForCausalLM, PHI3, "<s>", "<|endoftext|>", ("<|end|>", "<|user|>", "<|assistant|>"), ends=("<|end|>",)
+        Phi3Config,
+        Phi3ForCausalLM,
+        PHI3,
+        "<s>",
+        "<|endoftext|>",
+        ("<|end|>", "<|user|>", "<|assistant|>"),
+        ends=("<|end|>",),
     ),
-    "gpt_neox": Architecture(GPTNeoXConfig, GPTNeoXForCausalLM, None, "<|endoftext|>", "<|endoftext|>", spare_rows=64),
-    "qwen": Architecture(Qwen2Config, Qwen2ForCausalLM, CHATML, None, "<|im_end|>", ("<|endoftext|>", "<|im_start|>")),
+    "gpt_neox": Architecture(
+        GPTNeoXConfig, GPTNeoXForCausalLM, None, "<|endoftext|>", "<|endoftext|>", spare_rows=64
+    ),
+    "qwen": Architecture(
+        Qwen2Config, Qwen2ForCausalLM, CHATML, None, "<|im_end|>", ("<|endoftext|>", "<|im_start|>")
+    ),
 }
 
 
@@ -76,18 +88,26 @@ def make_tokenizer(kind: Architecture) -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     special = list(dict.fromkeys([kind.eos, *([kind.bos] if kind.bos else []), *kind.special]))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator([" ".join(WORDS), "user assistant INST"], trainer)
     if kind.adds_bos:
         bpe.post_processor = processors.TemplateProcessing(
             single=f"{kind.bos} $A", special_tokens=[(str(kind.bos), bpe.token_to_id(str(kind.bos)))]
         )
     more = {"bos_token": kind.bos} if kind.bos else {}
-    pad = {"pad_token": "<|endoftext|>"} if "<|endoftext|>" in special else {}  # Llama-2 and Mistral name none
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=kind.eos, chat_template=kind.template, **more, **pad)
+    pad = (
+        {"pad_token": "<|endoftext|>"} if "<|endoftext|>" in special else {}
+    )  # Llama-2 and Mistral name none
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=kind.eos, chat_template=kind.template, **more, **pad
+    )
 
 
-def make(name: str, folder: Path, change: Callable[[PreTrainedTokenizerFast], None] = lambda tokenizer: None) -> Path:
+def make(
+    name: str, folder: Path, change: Callable[[PreTrainedTokenizerFast], None] = lambda tokenizer: None
+) -> Path:
     """The folder of an architecture's tiny model; `change`: what is done to its tokenizer first."""
     kind = ARCHITECTURES[name]
     tokenizer = make_tokenizer(kind)
@@ -110,7 +130,9 @@ def make(name: str, folder: Path, change: Callable[[PreTrainedTokenizerFast], No
     )
     model = kind.model(config)
     ends = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(kind.ends))]
-    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=ends if kind.ends else ends[0])
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends if kind.ends else ends[0]
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -33,7 +33,9 @@ from bench.cli.compose import BadConfig, Opened, open_command
 from bench.config import Cell
 
 ROOT = Path(__file__).parent.parent
-settings.register_profile("bench", deadline=None, derandomize=True, database=None)  # the same everywhere, on busy machines too
+settings.register_profile(
+    "bench", deadline=None, derandomize=True, database=None
+)  # the same everywhere, on busy machines too
 settings.load_profile("bench")
 
 
@@ -44,7 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose tests carry out whole commands come first: they take longest, and the others even out what is left at the end."""
-    items.sort(key=lambda item: not {"bench", "smoke", "smoke_cell"} & set(dir(getattr(item, "module", None))))
+    items.sort(
+        key=lambda item: not {"bench", "smoke", "smoke_cell"} & set(dir(getattr(item, "module", None)))
+    )
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -118,7 +122,9 @@ PAIRS = [
     {"prompt": f"Question {i}?", "chosen": f"A good answer to {i}.", "rejected": f"A bad one {i}."}
     for i in range(20)
 ]  # fmt: skip
-UNPAIRED = [{"prompt": f"Question {i}?", "completion": f"Answer {i}.", "label": i % 2 == 0} for i in range(20)]
+UNPAIRED = [
+    {"prompt": f"Question {i}?", "completion": f"Answer {i}.", "label": i % 2 == 0} for i in range(20)
+]
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

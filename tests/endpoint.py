@@ -49,7 +49,12 @@ def listed(text: str, probabilities: Mapping[str, float] | None = None) -> dict[
     """A token as OpenAI lists it."""
     found = probabilities or {text: 1.0}
     likeliest = [{"token": token, "logprob": math.log(p), "bytes": None} for token, p in found.items()]
-    return {"token": text, "logprob": math.log(found.get(text, 1.0)), "bytes": None, "top_logprobs": likeliest}
+    return {
+        "token": text,
+        "logprob": math.log(found.get(text, 1.0)),
+        "bytes": None,
+        "top_logprobs": likeliest,
+    }
 
 
 def fair(body: Mapping[str, Any]) -> Said:
@@ -75,12 +80,16 @@ class Endpoint:
         self.files: dict[str, str] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.batch_status = "completed"
-        self.output: Callable[[list[dict[str, Any]]], str] = lambda rows: "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        self.output: Callable[[list[dict[str, Any]]], str] = lambda rows: "\n".join(
+            json.dumps(row, ensure_ascii=False) for row in rows
+        )
         self.lists_batches = True
         self.on_batch: Callable[[], None] = lambda: None  # when one was made, before it is answered
         self.lock = threading.Lock()
         self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"endpoint": self}))
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     @property
     def url(self) -> str:
@@ -93,8 +102,17 @@ class Endpoint:
     def completion(self, said: Said, body: Mapping[str, Any]) -> dict[str, Any]:
         tokens = said.tokens
         if tokens is None and said.tops is not None:
-            likeliest = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in said.tops.items()]
-            tokens = [{"token": said.text, "logprob": said.tops.get(said.text, -9.0), "bytes": None, "top_logprobs": likeliest}]
+            likeliest = [
+                {"token": token, "logprob": logprob, "bytes": None} for token, logprob in said.tops.items()
+            ]
+            tokens = [
+                {
+                    "token": said.text,
+                    "logprob": said.tops.get(said.text, -9.0),
+                    "bytes": None,
+                    "top_logprobs": likeliest,
+                }
+            ]
         message: dict[str, Any] = {"role": "assistant", "content": said.text, **said.message}
         if said.thinking:
             message["reasoning_content"] = said.thinking
@@ -104,7 +122,14 @@ class Endpoint:
             "object": "chat.completion",
             "created": 0,
             "model": said.model,
-            "choices": [{"index": 0, "message": message, "finish_reason": said.finish, "logprobs": tokens and {"content": tokens}}],
+            "choices": [
+                {
+                    "index": 0,
+                    "message": message,
+                    "finish_reason": said.finish,
+                    "logprobs": tokens and {"content": tokens},
+                }
+            ],
             "usage": {"prompt_tokens": n, "completion_tokens": 1, "total_tokens": n + 1},
         }
 
@@ -119,7 +144,9 @@ class Endpoint:
             if isinstance(said, Answer):
                 time.sleep(said.delay_s)
                 return said
-            return Answer(body=json.dumps(self.completion(said if isinstance(said, Said) else Said(said), body)))
+            return Answer(
+                body=json.dumps(self.completion(said if isinstance(said, Said) else Said(said), body))
+            )
         finally:
             with self.lock:
                 self.at_once -= 1
@@ -131,7 +158,15 @@ class Endpoint:
         lines = [line for line in raw.decode().splitlines() if line.startswith("{")]
         name = f"file-{len(self.files)}"
         self.files[name] = "\n".join(lines)
-        return {"id": name, "object": "file", "bytes": 1, "created_at": 0, "filename": "f", "purpose": "batch", "status": "processed"}
+        return {
+            "id": name,
+            "object": "file",
+            "bytes": 1,
+            "created_at": 0,
+            "filename": "f",
+            "purpose": "batch",
+            "status": "processed",
+        }
 
     def batch(self, name: str) -> dict[str, Any]:
         facts = self.batches[name]
@@ -142,13 +177,25 @@ class Endpoint:
             for row in rows:
                 said = self.say(row["body"])
                 if isinstance(said, Answer):
-                    out.append({"custom_id": row["custom_id"], "response": {"status_code": said.status, "body": said.body}})
+                    out.append(
+                        {
+                            "custom_id": row["custom_id"],
+                            "response": {"status_code": said.status, "body": said.body},
+                        }
+                    )
                 else:
                     made = self.completion(said if isinstance(said, Said) else Said(said), row["body"])
-                    out.append({"custom_id": row["custom_id"], "response": {"status_code": 200, "body": made}})
+                    out.append(
+                        {"custom_id": row["custom_id"], "response": {"status_code": 200, "body": made}}
+                    )
             facts["output_file_id"] = f"{name}-out"
             self.files[f"{name}-out"] = self.output(out)
-        fixed = {"object": "batch", "endpoint": "/v1/chat/completions", "completion_window": "24h", "created_at": 0}
+        fixed = {
+            "object": "batch",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "created_at": 0,
+        }
         return {"id": name, "status": self.batch_status, **fixed, **facts}
 
 
@@ -166,7 +213,11 @@ class _Handler(BaseHTTPRequestHandler):
     def send(self, answer: Answer) -> None:
         data = answer.body.encode()
         self.send_response(answer.status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **answer.headers}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **answer.headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -179,7 +230,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path.endswith("/batches"):
             name = f"batch-{len(self.endpoint.batches)}"
             asked = json.loads(raw)
-            self.endpoint.batches[name] = {"input_file_id": asked["input_file_id"], "metadata": asked.get("metadata")}
+            self.endpoint.batches[name] = {
+                "input_file_id": asked["input_file_id"],
+                "metadata": asked.get("metadata"),
+            }
             self.endpoint.on_batch()
             self.send(Answer(body=json.dumps(self.endpoint.batch(name))))
         else:
@@ -188,7 +242,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         last = self.path.split("/")
         if "files" in last:
-            self.send(Answer(body=self.endpoint.files[last[last.index("files") + 1]], headers={"Content-Type": "application/octet-stream"}))
+            self.send(
+                Answer(
+                    body=self.endpoint.files[last[last.index("files") + 1]],
+                    headers={"Content-Type": "application/octet-stream"},
+                )
+            )
         elif self.path.partition("?")[0].endswith("/batches"):
             found = [self.endpoint.batch(name) for name in reversed(self.endpoint.batches)]
             listed = Answer(body=json.dumps({"object": "list", "data": found, "has_more": False}))

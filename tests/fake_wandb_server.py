@@ -35,7 +35,9 @@ class FakeWandb:
         self.answering = threading.Event()  # clear it, and every request waits
         self.answering.set()
         self.server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": self}))
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
     @property
     def url(self) -> str:
@@ -50,7 +52,14 @@ class FakeWandb:
         """The data of an answer; None for an operation that we do not know."""
         given = variables.get("input", variables)
         if operation == "RunResumeStatus":
-            return {"model": {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}, "bucket": self._resumable(variables["name"])}}
+            return {
+                "model": {
+                    "id": "p",
+                    "name": "p",
+                    "entity": {"id": "e", "name": "e"},
+                    "bucket": self._resumable(variables["name"]),
+                }
+            }
         if operation == "UpsertBucket":
             run_id = given["name"]
             inserted = run_id not in self.runs
@@ -63,12 +72,21 @@ class FakeWandb:
                 "config": given.get("config"),
                 "project": project,
             }
-            return {"upsertBucket": {"bucket": bucket | {"sweepName": None, "historyLineCount": 0}, "inserted": inserted}}
+            return {
+                "upsertBucket": {
+                    "bucket": bucket | {"sweepName": None, "historyLineCount": 0},
+                    "inserted": inserted,
+                }
+            }
         if operation == "CreateArtifact":
             self.artifacts.append(given["artifactCollectionName"])
             artifact_id = f"artifact{len(self.artifacts)}"
             sequence = {"id": "sequence", "latestArtifact": None}
-            return {"createArtifact": {"artifact": {"id": artifact_id, "state": "PENDING", "artifactSequence": sequence}}}
+            return {
+                "createArtifact": {
+                    "artifact": {"id": artifact_id, "state": "PENDING", "artifactSequence": sequence}
+                }
+            }
         if operation == "CreateArtifactManifest":
             manifest = {"id": "manifest", "file": self._file(given["name"], variables)}
             return {"createArtifactManifest": {"artifactManifest": manifest}}
@@ -80,7 +98,16 @@ class FakeWandb:
             return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
         taken = self.artifact_type and {"artifactType": {"name": self.artifact_type}}
         return {
-            "Viewer": {"viewer": {"id": "v", "entity": "e", "username": "u", "email": "", "flags": "{}", "teams": {"edges": []}}},
+            "Viewer": {
+                "viewer": {
+                    "id": "v",
+                    "entity": "e",
+                    "username": "u",
+                    "email": "",
+                    "flags": "{}",
+                    "teams": {"edges": []},
+                }
+            },
             "ServerFeaturesQuery": {"serverInfo": {"features": []}},
             "OrganizationCoreWeaveOrganizationID": {"entity": {"organization": None}},
             "RunStoppedStatus": {"project": {"run": {"stopped": False}}},

@@ -32,14 +32,18 @@ class Model:
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         torch = self.torch
-        prompt = self.tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, return_dict=True)["input_ids"]
+        prompt = self.tokenizer.apply_chat_template(
+            body["messages"], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
         ids, tokens, end = list(prompt), [], None
         with self.lock, torch.inference_mode():
             for _ in range(body.get("max_tokens", 16)):
                 logps = self.model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
                 chosen = int(logps.argmax())
                 ids.append(chosen)
-                tokens.append(self._token(chosen, logps, body.get("top_logprobs", 0), body.get("logprob_token_ids", [])))
+                tokens.append(
+                    self._token(chosen, logps, body.get("top_logprobs", 0), body.get("logprob_token_ids", []))
+                )
                 if chosen == self.tokenizer.eos_token_id:
                     end = "stop"
                     break
@@ -53,15 +57,34 @@ class Model:
 
     def _token(self, token: int, logps: Any, n: int, more: list[int]) -> dict[str, Any]:
         listed = list(dict.fromkeys([*logps.topk(n).indices.tolist(), *more]))
-        tops = [{"token": self.tokenizer.decode([i]), "logprob": float(logps[i]), "bytes": None} for i in listed]
-        return {"token": self.tokenizer.decode([token]), "logprob": float(logps[token]), "bytes": None, "top_logprobs": tops}
+        tops = [
+            {"token": self.tokenizer.decode([i]), "logprob": float(logps[i]), "bytes": None} for i in listed
+        ]
+        return {
+            "token": self.tokenizer.decode([token]),
+            "logprob": float(logps[token]),
+            "bytes": None,
+            "top_logprobs": tops,
+        }
 
 
 def chat_completion(name: str, found: dict[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": found["text"]}
-    choice = {"index": 0, "message": message, "finish_reason": found["finish_reason"], "logprobs": found["logprobs"]}
+    choice = {
+        "index": 0,
+        "message": message,
+        "finish_reason": found["finish_reason"],
+        "logprobs": found["logprobs"],
+    }
     usage = found["usage"] | {"total_tokens": sum(found["usage"].values())}
-    return {"id": "chat-1", "object": "chat.completion", "created": 0, "model": name, "choices": [choice], "usage": usage}
+    return {
+        "id": "chat-1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": name,
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
 def main() -> None:

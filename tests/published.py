@@ -67,7 +67,9 @@ def hh(prompt: str, chosen: str, rejected: str) -> Row:
     return {"chosen": before + chosen, "rejected": before + rejected}
 
 
-def shp(post: str, chosen: str, rejected: str, scores: tuple[int, int] = (30, 6), a_is_better: bool = True) -> Row:
+def shp(
+    post: str, chosen: str, rejected: str, scores: tuple[int, int] = (30, 6), a_is_better: bool = True
+) -> Row:
     comments = {"A": (chosen, scores[0]), "B": (rejected, scores[1])}
     if not a_is_better:
         comments = {"A": comments["B"], "B": comments["A"]}
@@ -91,7 +93,13 @@ def shp(post: str, chosen: str, rejected: str, scores: tuple[int, int] = (30, 6)
 
 
 def oasst(
-    id: str, parent: str | None, text: str, role: str = "assistant", rank: int | None = None, lang: str = "en", deleted: bool = False
+    id: str,
+    parent: str | None,
+    text: str,
+    role: str = "assistant",
+    rank: int | None = None,
+    lang: str = "en",
+    deleted: bool = False,
 ) -> Row:
     return {
         "message_id": id,
@@ -139,7 +147,11 @@ def ultrachat(*turns: str) -> Row:
 def _tree(i: int, rng: random.Random) -> list[Row]:
     """A prompt with two ranked answers."""
     prompt, good, bad = asked(i, rng)
-    return [oasst(f"p{i}", None, prompt, "prompter"), oasst(f"g{i}", f"p{i}", good, rank=0), oasst(f"b{i}", f"p{i}", bad, rank=1)]
+    return [
+        oasst(f"p{i}", None, prompt, "prompter"),
+        oasst(f"g{i}", f"p{i}", good, rank=0),
+        oasst(f"b{i}", f"p{i}", bad, rank=1),
+    ]
 
 
 @dataclass(frozen=True)
@@ -154,7 +166,10 @@ class Published:
 PUBLISHED = {
     "ultrafeedback_binarized": Published(
         lambda i, rng: [ultrafeedback(*asked(i, rng))],
-        {"train": "data/train_prefs-00000-of-00001.parquet", "heldout": "data/test_prefs-00000-of-00001.parquet"},
+        {
+            "train": "data/train_prefs-00000-of-00001.parquet",
+            "heldout": "data/test_prefs-00000-of-00001.parquet",
+        },
         [
             ultrafeedback("tied?", "one", "other", (7.0, 7.0)),
             ultrafeedback("same?", "one", "one"),
@@ -176,22 +191,37 @@ PUBLISHED = {
         {
             f"{split}{n}": f"{folder}/{name}.jsonl.gz"
             for split, name in (("train", "train"), ("heldout", "test"))
-            for n, folder in enumerate(("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled"))
+            for n, folder in enumerate(
+                ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+            )
         },
         [
             {
                 "chosen": "\n\nHuman: a?\n\nAssistant: b \n\nHuman: c?\n\nAssistant: d",
                 "rejected": "\n\nHuman: a?\n\nAssistant: b \n\nHuman: c?\n\nAssistant: e",
             },
-            {"chosen": "\n\nHuman: a?\n\nAssistant: b", "rejected": "\n\nHuman: a?\n\nAssistant: x\n\nHuman: c?\n\nAssistant: e"},
-            {"chosen": "\n\nHuman: a?\n\nHuman: b?\n\nAssistant: c", "rejected": "\n\nHuman: a?\n\nHuman: b?\n\nAssistant: d"},
-            {"chosen": "\n\nHuman: a?\n\nAssistant: b\n\nHuman: c?", "rejected": "\n\nHuman: a?\n\nAssistant: b\n\nHuman: d?"},
+            {
+                "chosen": "\n\nHuman: a?\n\nAssistant: b",
+                "rejected": "\n\nHuman: a?\n\nAssistant: x\n\nHuman: c?\n\nAssistant: e",
+            },
+            {
+                "chosen": "\n\nHuman: a?\n\nHuman: b?\n\nAssistant: c",
+                "rejected": "\n\nHuman: a?\n\nHuman: b?\n\nAssistant: d",
+            },
+            {
+                "chosen": "\n\nHuman: a?\n\nAssistant: b\n\nHuman: c?",
+                "rejected": "\n\nHuman: a?\n\nAssistant: b\n\nHuman: d?",
+            },
             {"chosen": "\n\nHuman: a?\n\nAssistant: ", "rejected": "\n\nHuman: a?\n\nAssistant: e"},
         ],
     ),
     "shp": Published(
         lambda i, rng: [shp(*asked(i, rng), a_is_better=i % 2 == 0)],
-        {"train": "askculinary/train.json", "train2": "legaladvice/train.json", "heldout": "askculinary/test.json"},
+        {
+            "train": "askculinary/train.json",
+            "train2": "legaladvice/train.json",
+            "heldout": "askculinary/test.json",
+        },
         [shp("close?", "yes", "no", (9, 6)), *[shp("many?", f"yes {i}", f"no {i}") for i in range(7)]],
     ),
     "oasst1": Published(
@@ -218,7 +248,9 @@ PUBLISHED = {
         ],
     ),
     "halos": Published(
-        lambda i, rng: [halos(*asked(i, rng), a_is_better=i % 2 == 0, split="test" if i % 5 == 0 else "train")],
+        lambda i, rng: [
+            halos(*asked(i, rng), a_is_better=i % 2 == 0, split="test" if i % 5 == 0 else "train")
+        ],
         {"train": "feedback.json"},
     ),
     "dataset": Published(
@@ -237,7 +269,9 @@ def publish(folder: Path, name: str, n: int = 40, *, traps: bool = False, n_held
     """A dataset's folder as on the hub, with n plain rows (trees) a train file."""
     published, rng, count = PUBLISHED[name], random.Random(name), 0
     for split, file in published.files.items():
-        rows: list[Row] = list(published.traps) if traps and split == "train" + "0" * (name == "hh_rlhf") else []
+        rows: list[Row] = (
+            list(published.traps) if traps and split == "train" + "0" * (name == "hh_rlhf") else []
+        )
         for _ in range(n if split.startswith("train") else n_heldout):
             rows += published.make(count, rng)
             count += 1

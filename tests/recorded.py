@@ -18,14 +18,20 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PLACES = [Path(named)] if (named := os.environ.get("BENCH_TEST_DATA")) else [ROOT / "shared", ROOT.parent / "shared"]
+PLACES = (
+    [Path(named)]
+    if (named := os.environ.get("BENCH_TEST_DATA"))
+    else [ROOT / "shared", ROOT.parent / "shared"]
+)
 OUTSIDE = next((place for place in PLACES if place.is_dir()), PLACES[-1])
 FIXTURES, PUBLISHED_NUMBERS = OUTSIDE / "fixtures", OUTSIDE / "published"
 ALPACA_EVAL, MT_BENCH = FIXTURES / "alpaca_eval", FIXTURES / "mt_bench"
 REFERENCE, CALIBRATION = ALPACA_EVAL / "reference_outputs.json.gz", ALPACA_EVAL / "calibration.csv.gz"
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 
-needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no recorded judgements at {FIXTURES} (BENCH_TEST_DATA)")
+needs_fixtures = pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason=f"no recorded judgements at {FIXTURES} (BENCH_TEST_DATA)"
+)
 
 # "LC reached here" of the fixtures' README: the package's length control with the fixtures' calibration.
 MODELS = {
@@ -75,11 +81,20 @@ def model_outputs(model: str) -> Rows:
     return read(ALPACA_EVAL / "model_outputs" / f"{model}.json.gz")
 
 
-def lay_out(folder: Path, model: str, change: Callable[[Rows], Rows] = lambda rows: rows, name: str = "", zipped: bool = False) -> Path:
+def lay_out(
+    folder: Path,
+    model: str,
+    change: Callable[[Rows], Rows] = lambda rows: rows,
+    name: str = "",
+    zipped: bool = False,
+) -> Path:
     """`MODEL/ANNOTATOR/annotations.json` and `MODEL/model_outputs.json`; `change` is made to the annotations' rows."""
     home, suffix = folder / (name or model), ".json.gz" if zipped else ".json"
     (home / ANNOTATOR).mkdir(parents=True)
-    for path, rows in ((home / ANNOTATOR / "annotations", change(annotation_rows(model))), (home / "model_outputs", model_outputs(model))):
+    for path, rows in (
+        (home / ANNOTATOR / "annotations", change(annotation_rows(model))),
+        (home / "model_outputs", model_outputs(model)),
+    ):
         content = json.dumps(rows).encode()
         Path(f"{path}{suffix}").write_bytes(gzip.compress(content) if zipped else content)
     return folder

@@ -196,7 +196,7 @@ def make_judge(settings: TerseRewardSettings, inputs: Mapping[str, Path], ask: A
 ModelledJudge =''',
                 old="ModelledJudge =",
             ),
-            Edit(" | PairRankerJudge | TerseRewardJudge  #", old=" | PairRankerJudge  #"),
+            Edit(" | PairRankerJudge | TerseRewardJudge\n)", old=" | PairRankerJudge\n)"),
         ),
         "bench/store/stage_settings.py": (
             Edit(
@@ -210,7 +210,10 @@ ModelledJudge =''',
 MEMBER =""",
                 old="MEMBER =",
             ),
-            Edit("PairRankerSettings, TerseRewardSettings, JurySettings),", old="PairRankerSettings, JurySettings),"),
+            Edit(
+                "        PairRankerSettings,\n        TerseRewardSettings,\n",
+                old="        PairRankerSettings,\n",
+            ),
         ),
         "conf/judge/terse_reward.yaml": """# A reward model less a penalty a character.
 defaults:
@@ -270,10 +273,11 @@ read = by_row(_pair)
     reader: Literal["two_answers"]
 
 
-Reading = UltraFeedbackBinarized""",
-                old="Reading = UltraFeedbackBinarized",
+Reading = (
+""",
+                old="Reading = (\n",
             ),
-            Edit(" | HalosFeedback | TwoAnswers | TrlRows\n", old=" | HalosFeedback | TrlRows\n"),
+            Edit("    | HalosFeedback\n    | TwoAnswers\n", old="    | HalosFeedback\n"),
         ),
         "conf/data/two_answers.yaml": """# @package _global_
 # A question and two answers.
@@ -342,7 +346,9 @@ class Copy:
     def run(self, *words: str) -> str:
         """What a command of the copy printed."""
         environ = {**os.environ, "PYTHONPATH": str(self.root), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=self.root, env=environ, timeout=580)
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=self.root, env=environ, timeout=580
+        )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 
@@ -357,9 +363,18 @@ class Copy:
 
     def changed(self) -> set[str]:
         """Files that are not as in the project, or not there."""
-        files = [path.relative_to(self.root) for part in PARTS for path in sorted((self.root / part).rglob("*")) if path.is_file()]
+        files = [
+            path.relative_to(self.root)
+            for part in PARTS
+            for path in sorted((self.root / part).rglob("*"))
+            if path.is_file()
+        ]
         kept = [path for path in files if "__pycache__" not in path.parts]
-        return {str(path) for path in kept if not (ROOT / path).exists() or not filecmp.cmp(ROOT / path, self.root / path, shallow=False)}
+        return {
+            str(path)
+            for path in kept
+            if not (ROOT / path).exists() or not filecmp.cmp(ROOT / path, self.root / path, shallow=False)
+        }
 
 
 PARTS = ("bench", "conf", "sweeps", "tests")
@@ -394,7 +409,10 @@ def runs(test):  # type: ignore[no-untyped-def]
 @runs
 def test_no_other_file_is_touched_and_no_golden_line_moves(copied: Copy) -> None:
     assert copied.changed() == set().union(*map(paths, ADDITIONS.values()))
-    ours, theirs = (json.loads((root / "tests/golden/choices.json").read_text(encoding="utf-8")) for root in (ROOT, copied.root))
+    ours, theirs = (
+        json.loads((root / "tests/golden/choices.json").read_text(encoding="utf-8"))
+        for root in (ROOT, copied.root)
+    )
     assert {line: theirs[line] for line in ours} == ours
     assert theirs.keys() - ours.keys() == {METHOD.golden, JUDGE.golden}
 
@@ -402,7 +420,13 @@ def test_no_other_file_is_touched_and_no_golden_line_moves(copied: Copy) -> None
 @runs
 def test_the_tests_that_look_at_all_methods_judges_and_readers_pass_with_the_new_ones(copied: Copy) -> None:
     new = [path for addition in ADDITIONS.values() for path in addition.files if path.startswith("tests/")]
-    every = ["methods/test_methods", "config/test_config", "planning/test_choices", "conformance/test_conformance", "test_house"]
+    every = [
+        "methods/test_methods",
+        "config/test_config",
+        "planning/test_choices",
+        "conformance/test_conformance",
+        "test_house",
+    ]
     chosen = "squared_hinge or terse_reward or two_answers or test_methods or golden_line or has_a_reference or field_is_read or downwards"
     copied.run("-m", "pytest", "-n", "0", "-q", *new, *(f"tests/{path}.py" for path in every), "-k", chosen)
 
@@ -416,7 +440,12 @@ def test_a_cell_runs_with_each_and_the_table_has_the_column(copied: Copy, tmp_pa
     assert all(0 <= float(row["win_rate"]) <= 1 for row in rows)
     (table,) = copied.root.glob("results/sweeps/*/table.md")
     assert "cut off %" in table.read_text(encoding="utf-8")
-    judged = copied.bench(*own, "judge=terse_reward", f"judge.model={make_reward_model(tmp_path / 'reward')}", "judge.n_items=16")
+    judged = copied.bench(
+        *own,
+        "judge=terse_reward",
+        f"judge.model={make_reward_model(tmp_path / 'reward')}",
+        "judge.n_items=16",
+    )
     assert all(0 <= float(row["win_rate"]) <= 1 for row in judged) and len(judged) == 2
 
 
@@ -424,7 +453,13 @@ def test_a_cell_runs_with_each_and_the_table_has_the_column(copied: Copy, tmp_pa
 def test_a_cell_is_planned_on_the_new_readers_rows(copied: Copy, tmp_path: Path) -> None:
     rows = [{"question": f"which {i}?", "first": f"good {i}", "second": f"bad {i}"} for i in range(40)]
     data, model = write_rows(tmp_path / "rows.jsonl", rows), make_model(tmp_path / "model")
-    words = ["data=two_answers", f"data.path={data}", "data.heldout_fraction=0.25", "model=local", f"model.path={model}"]
+    words = [
+        "data=two_answers",
+        f"data.path={data}",
+        "data.heldout_fraction=0.25",
+        "model=local",
+        f"model.path={model}",
+    ]
     words += ["method=squared_hinge", "scale=llm", f"results={tmp_path / 'results'}", "tracker=none"]
     out = copied.run("-m", "bench", "do=plan", *words)
     assert "squared_hinge-beta0.1-local-s0" in out

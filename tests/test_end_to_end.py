@@ -62,7 +62,9 @@ def digests(results: Path, cells: list[CellPlan]) -> dict[str, str | None]:
     """Digest of every stage that is there; what differs from run to run (speeds) is not in it."""
     store = Store(results / "store")
     stages = {stage for cell in cells for stage in cell.stages}
-    return {f"{stage.kind}/{stage.key}": digest for stage in stages if (digest := store.digest(stage)) is not None}
+    return {
+        f"{stage.kind}/{stage.key}": digest for stage in stages if (digest := store.digest(stage)) is not None
+    }
 
 
 def started(*words: str, results: Path) -> subprocess.Popen[str]:
@@ -83,13 +85,19 @@ def wait_for(reached: Callable[[], object], command: subprocess.Popen[str], pati
 
 
 def workers_of(command: subprocess.Popen[str]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(command.pid).children(recursive=True) if "bench.runner.worker" in " ".join(child.cmdline())]
+    return [
+        child
+        for child in psutil.Process(command.pid).children(recursive=True)
+        if "bench.runner.worker" in " ".join(child.cmdline())
+    ]
 
 
 def gone(processes: list[psutil.Process], within_s: float = 5.0) -> bool:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
-        if not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        if not any(
+            process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes
+        ):
             return True
         time.sleep(0.1)
     return False
@@ -111,7 +119,10 @@ def test_the_smoke_sweep_runs_from_nothing_to_a_table() -> None:
         if row["method"] != "start":
             assert float(row["kl"]) > 0
             assert 0 <= float(row["reward_accuracy"]) <= 1
-    assert f"{len({s for cell in smoke_cells() for s in cell.stages})} stages run, 0 taken from the store" in ran.out
+    assert (
+        f"{len({s for cell in smoke_cells() for s in cell.stages})} stages run, 0 taken from the store"
+        in ran.out
+    )
 
 
 def test_the_terminal_gets_sensible_lines_and_no_chatter() -> None:
@@ -120,7 +131,10 @@ def test_the_terminal_gets_sensible_lines_and_no_chatter() -> None:
         assert chatter not in ran.err + ran.out
     lines = ran.err.splitlines()
     assert re.fullmatch(r"  0:0\d  smoke: 5 cells, 0 stages done, \d+ to do, \d+ at a time", lines[0])
-    assert all(re.match(r" +\d+:\d\d  (data|sft|sample|label|logps|train|generate|judge|score|cell) ", line) for line in lines[1:])
+    assert all(
+        re.match(r" +\d+:\d\d  (data|sft|sample|label|logps|train|generate|judge|score|cell) ", line)
+        for line in lines[1:]
+    )
     assert sum(re.search(r"  cell \d/5 ", line) is not None for line in lines) == 5
     assert "0 stages left" in [line for line in lines if " left" in line][-1]
 
@@ -260,7 +274,9 @@ def test_one_bad_cell_is_one_failed_row(tmp_path: Path) -> None:
     log = (results / "cells" / bad["name"] / "log.txt").read_text()
     assert "Traceback" in log
     assert not (results / "cells" / bad["name"] / "result.json").exists()
-    assert json.loads((results / "cells" / bad["name"] / "stages.json").read_text())["failed"] == bad["reason"]
+    assert (
+        json.loads((results / "cells" / bad["name"] / "stages.json").read_text())["failed"] == bad["reason"]
+    )
     assert f"FAILED train dpo beta 0.1 ({bad_stage(words)[:6]})" in ran.err
     assert not any(chatter in ran.err for chatter in ("Traceback", "{'loss'"))
 
@@ -308,7 +324,9 @@ def test_a_shared_cause_is_said_once(tmp_path: Path) -> None:
 # Two at once ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("drop", [TORCH_FREE, pytest.param(("logps", "train", "generate", *TORCH_FREE), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "drop", [TORCH_FREE, pytest.param(("logps", "train", "generate", *TORCH_FREE), marks=pytest.mark.slow)]
+)
 def test_two_commands_at_once_end_with_the_same_table(tmp_path: Path, drop: tuple[str, ...]) -> None:
     results = copy_results(smoke(), tmp_path / "results", drop=drop)
     commands = [started("+sweep=smoke", ONE_WORKER, results=results) for _ in range(2)]
@@ -324,9 +342,23 @@ def test_two_commands_at_once_end_with_the_same_table(tmp_path: Path, drop: tupl
 
 
 def local_words(model: Path, data: Path, *more: str) -> tuple[str, ...]:
-    small = ("judge.decoding.max_new_tokens=8", "judge.n_items=6", "data.n_kl_prompts=6", "data.heldout_fraction=0.2")
+    small = (
+        "judge.decoding.max_new_tokens=8",
+        "judge.n_items=6",
+        "data.n_kl_prompts=6",
+        "data.heldout_fraction=0.2",
+    )
     steps = ("method.batch_size=8", "method.gradient_accumulation_steps=2")
-    return ("model=local", f"model.path={model}", "data=local", f"data.path={data}", "model.max_length=128", *small, *steps, *more)
+    return (
+        "model=local",
+        f"model.path={model}",
+        "data=local",
+        f"data.path={data}",
+        "model.max_length=128",
+        *small,
+        *steps,
+        *more,
+    )
 
 
 def test_a_users_model_and_pairs_of_messages_give_a_table(tmp_path: Path) -> None:
@@ -355,7 +387,14 @@ def test_a_users_model_and_pairs_of_messages_give_a_table(tmp_path: Path) -> Non
 def test_a_users_model_without_a_template_in_bfloat16_learns_from_unpaired_text(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", chat_template=False, dtype="bfloat16")
     data = make_preferences(tmp_path / "rows.parquet", paired=False, messages=False)
-    words = local_words(model, data, "method=kto,csft,offline_ppo", "model.dtype=bfloat16", "method.learning_rate=1e-3", ONE_WORKER)
+    words = local_words(
+        model,
+        data,
+        "method=kto,csft,offline_ppo",
+        "model.dtype=bfloat16",
+        "method.learning_rate=1e-3",
+        ONE_WORKER,
+    )
     ran = bench(*words, results=tmp_path / "results")
     assert ran.code == 0, ran.err
     start, *trained = rows_of(ran, only_sweep(ran))
@@ -371,10 +410,15 @@ def test_a_users_model_without_a_template_in_bfloat16_learns_from_unpaired_text(
 @pytest.mark.parametrize("messages", [True, False])
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 @pytest.mark.parametrize("paired", [True, False])
-def test_every_form_of_file_goes_through_the_command(tmp_path: Path, messages: bool, suffix: str, paired: bool) -> None:
+def test_every_form_of_file_goes_through_the_command(
+    tmp_path: Path, messages: bool, suffix: str, paired: bool
+) -> None:
     model = make_model(tmp_path / "model", chat_template=messages)
     data = make_preferences(tmp_path / f"rows{suffix}", paired=paired, messages=messages)
-    ran = bench(*local_words(model, data, "method=dpo,ipo,kto" if paired else "method=kto"), results=tmp_path / "results")
+    ran = bench(
+        *local_words(model, data, "method=dpo,ipo,kto" if paired else "method=kto"),
+        results=tmp_path / "results",
+    )
     assert ran.code == 0, ran.err
     assert {row["status"] for row in rows_of(ran, only_sweep(ran))} == {"done"}
 
@@ -395,7 +439,11 @@ def test_a_users_model_in_the_controlled_world_is_judged(tmp_path: Path) -> None
 def test_a_file_of_completions_is_a_row_with_the_numbers_of_whoever_wrote_it(tmp_path: Path) -> None:
     """What the KTO cell wrote, as a file beside its own sweep: same win rate and rating; half of it: the rest is unscored."""
     kto = smoke_cell("kto", 0.1)
-    rows = [line for role in ("preference_completions", "rating_completions") for line in lines_of(smoke_folder(kto.roles[role]))]
+    rows = [
+        line
+        for role in ("preference_completions", "rating_completions")
+        for line in lines_of(smoke_folder(kto.roles[role]))
+    ]
     (tmp_path / "whole.jsonl").write_text("".join(rows))
     (tmp_path / "half.jsonl").write_text("".join(rows[:32]))
     results = copy_results(smoke(), tmp_path / "results")
@@ -403,7 +451,11 @@ def test_a_file_of_completions_is_a_row_with_the_numbers_of_whoever_wrote_it(tmp
     assert ran.code == 0, ran.err
     table = {row["name"].rpartition("-")[0]: row for row in rows_of(ran, only_sweep(ran))}
     assert len(table) == 7
-    theirs, whole, half = table["kto-beta0.1-world_smoke-s0"], table["completions-whole-s0"], table["completions-half-s0"]
+    theirs, whole, half = (
+        table["kto-beta0.1-world_smoke-s0"],
+        table["completions-whole-s0"],
+        table["completions-half-s0"],
+    )
     for metric in ("win_rate", "lc_win_rate", "rating", "mean_length"):
         assert whole[metric] == theirs[metric]
     assert (half["n_scored"], half["n_unscored"], half["rating"]) == ("32", "32", "")
@@ -416,7 +468,12 @@ def test_a_checkpoint_is_a_row_without_training(tmp_path: Path) -> None:
     kto = smoke_cell("kto", 0.1)
     model = smoke_folder(kto.roles["train"]) / "model"
     data = ("data=world", "data.n_prompts=8", "data.n_heldout_prompts=8", "data.n_kl_prompts=8", "judge=gold")
-    judge = ("judge.preference.n_items=64", "judge.rating.n_items=16", "engine.batch_size=128", "model.max_length=192")
+    judge = (
+        "judge.preference.n_items=64",
+        "judge.rating.n_items=16",
+        "engine.batch_size=128",
+        "model.max_length=192",
+    )
     ran = bench(f"model={model}", "method=none", *data, *judge, results=tmp_path / "results")
     assert ran.code == 0, ran.err
     (row,) = rows_of(ran, only_sweep(ran))
@@ -444,7 +501,11 @@ def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(results.parent)
-        os.execve(sys.executable, command_line("+sweep=smoke", ONE_WORKER, results=results), environment(TERM="xterm", COLUMNS="140"))
+        os.execve(
+            sys.executable,
+            command_line("+sweep=smoke", ONE_WORKER, results=results),
+            environment(TERM="xterm", COLUMNS="140"),
+        )
     seen = b""
     until = time.monotonic() + 200
     while time.monotonic() < until:

@@ -22,7 +22,13 @@ from hypothesis import strategies as st
 
 from bench.cli.folders import no_template
 from bench.judges.asked.prices import read_prices
-from bench.judges.asked.prompts import OWN_GAME, OWN_PROMPTS, annotator, arena_hard_template, mt_bench_templates
+from bench.judges.asked.prompts import (
+    OWN_GAME,
+    OWN_PROMPTS,
+    annotator,
+    arena_hard_template,
+    mt_bench_templates,
+)
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.judges.formats.items import read_alpaca_eval, read_arena_hard, read_mt_bench
 from bench.models.hub import read_config, trusts_code
@@ -59,7 +65,13 @@ class Reader:
 
 
 def of_items(items: Iterable[Item]) -> Found:
-    return Found([text for item in items for text in (*item.turns, *(item.baseline or ()), *(item.reference or ()), item.category)])
+    return Found(
+        [
+            text
+            for item in items
+            for text in (*item.turns, *(item.baseline or ()), *(item.reference or ()), item.category)
+        ]
+    )
 
 
 # Good rows ------------------------------------------------------------------------------------------------------------
@@ -80,7 +92,11 @@ def completions(draw: st.DrawFn) -> dict[str, Any]:
                 "turns": {"turns": [text, "more"], "completions": [written, draw(TEXT)]},
                 "id": {"id": text, "completions": [written]},
                 "outputs": {"instruction": text, "output": written, "generator": "m"},
-                "answers": {"question_id": text, "model_id": "m", "choices": [{"index": 0, "turns": [written]}]},
+                "answers": {
+                    "question_id": text,
+                    "model_id": "m",
+                    "choices": [{"index": 0, "turns": [written]}],
+                },
             }[form]
         )
     return {draw(st.sampled_from(["c.jsonl", "c.json", "c.jsonl.gz"])): rows}
@@ -89,13 +105,29 @@ def completions(draw: st.DrawFn) -> dict[str, Any]:
 def read_completions(folder: Path) -> Found:
     rows = read_written(next(folder.glob("c.*")))
     matched(rows, [Item("a", None, ["a"]), Item("mt_bench-b", None, ["b"])])
-    return Found([text for row in rows for text in (*(row.turns or ()), *(text for _, text in row.messages or ()), *row.texts)])
+    return Found(
+        [
+            text
+            for row in rows
+            for text in (*(row.turns or ()), *(text for _, text in row.messages or ()), *row.texts)
+        ]
+    )
 
 
 @st.composite
 def alpaca_items(draw: st.DrawFn) -> dict[str, Any]:
-    rows = draw(st.lists(st.fixed_dictionaries({"instruction": TEXT, "output": SAID}, optional={"dataset": TEXT}), min_size=1, max_size=3))
-    return {draw(st.sampled_from(["i.json", "i.json.gz"])): draw(st.sampled_from([rows, {"rows": rows, "dataset": "shared"}]))}
+    rows = draw(
+        st.lists(
+            st.fixed_dictionaries({"instruction": TEXT, "output": SAID}, optional={"dataset": TEXT}),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    return {
+        draw(st.sampled_from(["i.json", "i.json.gz"])): draw(
+            st.sampled_from([rows, {"rows": rows, "dataset": "shared"}])
+        )
+    }
 
 
 @st.composite
@@ -106,14 +138,23 @@ def alpaca_folder(draw: st.DrawFn) -> dict[str, Any]:
     texts = [(draw(TEXT), draw(TEXT)) for _ in asked]
     shown = [{"instruction": a, "output_1": b, "output_2": m} for a, (b, m) in zip(asked, texts, strict=True)]
     rows = [names | row | {"preference": draw(votes)} for row in shown]
-    outputs = [{"instruction": a, "output": m, "generator": "mine"} for a, (_, m) in zip(asked, texts, strict=True)]
+    outputs = [
+        {"instruction": a, "output": m, "generator": "mine"} for a, (_, m) in zip(asked, texts, strict=True)
+    ]
     return {"annotations.json": rows, "outputs.json": outputs}
 
 
 def read_alpaca_folder(folder: Path) -> Found:
     outputs = alpaca_eval.read_outputs(folder / "outputs.json")
     found = alpaca_eval.read_annotations(folder / "annotations.json", outputs)
-    texts = [*outputs.texts.values(), outputs.model, found.model, found.baseline, found.annotator, *(v.category for v in found.verdicts)]
+    texts = [
+        *outputs.texts.values(),
+        outputs.model,
+        found.model,
+        found.baseline,
+        found.annotator,
+        *(v.category for v in found.verdicts),
+    ]
     assert all(v.preference is None or 0 <= v.preference <= 1 for v in found.verdicts)
     assert all((v.preference is None) == (v.unscored is not None) for v in found.verdicts)
     return Found(texts, [None if v.preference is None else v.preference + 1 for v in found.verdicts])
@@ -125,11 +166,18 @@ def fastchat(draw: st.DrawFn) -> dict[str, Any]:
     turns = draw(st.integers(1, 2))
     texts = st.lists(TEXT, min_size=turns, max_size=turns)
     wrap = draw(st.sampled_from([lambda text: text, lambda text: {"content": text, "token_len": 3}]))
-    questions = [{"question_id": n, "category": draw(TEXT), "turns": list(map(wrap, draw(texts)))} for n in numbers]
+    questions = [
+        {"question_id": n, "category": draw(TEXT), "turns": list(map(wrap, draw(texts)))} for n in numbers
+    ]
     files: dict[str, Any] = {"q.jsonl": questions}
     for name in ("a.jsonl", "r.jsonl.gz"):
         files[name] = [
-            {"question_id": n, "model_id": "m", "choices": [{"index": 0, "turns": list(map(wrap, draw(texts)))}]} for n in numbers
+            {
+                "question_id": n,
+                "model_id": "m",
+                "choices": [{"index": 0, "turns": list(map(wrap, draw(texts)))}],
+            }
+            for n in numbers
         ]
     return files
 
@@ -143,20 +191,44 @@ def arena(draw: st.DrawFn) -> dict[str, Any]:
     uids = draw(st.lists(NAME, min_size=1, max_size=3, unique=True))
     answer = st.builds(lambda text, plain: text if plain else {"answer": text}, SAID, st.booleans())
     prompts = [draw(TEXT) for _ in uids]
-    messages = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": draw(answer)}] for prompt in prompts]
+    messages = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": draw(answer)}]
+        for prompt in prompts
+    ]
     return {
-        "q.jsonl": [{"uid": uid, "category": draw(TEXT), "prompt": prompt} for uid, prompt in zip(uids, prompts, strict=True)],
-        "a.jsonl": [{"uid": uid, "model": "m", "messages": said} for uid, said in zip(uids, messages, strict=True)],
+        "q.jsonl": [
+            {"uid": uid, "category": draw(TEXT), "prompt": prompt}
+            for uid, prompt in zip(uids, prompts, strict=True)
+        ],
+        "a.jsonl": [
+            {"uid": uid, "model": "m", "messages": said} for uid, said in zip(uids, messages, strict=True)
+        ],
     }
 
 
 @st.composite
 def judgements(draw: st.DrawFn) -> dict[str, Any]:
     judge = draw(st.sampled_from(["j", ["j", "single-v1"]]))
-    common = {"question_id": draw(NUMBER | NAME), "judge": judge, "turn": draw(st.integers(1, 2)), "tstamp": 1.5}
-    single = {"model": "m", "score": draw(st.sampled_from([-1, 0, 1, 9.5, 10, 11])), "judgment": draw(TEXT), "user_prompt": draw(TEXT)}
+    common = {
+        "question_id": draw(NUMBER | NAME),
+        "judge": judge,
+        "turn": draw(st.integers(1, 2)),
+        "tstamp": 1.5,
+    }
+    single = {
+        "model": "m",
+        "score": draw(st.sampled_from([-1, 0, 1, 9.5, 10, 11])),
+        "judgment": draw(TEXT),
+        "user_prompt": draw(TEXT),
+    }
     winner = st.sampled_from(["model_1", "model_2", "tie", "error"])
-    pair = {"model_1": "m", "model_2": "n", "g1_winner": draw(winner), "g2_winner": draw(winner), "g1_judgment": draw(TEXT)}
+    pair = {
+        "model_1": "m",
+        "model_2": "n",
+        "g1_winner": draw(winner),
+        "g2_winner": draw(winner),
+        "g1_judgment": draw(TEXT),
+    }
     rows = [common | draw(st.sampled_from([single, pair]))]
     return {draw(st.sampled_from(["j.jsonl", "j.jsonl.gz"])): rows * draw(st.integers(1, 3))}
 
@@ -167,11 +239,25 @@ def read_judgements(folder: Path) -> Found:
     numbers: list[float | None] = []
     for row in mt_bench.read_judgements(path):
         if isinstance(row, mt_bench.Rated):
-            texts += [row.model, row.verdict.judge, row.verdict.item_id, row.verdict.raw, row.user_prompt, row.prompt_name]
+            texts += [
+                row.model,
+                row.verdict.judge,
+                row.verdict.item_id,
+                row.verdict.raw,
+                row.user_prompt,
+                row.prompt_name,
+            ]
             numbers += [row.score, row.verdict.rating, row.tstamp, row.verdict.turn + 1]
             assert (row.verdict.rating is None) == (row.verdict.unscored is not None)
         else:
-            texts += [*row.models, row.question, row.judge, *row.judgements, *row.user_prompts, row.prompt_name]
+            texts += [
+                *row.models,
+                row.question,
+                row.judge,
+                *row.judgements,
+                *row.user_prompts,
+                row.prompt_name,
+            ]
             numbers += [row.tstamp, row.turn + 1]
     try:
         mt_bench.read_judged(path)
@@ -182,13 +268,22 @@ def read_judgements(folder: Path) -> Found:
 
 @st.composite
 def labels(draw: st.DrawFn) -> dict[str, Any]:
-    kind = draw(st.sampled_from([{"preference": draw(st.floats(0, 1))}, {"rating": draw(st.integers(1, 10))}]))
-    return {"l.jsonl": [{"item_id": name} | kind for name in draw(st.lists(NAME, min_size=1, max_size=3, unique=True))]}
+    kind = draw(
+        st.sampled_from([{"preference": draw(st.floats(0, 1))}, {"rating": draw(st.integers(1, 10))}])
+    )
+    return {
+        "l.jsonl": [
+            {"item_id": name} | kind for name in draw(st.lists(NAME, min_size=1, max_size=3, unique=True))
+        ]
+    }
 
 
 def read_people(folder: Path) -> Found:
     found = read_labels(folder / "l.jsonl")
-    return Found([label.item_id for label in found], [value for label in found for value in (label.preference, label.rating)])
+    return Found(
+        [label.item_id for label in found],
+        [value for label in found for value in (label.preference, label.rating)],
+    )
 
 
 @st.composite
@@ -207,10 +302,22 @@ def read_prompts(folder: Path) -> Found:
 
 @st.composite
 def annotators(draw: st.DrawFn) -> dict[str, Any]:
-    kwargs = {"model_name": draw(NAME), "max_tokens": draw(st.integers(0, 99)), "temperature": draw(st.floats(0, 2)), "logprobs": True}
-    config = {"prompt_template": "mine/p.txt", "fn_completion_parser": "regex_parser", "completions_kwargs": kwargs}
+    kwargs = {
+        "model_name": draw(NAME),
+        "max_tokens": draw(st.integers(0, 99)),
+        "temperature": draw(st.floats(0, 2)),
+        "logprobs": True,
+    }
+    config = {
+        "prompt_template": "mine/p.txt",
+        "fn_completion_parser": "regex_parser",
+        "completions_kwargs": kwargs,
+    }
     config |= {"completion_parser_kwargs": {"outputs_to_match": {"1": draw(TEXT)}}}
-    return {"configs.yaml": {"mine": config}, "p.txt": f"Task: {draw(TEXT)} {{instruction}} {{output_1}} {{output_2}}"}
+    return {
+        "configs.yaml": {"mine": config},
+        "p.txt": f"Task: {draw(TEXT)} {{instruction}} {{output_1}} {{output_2}}",
+    }
 
 
 def read_annotator(folder: Path) -> Found:
@@ -228,19 +335,34 @@ def prices(draw: st.DrawFn) -> dict[str, Any]:
     dollars = st.floats(0, 100) | st.integers(0, 100)
     names = draw(st.lists(NAME, min_size=1, max_size=3, unique=True))
     day = datetime.date(2026, 11, 25)
-    rows = [{"models": [n], "prompt": draw(dollars), "completion": draw(dollars), "date": day, "source": draw(TEXT)} for n in names]
+    rows = [
+        {
+            "models": [n],
+            "prompt": draw(dollars),
+            "completion": draw(dollars),
+            "date": day,
+            "source": draw(TEXT),
+        }
+        for n in names
+    ]
     return {"p.yaml": rows}
 
 
 def read_price_file(folder: Path) -> Found:
     found = read_prices(folder / "p.yaml")
-    return Found([text for row in found for text in (*row.models, row.source)], [n for row in found for n in (row.prompt, row.completion)])
+    return Found(
+        [text for row in found for text in (*row.models, row.source)],
+        [n for row in found for n in (row.prompt, row.completion)],
+    )
 
 
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
     config = {"model_type": "llama", "max_position_embeddings": draw(NUMBER), "hidden_size": draw(NUMBER)}
-    return {"config.json": config, "tokenizer_config.json": {"chat_template": draw(TEXT), "eos_token": "</s>"}}
+    return {
+        "config.json": config,
+        "tokenizer_config.json": {"chat_template": draw(TEXT), "eos_token": "</s>"},
+    }
 
 
 def read_configs(folder: Path) -> Found:
@@ -252,12 +374,18 @@ def read_configs(folder: Path) -> Found:
 
 READERS = {
     "completions": Reader(completions(), read_completions),
-    "alpaca_eval_items": Reader(alpaca_items(), lambda folder: of_items(read_alpaca_eval(next(folder.glob("i.*"))))),
+    "alpaca_eval_items": Reader(
+        alpaca_items(), lambda folder: of_items(read_alpaca_eval(next(folder.glob("i.*"))))
+    ),
     "alpaca_eval_annotations": Reader(
-        alpaca_folder(), read_alpaca_folder, frozenset({"(no generator)", "(no generator_1)", "(no generator_2)", "(no annotator)"})
+        alpaca_folder(),
+        read_alpaca_folder,
+        frozenset({"(no generator)", "(no generator_1)", "(no generator_2)", "(no annotator)"}),
     ),
     "fastchat": Reader(fastchat(), read_fastchat),
-    "arena_hard": Reader(arena(), lambda folder: of_items(read_arena_hard(folder / "q.jsonl", folder / "a.jsonl"))),
+    "arena_hard": Reader(
+        arena(), lambda folder: of_items(read_arena_hard(folder / "q.jsonl", folder / "a.jsonl"))
+    ),
     "judgements": Reader(judgements(), read_judgements, frozenset({"", "error"})),
     "labels": Reader(labels(), read_people),
     "prompts": Reader(prompts(), read_prompts),
@@ -280,17 +408,27 @@ class Spelling(NamedTuple):
 
     def write(self, path: Path, content: Any) -> None:
         text = self.text(path.name, content)
-        path.write_bytes(packed(path, (b"\xef\xbb\xbf" if self.mark else b"") + text.encode("utf-8", "surrogatepass")))
+        path.write_bytes(
+            packed(path, (b"\xef\xbb\xbf" if self.mark else b"") + text.encode("utf-8", "surrogatepass"))
+        )
 
     def text(self, name: str, content: Any) -> str:
         if name.endswith(".txt"):
             return content
         if name.endswith(".yaml"):
-            breaks = any(mark in str(leaf) for leaf in leaves(content) for mark in "\x85\u2028\u2029")  # PyYAML folds what it writes there
-            return yaml.safe_dump(content, allow_unicode=not (self.escaped or breaks)).replace("\n", self.end[:2].replace("\n\n", "\n"))
+            breaks = any(
+                mark in str(leaf) for leaf in leaves(content) for mark in "\x85\u2028\u2029"
+            )  # PyYAML folds what it writes there
+            return yaml.safe_dump(content, allow_unicode=not (self.escaped or breaks)).replace(
+                "\n", self.end[:2].replace("\n\n", "\n")
+            )
         if ".jsonl" in name and isinstance(content, list):
-            return "".join(json.dumps(row, ensure_ascii=self.escaped or halves(row)) + self.end for row in content)
-        return json.dumps(content, ensure_ascii=self.escaped or halves(content), indent=self.indent).replace("\n", self.end)
+            return "".join(
+                json.dumps(row, ensure_ascii=self.escaped or halves(row)) + self.end for row in content
+            )
+        return json.dumps(content, ensure_ascii=self.escaped or halves(content), indent=self.indent).replace(
+            "\n", self.end
+        )
 
 
 def packed(path: Path, content: bytes) -> bytes:
@@ -301,7 +439,13 @@ def halves(content: Any) -> bool:
     return "\ud83d" in json.dumps(content, ensure_ascii=False)
 
 
-SPELLINGS = st.builds(Spelling, st.booleans(), st.sampled_from(["\n", "\r\n", "\r", "\n\n"]), st.booleans(), st.sampled_from([None, 1]))
+SPELLINGS = st.builds(
+    Spelling,
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+    st.booleans(),
+    st.sampled_from([None, 1]),
+)
 PLAIN = Spelling(False, "\n", True, None)
 
 
@@ -309,7 +453,9 @@ def parts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The way to every part of a value."""
     if path:
         yield path
-    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, part in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         yield from parts(part, (*path, key))
 
 
@@ -352,7 +498,15 @@ def as_written(path: Path) -> list[Any]:
         return list(leaves(json.loads(text)))
     except ValueError:
         # a mark may begin any line: files are put one after the other
-        return list(leaves([json.loads(line.removeprefix("\ufeff")) for line in re.split(r"\r\n|\r|\n", text) if line.strip("\ufeff \t")]))
+        return list(
+            leaves(
+                [
+                    json.loads(line.removeprefix("\ufeff"))
+                    for line in re.split(r"\r\n|\r|\n", text)
+                    if line.strip("\ufeff \t")
+                ]
+            )
+        )
 
 
 def refused(error: ValueError, folder: Path) -> None:
@@ -371,14 +525,20 @@ def check(reader: Reader, folder: Path) -> None:
         assert not isinstance(error, UnicodeError) or isinstance(error, BadFile)
         return refused(error, folder)
     there = [leaf for path in folder.iterdir() if path.is_file() for leaf in as_written(path)]
-    texts = {leaf for leaf in there if isinstance(leaf, str)} | {str(leaf) for leaf in there if type(leaf) is int}
+    texts = {leaf for leaf in there if isinstance(leaf, str)} | {
+        str(leaf) for leaf in there if type(leaf) is int
+    }
     numbers = {float(leaf) for leaf in there if type(leaf) in (int, float) and number(leaf) is not None}
     numbers |= {1.5} if 0 in numbers else set()  # AlpacaEval's old draws
     for text in found.texts:
-        assert text is None or text in texts | reader.own or text.strip() in {one.strip() for one in texts}, repr(text)
+        assert text is None or text in texts | reader.own or text.strip() in {one.strip() for one in texts}, (
+            repr(text)
+        )
     for value in found.numbers:
         whole = type(value) is int and value in there  # of any length
-        assert value is None or whole or any(math.isclose(value, one, abs_tol=1e-12) for one in numbers), value
+        assert value is None or whole or any(math.isclose(value, one, abs_tol=1e-12) for one in numbers), (
+            value
+        )
     return None
 
 
@@ -397,7 +557,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", READERS)
 @settings(max_examples=30)
 @given(data=st.data())
-def test_the_same_rows_are_the_same_however_they_are_spelt(name: str, folder: Path, data: st.DataObject) -> None:
+def test_the_same_rows_are_the_same_however_they_are_spelt(
+    name: str, folder: Path, data: st.DataObject
+) -> None:
     reader = READERS[name]
     files, spelling = data.draw(reader.files), data.draw(SPELLINGS)
     found = []
@@ -439,19 +601,55 @@ def test_spoilt_bytes_are_refused_or_read_as_they_stand(name: str, folder: Path,
     zipped = path.suffix == ".gz" and data.draw(st.booleans())  # spoilt inside, or as it lies there
     content = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
     place = data.draw(st.integers(0, len(content)))
-    odd = [b"", b"\0", b"\xff", b"\r", b"\n", b'"', b"{", b"[", b",", b"\xef\xbb\xbf", b"\\ud83d", b"NaN", b"1e999"]
+    odd = [
+        b"",
+        b"\0",
+        b"\xff",
+        b"\r",
+        b"\n",
+        b'"',
+        b"{",
+        b"[",
+        b",",
+        b"\xef\xbb\xbf",
+        b"\\ud83d",
+        b"NaN",
+        b"1e999",
+    ]
     added = data.draw(st.sampled_from(odd))
     rest = data.draw(st.sampled_from([place, place + 1, len(content)]))
     content = content[:place] + added + content[rest:]
     if data.draw(st.integers(0, 9)) == 0:
-        content = content.decode("utf-8", "replace").encode(data.draw(st.sampled_from(["utf-16", "utf-32", "utf-16-le"])))
+        content = content.decode("utf-8", "replace").encode(
+            data.draw(st.sampled_from(["utf-16", "utf-32", "utf-16-le"]))
+        )
     path.write_bytes(packed(path, content) if zipped else content)
     check(reader, folder)
 
 
 # Calibrations ---------------------------------------------------------------------------------------------------------
 
-FIELDS = st.sampled_from(["", "nan", "inf", "0,5", "1e999", "-1", "2", "0.5", "x", " ", "1_0", "0x1", "²", '"', "a,b", "\r\n", "\ufeff"])
+FIELDS = st.sampled_from(
+    [
+        "",
+        "nan",
+        "inf",
+        "0,5",
+        "1e999",
+        "-1",
+        "2",
+        "0.5",
+        "x",
+        " ",
+        "1_0",
+        "0x1",
+        "²",
+        '"',
+        "a,b",
+        "\r\n",
+        "\ufeff",
+    ]
+)
 
 
 @settings(max_examples=30)
@@ -461,12 +659,16 @@ def test_a_calibration_is_refused_or_read_as_it_stands(folder: Path, data: st.Da
     head = ["model", "preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline"]
     unit = st.floats(0, 1)
     rows: list[list[str]] = [
-        [model, repr(data.draw(unit)), str(k), repr(data.draw(unit)), repr(k / 7), "False"] for model in ("a", "b") for k in range(n)
+        [model, repr(data.draw(unit)), str(k), repr(data.draw(unit)), repr(k / 7), "False"]
+        for model in ("a", "b")
+        for k in range(n)
     ]
     order = data.draw(st.permutations(range(len(head))))
     spoil = data.draw(st.integers(0, 2))
     for _ in range(spoil):
-        rows[data.draw(st.integers(0, len(rows) - 1))][data.draw(st.integers(0, len(head) - 1))] = data.draw(FIELDS)
+        rows[data.draw(st.integers(0, len(rows) - 1))][data.draw(st.integers(0, len(head) - 1))] = data.draw(
+            FIELDS
+        )
     out = io.StringIO(newline="")
     comma, end = data.draw(st.sampled_from([",", ",", ";", "\t"])), data.draw(st.sampled_from(["\n", "\r\n"]))
     writer = csv.writer(out, delimiter=comma, lineterminator=end)
@@ -490,8 +692,14 @@ def test_a_calibration_is_refused_or_read_as_it_stands(folder: Path, data: st.Da
         mine = [row for row in by_index if int(row["index"]) == k]
         if f"item-{k}" in found.difficulty:
             known = found.difficulty[f"item-{k}"]  # rounded otherwise in another row, it is the same number
-            assert all(math.isclose(float(row["instruction_difficulty"]), known, rel_tol=1e-5) for row in mine)
-            votes = [(float(row["preference"]), float(row["std_delta_len"])) for row in mine if row["preference"].strip()]
+            assert all(
+                math.isclose(float(row["instruction_difficulty"]), known, rel_tol=1e-5) for row in mine
+            )
+            votes = [
+                (float(row["preference"]), float(row["std_delta_len"]))
+                for row in mine
+                if row["preference"].strip()
+            ]
             assert [(gamed.preference, gamed.gap) for gamed in found.gamed.get(f"item-{k}", ())] == votes
             assert all(0 <= preference <= 1 for preference, _ in votes)
     return None

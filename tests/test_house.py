@@ -17,18 +17,59 @@ from bench.config import JUDGES, METHODS, RewardModel, name_of
 ROOT = Path(__file__).parent.parent
 BENCH = ROOT / "bench"
 
-HEAVY = {"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets", "submitit", "ray", "lm_eval"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+    "peft",
+    "accelerate",
+    "wandb",
+    "datasets",
+    "submitit",
+    "ray",
+    "lm_eval",
+}
 LIGHT = ["config", "text_files", "output_files", "terminal", "secrets", "records", "machine"]
-LIGHT_ROOMS = ["stats", "store", "models", "tracking", "planning", "cli", "scoring", "report", "forecast", "commands", "runner"]
+LIGHT_ROOMS = [
+    "stats",
+    "store",
+    "models",
+    "tracking",
+    "planning",
+    "cli",
+    "scoring",
+    "report",
+    "forecast",
+    "commands",
+    "runner",
+]
 LIGHT_ROOMS += ["readers", "judges", "methods"]
-WITH_TORCH = ("__init__", "in_process", "conformance")  # a model of this process, and a command that trains one
-LIGHT += ["stages.score", "stages.audit", "stages.tasks", "training.devices", "training.training_record", "engines.lm_eval"]
+WITH_TORCH = (
+    "__init__",
+    "in_process",
+    "conformance",
+)  # a model of this process, and a command that trains one
+LIGHT += [
+    "stages.score",
+    "stages.audit",
+    "stages.tasks",
+    "training.devices",
+    "training.training_record",
+    "engines.lm_eval",
+]
 
 
 def test_rooms_import_downwards_only() -> None:
     """The contracts in pyproject.toml: layers, independence of methods, judges and stages, no torch in light rooms."""
     linter = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [linter, "--no-cache"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -45,8 +86,14 @@ def names_in(source: str) -> list[str]:
     tree = ast.parse(source)
     keyed = {id(part) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for part in _fields(node)}
     tested = {id(part) for node in ast.walk(tree) if _tests_a_name(node) for part in ast.walk(node)}
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in NAMED]
-    refused = [node for node in found if id(node) not in keyed and (node.value not in WORDS or id(node) in tested)]
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in NAMED
+    ]
+    refused = [
+        node for node in found if id(node) not in keyed and (node.value not in WORDS or id(node) in tested)
+    ]
     return [f"{node.value} in line {node.lineno}" for node in refused]
 
 
@@ -58,7 +105,13 @@ def _fields(record: ast.ClassDef) -> Iterator[ast.AST]:
 
 def _tests_a_name(node: ast.AST) -> bool:
     """Whether it compares something called `name`, of anything but an adapter, a model ..., or matches on it."""
-    asked = ast.unparse(node) if isinstance(node, ast.Compare) else ast.unparse(node.subject) if isinstance(node, ast.Match) else ""
+    asked = (
+        ast.unparse(node)
+        if isinstance(node, ast.Compare)
+        else ast.unparse(node.subject)
+        if isinstance(node, ast.Match)
+        else ""
+    )
     return bool(re.search(r"\.name\b|'name'", OTHER_NAMES.sub("", asked)))
 
 
@@ -92,14 +145,25 @@ def test_a_name_is_seen_where_it_is_tested_and_no_word_is_taken_for_one(source: 
     assert len(names_in(source)) == n
 
 
-NO_TEXT = {"os.open", "gzip.open", "tarfile.open", "read_text", "text_files.read_text", "_Door(command, list(command.problems)).open"}
+NO_TEXT = {
+    "os.open",
+    "gzip.open",
+    "tarfile.open",
+    "read_text",
+    "text_files.read_text",
+    "_Door(command, list(command.problems)).open",
+}
 
 
 @pytest.mark.parametrize("path", sorted(BENCH.rglob("*.py")), ids=lambda path: str(path.relative_to(BENCH)))
 def test_text_files_name_their_encoding(path: Path) -> None:
     """Otherwise the locale decides: a file written on one machine cannot be read on another. Ruff's PLW1514 misses a path whose type
     it cannot infer, which most of ours are."""
-    unnamed = [node.lineno for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call) and _locale_decides(node)]
+    unnamed = [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.Call) and _locale_decides(node)
+    ]
     assert not unnamed, f"{path.relative_to(ROOT)}: name encoding=, in line {', '.join(map(str, unnamed))}"
 
 
@@ -118,10 +182,17 @@ def _locale_decides(call: ast.Call) -> bool:
 
 
 def test_planning_and_reading_load_nothing_heavy() -> None:
-    rooms = [path for room in LIGHT_ROOMS for path in sorted((BENCH / room).rglob("*.py")) if path.stem not in WITH_TORCH]
+    rooms = [
+        path
+        for room in LIGHT_ROOMS
+        for path in sorted((BENCH / room).rglob("*.py"))
+        if path.stem not in WITH_TORCH
+    ]
     names = LIGHT + [".".join(path.relative_to(BENCH).with_suffix("").parts) for path in rooms]
     code = f"import sys; {'; '.join(f'import bench.{name}' for name in names)}; print(sorted({HEAVY!r} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
     assert out.strip() == "[]"
 
 
@@ -137,6 +208,10 @@ def test_linter_and_type_checker_are_clean(command: list[str]) -> None:
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
-    commands = [line.strip() for line in (ROOT / "README.md").read_text().splitlines() if ".venv/bin/python -m pytest" in line]
+    commands = [
+        line.strip()
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if ".venv/bin/python -m pytest" in line
+    ]
     assert len(commands) == 1
     assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()

@@ -39,7 +39,9 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, link: str) -> None:
     (results / place).symlink_to(mine / "table.md" if link == "table.md" else mine)
     out = OutputFiles(results)
     written = out.write(results / "sweeps" / "one" / "table.md", "ours")
-    assert {path.relative_to(mine): path.read_text() for path in mine.rglob("*")} == {Path("table.md"): "of the reader's"}
+    assert {path.relative_to(mine): path.read_text() for path in mine.rglob("*")} == {
+        Path("table.md"): "of the reader's"
+    }
     if link == "table.md":
         assert written and not (results / place).is_symlink() and (results / place).read_text() == "ours"
     else:
@@ -70,7 +72,12 @@ def test_what_stands_in_the_way_is_said_and_the_rest_is_written(tmp_path: Path) 
     (tmp_path / "a").write_text("a file where a folder should be")
     (tmp_path / "b").mkdir()
     out = OutputFiles(tmp_path)
-    assert [out.write(tmp_path / name, "x") for name in ("a/one", "a/two", "b", "c")] == [False, False, False, True]
+    assert [out.write(tmp_path / name, "x") for name in ("a/one", "a/two", "b", "c")] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert out.lines() == [
         f"not written: {tmp_path}/a/one and 1 more file: {tmp_path}/a is a file, and should be a folder: move it away",
         f"not written: {tmp_path}/b: is a folder, and should be a file: move it away",
@@ -84,7 +91,9 @@ def test_a_file_where_the_folder_to_write_to_should_be_is_named(tmp_path: Path) 
     for root in (tmp_path / "a", tmp_path / "a" / "deeper"):
         out = OutputFiles(root)
         assert not out.write(root / "x" / "y", "z")
-        assert out.lines() == [f"not written: {root}/x/y: {tmp_path}/a is a file, and should be a folder: move it away"]
+        assert out.lines() == [
+            f"not written: {root}/x/y: {tmp_path}/a is a file, and should be a folder: move it away"
+        ]
     assert (tmp_path / "a").read_text() == "mine"
 
 
@@ -112,6 +121,9 @@ def test_a_path_that_was_typed_may_be_a_link_or_a_pipe(tmp_path: Path) -> None:
     output_files.write_user_file(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_text() == "new"
     code = "from pathlib import Path; from bench.output_files import write_user_file as w; w(Path('/dev/stdout'), 'rows')"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "rows"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "rows"
+    )
     with pytest.raises(IsADirectoryError):
         output_files.write_user_file(tmp_path, "x")

@@ -26,28 +26,48 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     model = (f"model.path={make_model(root / 'base')}", "model=local", "model.max_length=128")
     sft = ("sft=ultrachat_200k", f"sft.path={publish(root / 'uc', 'ultrachat_200k', 24)}", SFT)
     data = ("data=ultrafeedback_binarized", f"data.path={pairs}", "data.fraction=0.5", "data.n_kl_prompts=4")
-    small = ("method.batch_size=4", "method.gradient_accumulation_steps=1", "method.warmup_ratio=0", "hydra.launcher.workers=1")
+    small = (
+        "method.batch_size=4",
+        "method.gradient_accumulation_steps=1",
+        "method.warmup_ratio=0",
+        "hydra.launcher.workers=1",
+    )
     return (*model, *sft, *data, *small, "judge.decoding.max_new_tokens=8")
 
 
 def manifests(results: Path, settings: str) -> list[tuple[Path, Manifest]]:
-    found = [path for path in results.glob("store/*/*/manifest.json") if json.loads(path.read_text())["settings"].get("source") == settings]
+    found = [
+        path
+        for path in results.glob("store/*/*/manifest.json")
+        if json.loads(path.read_text())["settings"].get("source") == settings
+    ]
     return [(path.parent, Manifest(**json.loads(path.read_text()))) for path in found]
 
 
 @pytest.mark.slow
 @pytest.mark.essential
-def test_a_base_model_is_tuned_and_learns_from_pairs_by_dpo_kto_and_a_loop(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_base_model_is_tuned_and_learns_from_pairs_by_dpo_kto_and_a_loop(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
     results = tmp_path / "results"
     planned = bench(*words, "method=dpo,kto", "judge.n_items=4", "do=plan", results=results)
     assert planned.code == 0, planned.err
-    assert "ultrafeedback_binarized: 24 train rows of 24 prompts (fraction 0.5 of 49), 12 held out" in planned.out
+    assert (
+        "ultrafeedback_binarized: 24 train rows of 24 prompts (fraction 0.5 of 49), 12 held out"
+        in planned.out
+    )
     assert "dropped: 1 empty completion, 1 same completions; kept with a note: 1 equal scores" in planned.out
     assert "ultrachat_200k: 24 conversations of 24 read" in planned.out
     assert not results.exists(), "a plan runs nothing"
     ran = bench(*words, "method=dpo,kto", "judge.n_items=4", results=results)
     assert ran.code == 0, ran.err[-3000:] + ran.out
-    loop = ("method=spa", "method.iteration=1", "method.n_prompts=8", "method.sample_max_new_tokens=8", "judge.n_items=4")
+    loop = (
+        "method=spa",
+        "method.iteration=1",
+        "method.n_prompts=8",
+        "method.sample_max_new_tokens=8",
+        "judge.n_items=4",
+    )
     looped = bench(*words, *loop, results=results)
     assert looped.code == 0, looped.err[-3000:] + looped.out
     starts = list(results.glob("store/sft/*/manifest.json"))
@@ -61,7 +81,11 @@ def test_a_base_model_is_tuned_and_learns_from_pairs_by_dpo_kto_and_a_loop(words
     assert len(new) == 8 and not new & asked
     for table in results.glob("sweeps/*/table.csv"):
         assert "reward_accuracy" in table.read_text().splitlines()[0]
-    written = [row for path in results.glob("store/generate/*/completions.jsonl") for row in read_jsonl(path, Completion)]
+    written = [
+        row
+        for path in results.glob("store/generate/*/completions.jsonl")
+        for row in read_jsonl(path, Completion)
+    ]
     assert written and all(row.completions for row in written)
 
 
@@ -82,11 +106,24 @@ def test_the_plan_says_what_the_judge_asks_too(words: tuple[str, ...], tmp_path:
     train = next(pairs.glob("data/train_prefs-*"))
     asked = [take()["prompt"] for _, take in raw_rows(train)]
     items = tmp_path / "items.json"
-    items.write_text(json.dumps([{"instruction": text, "output": "x"} for text in (asked[5], f"{asked[6].upper()}!", "else")]))
-    judge = ("judge=alpaca_eval", "judge.model=some", "judge.base_url=http://127.0.0.1:9", f"judge.items={items}", "method=dpo", "do=plan")
+    items.write_text(
+        json.dumps(
+            [{"instruction": text, "output": "x"} for text in (asked[5], f"{asked[6].upper()}!", "else")]
+        )
+    )
+    judge = (
+        "judge=alpaca_eval",
+        "judge.model=some",
+        "judge.base_url=http://127.0.0.1:9",
+        f"judge.items={items}",
+        "method=dpo",
+        "do=plan",
+    )
     own = [word for word in words if not word.startswith(("data.fraction", "judge."))]
     said = bench(*own, *judge, results=tmp_path / "results")
-    same = "2 train rows (1 word for word, 1 apart from case and spaces) have a prompt that the judge uses too"
+    same = (
+        "2 train rows (1 word for word, 1 apart from case and spaces) have a prompt that the judge uses too"
+    )
     assert f"{same}: they are trained on" in said.out, said.err
     dropped = bench(*own, *judge, "data.overlap=drop", results=tmp_path / "results").out
     assert f"{same}: dropped (data.overlap=drop)" in dropped

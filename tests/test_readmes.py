@@ -53,7 +53,13 @@ def own(tmp_path: Path, model_folder: Path, pairs_file: Path) -> dict[str, str]:
     question = {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]}
     answer = {"question_id": 81, "model_id": "m", "choices": [{"index": 0, "turns": ["A.", "B."]}]}
     text = [{"role": "user", "content": "Write."}, {"role": "assistant", "content": {"answer": "A."}}]
-    arena = {"uid": "a", "category": "hard_prompt", "prompt": "Write.", "question_id": "a", "turns": [{"content": "Write."}]}
+    arena = {
+        "uid": "a",
+        "category": "hard_prompt",
+        "prompt": "Write.",
+        "question_id": "a",
+        "turns": [{"content": "Write."}],
+    }
     baseline = {"uid": "a", "model": "b", "messages": text}
     files = {
         "data.path=FILE": pairs_file,
@@ -64,7 +70,9 @@ def own(tmp_path: Path, model_folder: Path, pairs_file: Path) -> dict[str, str]:
         "REFERENCES": write_rows(tmp_path / "reference.jsonl", [answer]),
         "ARENA": write_rows(tmp_path / "arena.jsonl", [arena]),
         "BASELINE": write_rows(tmp_path / "baseline.jsonl", [baseline]),
-        "MT_BENCH": write_rows(tmp_path / "judgements.jsonl", [{"question_id": 81, "model": "m", "score": 7.0, "turn": 1}]),
+        "MT_BENCH": write_rows(
+            tmp_path / "judgements.jsonl", [{"question_id": 81, "model": "m", "score": 7.0, "turn": 1}]
+        ),
     }
     item = {"dataset": "x", "instruction": "Write.", "output": "A.", "generator": "g"}
     for name in ("ITEMS", "OUTPUTS"):
@@ -74,8 +82,16 @@ def own(tmp_path: Path, model_folder: Path, pairs_file: Path) -> dict[str, str]:
     files["CALIBRATION"].write_text("index,instruction_difficulty\n0,0.5\n")
     (tmp_path / "judged").mkdir()
     (tmp_path / "mine" / "sweep").mkdir(parents=True)
-    (tmp_path / "mine" / "sweep" / "x.yaml").write_text("# @package _global_\n# Question: one cell?\naxes:\n  method: dpo\n")
-    words = {"DIR": model_folder, "NAME": "name", "KEY": "key", "JUDGEMENTS": tmp_path / "judged", "NEW": tmp_path / "new"}
+    (tmp_path / "mine" / "sweep" / "x.yaml").write_text(
+        "# @package _global_\n# Question: one cell?\naxes:\n  method: dpo\n"
+    )
+    words = {
+        "DIR": model_folder,
+        "NAME": "name",
+        "KEY": "key",
+        "JUDGEMENTS": tmp_path / "judged",
+        "NEW": tmp_path / "new",
+    }
     words |= {"BUNDLE": tmp_path / "b.tar.gz", "OUT": tmp_path / "out"}
     return {key: str(value) for key, value in (files | words).items()}
 
@@ -88,12 +104,16 @@ def filled(word: str, own: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_opens(line: str, own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_opens(
+    line: str, own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = [str(tmp_path / "mine") if word == "mine" else filled(word, own) for word in words_of(line)]
     if {"--cfg", "--help"} & set(words):
         return  # Hydra's; tests of the command line print them
     if not any(word.startswith("do=") for word in words):
-        words.append("do=status")  # the same checks, but nothing is fetched and no package of an extra is asked for
+        words.append(
+            "do=status"
+        )  # the same checks, but nothing is fetched and no package of an extra is asked for
     monkeypatch.chdir(tmp_path)
     words = [word for word in words if not word.startswith("results=")] + [f"results={tmp_path / 'results'}"]
     try:
@@ -105,7 +125,9 @@ def test_every_command_opens(line: str, own: dict[str, str], tmp_path: Path, mon
 @pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_leads_to_a_file_of_the_project(path: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8"))
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, cwd=ROOT
+    )
     known = set(listed.stdout.splitlines())
     for link in links:
         if "://" in link:
@@ -121,7 +143,11 @@ def test_the_first_readme_is_short() -> None:
 
 def test_the_rows_of_the_first_readme_are_those_of_the_committed_table() -> None:
     def table(text: str) -> list[dict[str, str]]:
-        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+        lines = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in text.splitlines()
+            if line.startswith("| ")
+        ]
         return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -140,7 +166,10 @@ def test_the_tree_of_the_first_readme_names_every_room() -> None:
 
 def test_the_table_of_methods_is_that_of_do_conformance() -> None:
     facts = {name_of(kind): facts_of(kind) for kind in METHODS}
-    cells = [(f"`{name}`", fact.paper, fact.equation, fact.computed_by, fact.elsewhere) for name, fact in facts.items()]
+    cells = [
+        (f"`{name}`", fact.paper, fact.equation, fact.computed_by, fact.elsewhere)
+        for name, fact in facts.items()
+    ]
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
     lines = (ROOT / "bench" / "methods" / "README.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith("| `")] == rows

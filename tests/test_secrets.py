@@ -55,7 +55,9 @@ def views(content: bytes) -> Iterator[str]:
         content = gzip.decompress(content)
     text = content.decode("utf-8", "replace")
     yield text
-    unescaped = re.sub(r"\\+u([0-9a-fA-F]{4})|\\+x([0-9a-fA-F]{2})", lambda m: chr(int(m[1] or m[2], 16)), text).replace("\\", "")
+    unescaped = re.sub(
+        r"\\+u([0-9a-fA-F]{4})|\\+x([0-9a-fA-F]{2})", lambda m: chr(int(m[1] or m[2], 16)), text
+    ).replace("\\", "")
     yield unescaped
     yield urllib.parse.unquote(urllib.parse.unquote(unescaped))
     yield html.unescape(unescaped)
@@ -63,7 +65,10 @@ def views(content: bytes) -> Iterator[str]:
         for start in range(4):
             part = run[start:].replace("-", "+").replace("_", "/")
             yield base64.b64decode(part[: len(part) // 4 * 4]).decode("latin-1")
-    yield "".join(bytes.fromhex(run[: len(run) // 2 * 2]).decode("latin-1") for run in re.findall(r"[0-9a-fA-F]{16,}", text))
+    yield "".join(
+        bytes.fromhex(run[: len(run) // 2 * 2]).decode("latin-1")
+        for run in re.findall(r"[0-9a-fA-F]{16,}", text)
+    )
 
 
 def parts(secret: str) -> list[str]:
@@ -119,7 +124,11 @@ WRITTEN: list[Callable[[str], str]] = [
     urllib.parse.quote_plus,
     html.escape,
     lambda text: text.encode().hex(),
-    *(_base64(encode, offset) for encode in (base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes) for offset in range(3)),
+    *(
+        _base64(encode, offset)
+        for encode in (base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes)
+        for offset in range(3)
+    ),
     lambda text: json.dumps(_base64(base64.encodebytes, 1)(text)),
 ]
 
@@ -130,9 +139,17 @@ PACKED: list[Callable[[str], str]] = [
     lambda text: re.sub("(.{40})", "\\1\n", base64.b32encode(text.encode()).decode()),
     lambda text: base64.b64encode(gzip.compress(f"Authorization: Bearer {text}".encode(), mtime=0)).decode(),
     lambda text: base64.urlsafe_b64encode(gzip.compress(text.encode(), mtime=0)).decode().rstrip("="),
-    lambda text: json.dumps(base64.encodebytes(gzip.compress(f"a page with {text} in it".encode(), mtime=0)).decode()),
-    *((lambda text, level=level: base64.b64encode(zlib.compress(text.encode(), level)).decode()) for level in (6, 9)),
-    *((lambda text, unseen=unseen: unseen.join(text)) for unseen in ("\u200b", "\u200d\u2060", "\ufeff", "\u00ad")),
+    lambda text: json.dumps(
+        base64.encodebytes(gzip.compress(f"a page with {text} in it".encode(), mtime=0)).decode()
+    ),
+    *(
+        (lambda text, level=level: base64.b64encode(zlib.compress(text.encode(), level)).decode())
+        for level in (6, 9)
+    ),
+    *(
+        (lambda text, unseen=unseen: unseen.join(text))
+        for unseen in ("\u200b", "\u200d\u2060", "\ufeff", "\u00ad")
+    ),
     lambda text: text[:5] + "\u200b" + text[5:],
     lambda text: json.dumps(text[:9] + "\u200b" + text[9:]),
     lambda text: json.dumps(json.dumps(text[:9] + "\u200b" + text[9:])),
@@ -141,9 +158,18 @@ PACKED: list[Callable[[str], str]] = [
 
 @pytest.mark.parametrize("write", range(len(WRITTEN + PACKED)))
 @pytest.mark.parametrize(
-    "key", [KEY, "plain0123456789plain", "quo'te\"d\\back&slash<é>%25", "in\x07side\x1b[2Jcontrols1", "a b\tc_d-e.f~g9"]
+    "key",
+    [
+        KEY,
+        "plain0123456789plain",
+        "quo'te\"d\\back&slash<é>%25",
+        "in\x07side\x1b[2Jcontrols1",
+        "a b\tc_d-e.f~g9",
+    ],
 )
-def test_a_secret_is_found_however_it_is_written(write: int, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_is_found_however_it_is_written(
+    write: int, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOME_API_KEY", key)
     text = f"before: {(WRITTEN + PACKED)[write](key)} :after"
     for cleaned in (secrets.without_values(text), secrets.clean(text), secrets.shown(text)):
@@ -153,11 +179,15 @@ def test_a_secret_is_found_however_it_is_written(write: int, key: str, monkeypat
 
 
 @given(
-    key=st.text(st.sampled_from(string.ascii_letters + string.digits + "-_./+=~:&%'\" \\é"), min_size=17, max_size=200),
+    key=st.text(
+        st.sampled_from(string.ascii_letters + string.digits + "-_./+=~:&%'\" \\é"), min_size=17, max_size=200
+    ),
     write=st.sampled_from(WRITTEN + PACKED),
     around=st.text(max_size=30),
 )
-def test_any_key_is_found_and_nothing_else_is_touched(key: str, write: Callable[[str], str], around: str) -> None:
+def test_any_key_is_found_and_nothing_else_is_touched(
+    key: str, write: Callable[[str], str], around: str
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOME_API_KEY", key)
         assert secrets.without_values(around) == around or secrets.holders(around)
@@ -175,17 +205,35 @@ def test_white_space_around_a_key_hides_it_nowhere(end: str, monkeypatch: pytest
         assert "PLANTED" not in secrets.without_values(text)
 
 
-@pytest.mark.parametrize("inside", ["\n", "\r", "\x07", "\x1b[2J", "\x00"[:0] + "\x7f", "é", "\u201c", "\u200b"])
-def test_a_key_that_no_header_carries_is_refused_by_its_variables_name(inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "inside", ["\n", "\r", "\x07", "\x1b[2J", "\x00"[:0] + "\x7f", "é", "\u201c", "\u200b"]
+)
+def test_a_key_that_no_header_carries_is_refused_by_its_variables_name(
+    inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MY_JUDGE", KEY[:20] + inside + KEY[20:])
-    with pytest.raises(secrets.BadKey, match="the environment variable MY_JUDGE must hold one key in one line, got a") as error:
+    with pytest.raises(
+        secrets.BadKey, match="the environment variable MY_JUDGE must hold one key in one line, got a"
+    ) as error:
         secrets.key("MY_JUDGE")
     assert not [part for part in parts(KEY) if part in str(error.value)]
-    assert "PLANTED" not in secrets.without_values(f"{KEY[:20]}{inside}{KEY[20:]}")  # secret under a name that does not say so
+    assert "PLANTED" not in secrets.without_values(
+        f"{KEY[:20]}{inside}{KEY[20:]}"
+    )  # secret under a name that does not say so
 
 
 @pytest.mark.parametrize(
-    "value", ["true", "default", "placeholder", "12345678", "0.12345678", "/tmp", "https://auth.example.com/token", "   "]
+    "value",
+    [
+        "true",
+        "default",
+        "placeholder",
+        "12345678",
+        "0.12345678",
+        "/tmp",
+        "https://auth.example.com/token",
+        "   ",
+    ],
 )
 def test_ordinary_values_blacken_nothing(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule: 8 characters; a number or one word 16; folders that exist and URLs without credentials never."""
@@ -196,9 +244,37 @@ def test_ordinary_values_blacken_nothing(value: str, monkeypatch: pytest.MonkeyP
 
 
 NAMES = {
-    "secret": ["api_key", "judgeApiKey", "X-Api-Key", "hf_token", "Authorization", "access_token", "password", "client_secret", "APIKEY"],
-    "variable": ["OPENAI_KEY", "GH_TOKEN_2", "DB_PASS", "MY_API_KEY", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AZURE_KEY1"],
-    "neither": ["tokenizer", "max_tokens", "eos_token", "api_key_env", "key", "keep", "TOKENIZERS_PARALLELISM", "n_kl_prompts", "monkey"],
+    "secret": [
+        "api_key",
+        "judgeApiKey",
+        "X-Api-Key",
+        "hf_token",
+        "Authorization",
+        "access_token",
+        "password",
+        "client_secret",
+        "APIKEY",
+    ],
+    "variable": [
+        "OPENAI_KEY",
+        "GH_TOKEN_2",
+        "DB_PASS",
+        "MY_API_KEY",
+        "HUGGING_FACE_HUB_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "AZURE_KEY1",
+    ],
+    "neither": [
+        "tokenizer",
+        "max_tokens",
+        "eos_token",
+        "api_key_env",
+        "key",
+        "keep",
+        "TOKENIZERS_PARALLELISM",
+        "n_kl_prompts",
+        "monkey",
+    ],
 }
 
 
@@ -223,7 +299,9 @@ def test_no_setting_of_ours_is_named_like_a_secret() -> None:
     assert {name for name in found if secrets.names_secret(name)} == set()
 
 
-def test_tokens_in_files_and_passwords_in_urls_are_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_in_files_and_passwords_in_urls_are_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "token").write_text("hub-token-0123456789\n")
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password netrc-password-1\n")
@@ -233,24 +311,45 @@ def test_tokens_in_files_and_passwords_in_urls_are_secret(tmp_path: Path, monkey
         monkeypatch.setenv(name, str(tmp_path / value))
     monkeypatch.delenv("HF_TOKEN_PATH", raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "http://me:proxy-p%40ssw0rd@proxy:3128")
-    for secret in ("hub-token-0123456789", "netrc-password-1", "wandb-key-0123456789", "proxy-p%40ssw0rd", "proxy-p@ssw0rd"):
+    for secret in (
+        "hub-token-0123456789",
+        "netrc-password-1",
+        "wandb-key-0123456789",
+        "proxy-p%40ssw0rd",
+        "proxy-p@ssw0rd",
+    ):
         assert secrets.without_values(f"a {secret} b") == "a [redacted] b"
 
 
 def test_packed_data_without_a_secret_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", KEY)
-    pages = [gzip.compress(b"a page" * 9), zlib.compress(b"another"), gzip.compress(b"x" * 99)[:20], b"no page at all", gzip.compress(b"")]
-    texts = [base64.b64encode(page).decode() for page in pages] + ["H4sI is no page", "a\u200bb \\u200b c", "H4sI" * 99, "eJw" + "A" * 40]
+    pages = [
+        gzip.compress(b"a page" * 9),
+        zlib.compress(b"another"),
+        gzip.compress(b"x" * 99)[:20],
+        b"no page at all",
+        gzip.compress(b""),
+    ]
+    texts = [base64.b64encode(page).decode() for page in pages] + [
+        "H4sI is no page",
+        "a\u200bb \\u200b c",
+        "H4sI" * 99,
+        "eJw" + "A" * 40,
+    ]
     assert [secrets.without_values(text) for text in texts] == texts
     bomb = base64.b64encode(gzip.compress(bytes(200 * 2**20), 9)).decode()
     assert secrets.clean(bomb) == bomb
 
 
-def test_a_key_between_characters_that_nobody_sees_is_found_in_a_replys_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_between_characters_that_nobody_sees_is_found_in_a_replys_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SOME_API_KEY", KEY)
     pieces = ["so ", KEY[:5] + "\u200b", KEY[5:], " it is\u200b"]
     assert secrets.clean_pieces(pieces) == ["so ", secrets.REDACTED, "", " it is\u200b"]
-    assert secrets.clean_data({"content": "\u200b" + "\u200b".join(KEY)}) == {"content": "\u200b" + secrets.REDACTED}
+    assert secrets.clean_data({"content": "\u200b" + "\u200b".join(KEY)}) == {
+        "content": "\u200b" + secrets.REDACTED
+    }
 
 
 def test_cleaning_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,19 +395,26 @@ OTHER_WRITINGS: dict[str, Callable[[str], str]] = {
     "a line end": lambda key: json.dumps(json.dumps(f"{key[:9]}\n{key[9:]}")),
     "capitals": str.upper,
     "backwards": lambda key: key[::-1],
-    "base64 in short lines": lambda key: json.dumps(re.sub("(.{9})", "\\1\n", base64.b64encode(f"Bearer {key}".encode()).decode())),
+    "base64 in short lines": lambda key: json.dumps(
+        re.sub("(.{9})", "\\1\n", base64.b64encode(f"Bearer {key}".encode()).decode())
+    ),
 }
 
 
 @pytest.mark.parametrize("writing", OTHER_WRITINGS)
-def test_a_page_that_hides_a_key_in_another_writing_is_left_out(writing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_that_hides_a_key_in_another_writing_is_left_out(
+    writing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOME_API_KEY", "live-a8F3kQz71LmT09xw")
     written = OTHER_WRITINGS[writing]("live-a8F3kQz71LmT09xw")
     left_out = "[redacted]: the text holds the value of SOME_API_KEY in another writing"
     assert secrets.excerpt(f"a page: {written} ends", 1000) == left_out
 
 
-@pytest.mark.parametrize("page", ["<p>The model is busy: 100 % of live-a8F3</p>", 'quota \\"x\\" =20 of %41 \\u0041 &amp; done', "a b c"])
+@pytest.mark.parametrize(
+    "page",
+    ["<p>The model is busy: 100 % of live-a8F3</p>", 'quota \\"x\\" =20 of %41 \\u0041 &amp; done', "a b c"],
+)
 def test_any_other_page_is_shown(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "live-a8F3kQz71LmT09xw")
     assert secrets.excerpt(page, 1000) == page
@@ -319,8 +425,14 @@ def test_what_a_process_prints_is_cleaned(tmp_path: Path) -> None:
     code = "from bench import secrets; import os, sys, logging; secrets.guard_streams(); k = os.environ['OPENAI_API_KEY'];"
     code += "print('out', k); logging.warning('log %r', k + chr(10)); sys.stderr.writelines([k]); 1 / 0 if not k else int(k)"
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "out [redacted]" in ran.stdout and "log '[redacted]\\n'" in ran.stderr and "ValueError: invalid literal" in ran.stderr
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (
+        "out [redacted]" in ran.stdout
+        and "log '[redacted]\\n'" in ran.stderr
+        and "ValueError: invalid literal" in ran.stderr
+    )
     assert leaks(tmp_path, ran.stdout, ran.stderr) == []
 
 
@@ -333,7 +445,10 @@ def test_logs_of_stages_are_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "store" / "fake").mkdir(parents=True)
     store = Store(tmp_path / "store")
     monkeypatch.setenv("SHOWN", f"it printed {KEY}")
-    pool, reports = Pool(LocalLauncher(name="local", workers=1, threads=1, stage_timeout_s=60.0, retries=0)), []
+    pool, reports = (
+        Pool(LocalLauncher(name="local", workers=1, threads=1, stage_timeout_s=60.0, retries=0)),
+        [],
+    )
     stages = [fake("prints", prints=f"key {KEY}"), fake("fails", fail=f"no luck with {KEY}\x1b[2J")]
     for stage in stages:
         pool.start(describe(stage, store) | {}, store.sidecar(stage, "log"))
@@ -352,12 +467,14 @@ def test_logs_of_stages_are_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert leaks(tmp_path) == []
 
 
-def test_the_log_of_a_server_is_cleaned_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_of_a_server_is_cleaned_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    code = (
-        "import os, sys, time, base64; k = os.environ['OPENAI_API_KEY']; print('starts', k, flush=True); print(repr(k), file=sys.stderr);"
-    )
-    code += "sys.stdout.write('half a line ' + k[:20]); sys.stdout.flush(); time.sleep(1); print(k[20:], base64.b64encode(k.encode()))"
+    code = "import os, sys, time, base64; k = os.environ['OPENAI_API_KEY']; print('starts', k, flush=True); "
+    code += "print(repr(k), file=sys.stderr);"
+    code += "sys.stdout.write('half a line ' + k[:20]); sys.stdout.flush(); time.sleep(1); "
+    code += "print(k[20:], base64.b64encode(k.encode()))"
     process = vllm_server.start([sys.executable, "-c", code], tmp_path / "a.server.log")
     assert process.wait(60) == 0
     until = time.monotonic() + 10
@@ -367,13 +484,20 @@ def test_the_log_of_a_server_is_cleaned_while_it_runs(tmp_path: Path, monkeypatc
     assert leaks(tmp_path) == []
 
 
-def test_the_log_of_vllms_engine_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_of_vllms_engine_is_cleaned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A python that prints its environment and ends stands where vLLM's would."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "python").write_text("#!/bin/sh\necho ready $OPENAI_API_KEY\nenv >&2\n")
     (tmp_path / "python").chmod(0o755)
-    sizes: dict[str, Any] = {"gpu_memory_utilization": 0.5, "tensor_parallel_size": 1, "max_model_len": None, "arguments": {}}
+    sizes: dict[str, Any] = {
+        "gpu_memory_utilization": 0.5,
+        "tensor_parallel_size": 1,
+        "max_model_len": None,
+        "arguments": {},
+    }
     child = Child(Serving(python=str(tmp_path / "python"), **sizes))
     with pytest.raises(VllmFailed, match="it ended with exit code 0"):
         child.ask("write")
@@ -381,7 +505,9 @@ def test_the_log_of_vllms_engine_is_cleaned(tmp_path: Path, monkeypatch: pytest.
     assert leaks(tmp_path, said) == []
 
 
-def test_a_dirty_log_is_cleaned_in_place_and_a_clean_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dirty_log_is_cleaned_in_place_and_a_clean_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     clean, dirty = tmp_path / "clean", tmp_path / "dirty"
     clean.write_bytes(b"\xff fine\n")
@@ -425,14 +551,18 @@ def test_a_typed_credential_is_refused_without_being_repeated(
 ) -> None:
     monkeypatch.setenv("OTHER_API_KEY", "planted-0123456789")
     found = problems(*(word.replace("$PLANTED", "planted-0123456789") for word in words))
-    assert found and all("settings are written into files: put it into an environment variable" in line for line in found), found
+    assert found and all(
+        "settings are written into files: put it into an environment variable" in line for line in found
+    ), found
     assert not [line for line in found if PASSWORD in line or "0123" in line]
 
 
 def test_a_credential_in_a_config_file_is_refused(tmp_path: Path, problems: Callable[..., list[str]]) -> None:
     text = (ROOT / "conf" / "judge" / "mt_bench.yaml").read_text()
     (tmp_path / "judge").mkdir()
-    (tmp_path / "judge" / "mine.yaml").write_text(re.sub(r"base_url:.*", f"base_url: http://me:{PASSWORD}@host/v1", text))
+    (tmp_path / "judge" / "mine.yaml").write_text(
+        re.sub(r"base_url:.*", f"base_url: http://me:{PASSWORD}@host/v1", text)
+    )
     (line,) = problems(f"--config-dir={tmp_path}", "judge=mine")
     assert line.startswith("judge.base_url holds a URL with a user or password") and PASSWORD not in line
 
@@ -467,7 +597,9 @@ def test_a_sweep_file_reads_no_environment(
 
 
 def test_a_sweep_file_holds_no_credential(tmp_path: Path, problems: Callable[..., list[str]]) -> None:
-    flag = sweep_file(tmp_path, f"axes: {{seed: [1]}}\njudge: {{verdict: {{request: {{api_key: {PASSWORD}}}}}}}")
+    flag = sweep_file(
+        tmp_path, f"axes: {{seed: [1]}}\njudge: {{verdict: {{request: {{api_key: {PASSWORD}}}}}}}"
+    )
     (line,) = [line for line in problems(flag, "+sweep=theirs") if "verdict" in line]
     assert "judge.verdict.request.api_key is named like a secret" in line and PASSWORD not in line
 
@@ -498,9 +630,13 @@ def test_config_files_and_the_command_line_read_the_environment_but_no_secret(
 PAGES: dict[str, Callable[[str], str | Said | Answer]] = {
     "500-plain": lambda key: Answer(500, f"<h1>Bearer {key}</h1>\x1b[2J"),
     "500-base64": lambda key: Answer(500, base64.b64encode(f"Authorization: Bearer {key}".encode()).decode()),
-    "500-lines-of-base64": lambda key: Answer(500, base64.encodebytes(f"{'Host: here ' * 4}Bearer {key}".encode()).decode()),
+    "500-lines-of-base64": lambda key: Answer(
+        500, base64.encodebytes(f"{'Host: here ' * 4}Bearer {key}".encode()).decode()
+    ),
     "500-cut": lambda key: Answer(500, "x" * 280 + key),
-    "503-json": lambda key: Answer(503, json.dumps({"headers": json.dumps({"authorization": f"Bearer {key}"})}).replace("/", "\\/")),
+    "503-json": lambda key: Answer(
+        503, json.dumps({"headers": json.dumps({"authorization": f"Bearer {key}"})}).replace("/", "\\/")
+    ),
     "429-url": lambda key: Answer(429, f"/v1?next=%2Fa%3Fkey%3D{urllib.parse.quote(key, safe='')}"),
     "400-plain": lambda key: Answer(400, json.dumps({"error": f"bad key {key}"})),
     "401-plain": lambda key: Answer(401, json.dumps({"error": f"bad key {key}"})),
@@ -508,7 +644,10 @@ PAGES: dict[str, Callable[[str], str | Said | Answer]] = {
     "200-odd-completion": lambda key: Answer(200, json.dumps({"choices": [{key: key}], "model": key})),
     "200-that-repeats-it": lambda key: Said(
         f"I know {key}, {base64.b64encode(key.encode()).decode()} and {urllib.parse.quote(key, safe='')}. Rating: [[7]]",
-        tokens=[listed(piece, {piece: 0.9, key: 0.1}) for piece in ("I know ", key[:5], key[5:20], key[20:], ". Rating: [[", "7", "]]")],
+        tokens=[
+            listed(piece, {piece: 0.9, key: 0.1})
+            for piece in ("I know ", key[:5], key[5:20], key[20:], ". Rating: [[", "7", "]]")
+        ],
         model=f"served-{key}",
         thinking=f"thinking of {key}",
     ),
@@ -522,13 +661,27 @@ def judged(folder: Path, endpoint: Endpoint) -> list[str]:
     for name, rows in {"question.jsonl": questions, "answers.jsonl": answers}.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = [f"completions={folder / 'answers.jsonl'}", f"judge.items={folder / 'question.jsonl'}"]
-    return [*files, "judge=mt_bench", f"judge.base_url={endpoint.url}", "judge.attempts=1", "judge.concurrency=1"]
+    return [
+        *files,
+        "judge=mt_bench",
+        f"judge.base_url={endpoint.url}",
+        "judge.attempts=1",
+        "judge.concurrency=1",
+    ]
 
 
 def command(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OPENAI_API_KEY": KEY, "OPENAI_LOG": "debug", **environment}
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OPENAI_API_KEY": KEY,
+        "OPENAI_LOG": "debug",
+        **environment,
+    }
     line = [sys.executable, "-m", "bench", *words, f"results={folder / 'results'}"]
-    return subprocess.run(line, capture_output=True, text=True, timeout=240, env=variables, cwd=folder, check=False)
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=240, env=variables, cwd=folder, check=False
+    )
 
 
 def test_nothing_secret_is_written_whatever_an_endpoint_says(tmp_path: Path, endpoint: Endpoint) -> None:
@@ -541,22 +694,43 @@ def test_nothing_secret_is_written_whatever_an_endpoint_says(tmp_path: Path, end
     assert ran.returncode == 3, ran.stderr
     assert "\x1b" not in ran.stdout + ran.stderr
     failed = [json.loads(path.read_text())["error"] for path in tmp_path.rglob("*.failed.json")]
-    assert len(failed) == len(PAGES) - 1 and sum("[redacted]" in why for why in failed) >= len(failed) - 1  # one was cut before it
+    assert (
+        len(failed) == len(PAGES) - 1 and sum("[redacted]" in why for why in failed) >= len(failed) - 1
+    )  # one was cut before it
     (journal,) = (path for path in tmp_path.rglob("journal.jsonl") if "Rating" in path.read_text())
     assert "I know [redacted], [redacted] and [redacted]. Rating: [[7]]" in journal.read_text()
-    (result,) = (json.loads(path.read_text())["metrics"] for path in tmp_path.glob("results/store/score/*/result.json"))
+    (result,) = (
+        json.loads(path.read_text())["metrics"] for path in tmp_path.glob("results/store/score/*/result.json")
+    )
     assert result["rating"] == 7.0
-    assert {path.suffix for path in tmp_path.rglob("*")} >= {".wandb", ".parquet", ".tex", ".csv", ".yaml", ".log", ".txt", ".md"}
-    again = [command(tmp_path, *words, "tracker=none", "do=report"), command(tmp_path, *words, "tracker=none", "do=bundle", "out=b.tar.gz")]
+    assert {path.suffix for path in tmp_path.rglob("*")} >= {
+        ".wandb",
+        ".parquet",
+        ".tex",
+        ".csv",
+        ".yaml",
+        ".log",
+        ".txt",
+        ".md",
+    }
+    again = [
+        command(tmp_path, *words, "tracker=none", "do=report"),
+        command(tmp_path, *words, "tracker=none", "do=bundle", "out=b.tar.gz"),
+    ]
     assert (tmp_path / "b.tar.gz").exists(), again[1].stderr
     assert leaks(tmp_path, *(text for done in (ran, *again) for text in (done.stdout, done.stderr))) == []
 
 
-def test_a_key_with_a_control_character_is_refused_before_anything_is_done(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_a_key_with_a_control_character_is_refused_before_anything_is_done(
+    tmp_path: Path, endpoint: Endpoint
+) -> None:
     words = [*judged(tmp_path, endpoint), "judge.model=m", "tracker=none"]
     ran = command(tmp_path, *words, OPENAI_API_KEY=KEY[:20] + "\n" + KEY[20:])
     assert ran.returncode == 2
-    assert "the environment variable OPENAI_API_KEY must hold one key in one line" in ran.stderr and "Traceback" not in ran.stderr
+    assert (
+        "the environment variable OPENAI_API_KEY must hold one key in one line" in ran.stderr
+        and "Traceback" not in ran.stderr
+    )
     assert endpoint.asked == []
     assert leaks(tmp_path, ran.stdout, ran.stderr) == []
 

@@ -88,11 +88,17 @@ def test_line_ends_inside_a_field_of_csv_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
-@pytest.mark.parametrize("read", [read_text, read_json, read_yaml, read_csv, lambda path: list(read_rows(path))])
-def test_other_encodings_of_unicode_are_refused_by_name(tmp_path: Path, codec: str, read: Callable[[Path], Any]) -> None:
+@pytest.mark.parametrize(
+    "read", [read_text, read_json, read_yaml, read_csv, lambda path: list(read_rows(path))]
+)
+def test_other_encodings_of_unicode_are_refused_by_name(
+    tmp_path: Path, codec: str, read: Callable[[Path], Any]
+) -> None:
     path = written(tmp_path, '{"a": 1}\n'.encode(codec))
     message = refused(read, path)
-    assert message.startswith(str(path)) and message.endswith(f"expected UTF-8, got {codec[:6].upper()}: save the file as UTF-8")
+    assert message.startswith(str(path)) and message.endswith(
+        f"expected UTF-8, got {codec[:6].upper()}: save the file as UTF-8"
+    )
 
 
 def test_other_bytes_are_refused_with_their_place(tmp_path: Path) -> None:
@@ -121,7 +127,10 @@ def test_what_is_no_readable_file_is_refused(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path, why in (
-        (cut, "the gzip file is damaged or incomplete (Compressed file ended before the end-of-stream marker was reached)"),
+        (
+            cut,
+            "the gzip file is damaged or incomplete (Compressed file ended before the end-of-stream marker was reached)",
+        ),
         (spoiled, "the gzip file is damaged or incomplete (Not a gzipped file (b'no'))"),
         (packed, "is a gzip file: rename it so that its name ends in .gz"),
         (pipe, "expected a file, got a pipe or a device"),
@@ -154,11 +163,17 @@ def test_a_number_that_is_not_finite_is_null(spelt: str) -> None:
         ("[" * 100_000, f"f: nested deeper than {MAX_DEPTH} lists and objects"),
         ('{"a":' * 100_000, f"f: nested deeper than {MAX_DEPTH} lists and objects"),
         ("[" * 101 + "]" * 101, f"f: nested deeper than {MAX_DEPTH} lists and objects"),
-        (f'[1, {{"a": {"[" * 100 + "]" * 100}}}]', f"f: row 1: nested deeper than {MAX_DEPTH} lists and objects"),
+        (
+            f'[1, {{"a": {"[" * 100 + "]" * 100}}}]',
+            f"f: row 1: nested deeper than {MAX_DEPTH} lists and objects",
+        ),
         (f'{{"a": {"9" * 5000}}}', "f: a whole number of more than 1000 digits"),
         ("", "f: not JSON (Expecting value: line 1 column 1 (char 0))"),
         ('{"a": 1}\n{"a": 2}', "f: not JSON (Extra data: line 2 column 1 (char 9))"),
-        ("{'a': 1}", "f: not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"),
+        (
+            "{'a': 1}",
+            "f: not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))",
+        ),
         ('{"a": "x\ty"}', "f: not JSON (Invalid control character at: line 1 column 9 (char 8))"),
     ],
 )
@@ -195,9 +210,15 @@ def test_rows_and_whole_files_must_be_of_their_shape(tmp_path: Path) -> None:
         path = written(tmp_path, source.encode(), "other")
         assert refused(read_object, path) == f"{path}: expected an object, got {got}"
     objects = written(tmp_path, b'{"generator": "m", "rows": [{"a": 1}, {"generator": "n"}]}', "objects")
-    assert read_objects(objects) == [(f"{objects}: row 0", {"generator": "m", "a": 1}), (f"{objects}: row 1", {"generator": "n"})]
+    assert read_objects(objects) == [
+        (f"{objects}: row 0", {"generator": "m", "a": 1}),
+        (f"{objects}: row 1", {"generator": "n"}),
+    ]
     objects = written(tmp_path, b'[{"a": 1}, null]', "objects")
-    assert refused(read_objects, objects) == f"{objects}: row 1: expected an object, got null (or a number that is not finite)"
+    assert (
+        refused(read_objects, objects)
+        == f"{objects}: row 1: expected an object, got null (or a number that is not finite)"
+    )
 
 
 def test_sizes_are_bounded_and_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,12 +228,17 @@ def test_sizes_are_bounded_and_can_be_set(tmp_path: Path, monkeypatch: pytest.Mo
     path = written(tmp_path, b"\n" + fits + b"\n", "rows.gz")
     assert [(line, len(content)) for line, content in lines(path)] == [(2, 1 << 20)]
     path = written(tmp_path, b"\n" + fits + b" \n", "rows.gz")
-    assert refused(lambda: list(lines(path))).startswith(f"{path}:2: the row is larger than 1 MiB; set BENCH_MAX_ROW_MIB")
+    assert refused(lambda: list(lines(path))).startswith(
+        f"{path}:2: the row is larger than 1 MiB; set BENCH_MAX_ROW_MIB"
+    )
     path = written(tmp_path, b"x" * (40 << 20), "rows.gz")  # no end of the row in sight
     assert refused(lambda: list(lines(path))).startswith(f"{path}:1: the row is larger than 1 MiB")
     assert refused(read_text, path).startswith(f"{path}: is larger than 2 MiB; set BENCH_MAX_FILE_MIB")
     monkeypatch.setenv(text_files.ROW_LIMIT_ENV, "0")
-    assert refused(lambda: list(lines(path))) == "the environment variable BENCH_MAX_ROW_MIB must be a whole number of MiB, got '0'"
+    assert (
+        refused(lambda: list(lines(path)))
+        == "the environment variable BENCH_MAX_ROW_MIB must be a whole number of MiB, got '0'"
+    )
 
 
 def test_blank_lines_by_the_million_are_passed_over(tmp_path: Path) -> None:
@@ -224,7 +250,9 @@ def test_blank_lines_by_the_million_are_passed_over(tmp_path: Path) -> None:
     st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b"").replace(b"\r", b"")), max_size=8),
     st.sampled_from([b"\n", b"\r\n", b"\r"]),
 )
-def test_lines_are_numbered_whatever_the_chunk(tmp_path_factory: pytest.TempPathFactory, rows: list[bytes], end: bytes) -> None:
+def test_lines_are_numbered_whatever_the_chunk(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[bytes], end: bytes
+) -> None:
     path = tmp_path_factory.mktemp("lines") / "f"
     path.write_bytes(end.join(rows))
     if rows and rows[0].startswith(MARK):
@@ -241,7 +269,9 @@ def test_lines_are_numbered_whatever_the_chunk(tmp_path_factory: pytest.TempPath
 # YAML -----------------------------------------------------------------------------------------------------------------
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
-MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 12))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 12)
+)
 CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 300))
 
 
@@ -265,13 +295,18 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1,
         ("a: !!bool perhaps", "f: not YAML ('perhaps')"),
         ("a: !!timestamp soon", "f: not YAML ("),
         ("a: !!int ''", "f: not YAML ("),
-        ("a: !!python/object/apply:os.getcwd []", "f:1: not YAML (could not determine a constructor for the tag"),
+        (
+            "a: !!python/object/apply:os.getcwd []",
+            "f:1: not YAML (could not determine a constructor for the tag",
+        ),
         ('a: "\\ud83d"', f"f: a: {HALF}"),
         ("a: \x07", "f: not YAML (unacceptable character #x0007: special characters are not allowed"),
         ("[a]: 1\n? [b]\n: 2", "f:1: not YAML (found unhashable key)"),
         ("x" * ((1 << 20) + 1), "f: expected at most 1 MiB of YAML, got more"),
     ],
-    ids=lambda value: value[:24].encode("ascii", "backslashreplace").decode() if isinstance(value, str) else None,
+    ids=lambda value: (
+        value[:24].encode("ascii", "backslashreplace").decode() if isinstance(value, str) else None
+    ),
 )
 def test_yaml_that_is_refused(source: str, why: str) -> None:
     begun = time.monotonic()
@@ -313,22 +348,38 @@ def test_csv_that_is_refused(tmp_path: Path, source: str, why: str) -> None:
 
 
 def test_numbers_of_csv() -> None:
-    assert [csv_number(field, "f") for field in ("", "  ", "1", " -1.5e3 ", ".5", "+2.", "0")] == [None, None, 1, -1500, 0.5, 2, 0]
+    assert [csv_number(field, "f") for field in ("", "  ", "1", " -1.5e3 ", ".5", "+2.", "0")] == [
+        None,
+        None,
+        1,
+        -1500,
+        0.5,
+        2,
+        0,
+    ]
     for field in ("nan", "inf", "1,5", "1_000", "0x1", "٣", "1e999", "true", "1 000"):
-        assert refused(csv_number, field, "f:2: a") == f"f:2: a must be a number with a decimal point, got the text {field!r}"
+        assert (
+            refused(csv_number, field, "f:2: a")
+            == f"f:2: a must be a number with a decimal point, got the text {field!r}"
+        )
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
 
 
 def test_numbers() -> None:
-    assert [number(value) for value in (0, -1, 2.5, 10**400, True, False, "1", None, [1], float("nan"), float("inf"))] == [
+    assert [
+        number(value)
+        for value in (0, -1, 2.5, 10**400, True, False, "1", None, [1], float("nan"), float("inf"))
+    ] == [
         *(0, -1, 2.5),
         *[None] * 8,
     ]
     assert whole_number(3, "n", 1, 3) == 3
     for value in (0, 4, 1.0, True, "1", None):
-        assert refused(whole_number, value, "f:1: turn", 1, 3).startswith("f:1: turn must be a whole number from 1 to 3, got ")
+        assert refused(whole_number, value, "f:1: turn", 1, 3).startswith(
+            "f:1: turn must be a whole number from 1 to 3, got "
+        )
 
 
 def test_texts() -> None:
@@ -336,7 +387,10 @@ def test_texts() -> None:
     assert [id_text(value, "n") for value in (7, "x", -1)] == ["7", "x", "-1"]
     for value in (None, 1.0, True, "", [], {"a": 1}):
         assert refused(id_text, value, "f:1: id").startswith("f:1: id must be a text or a whole number, got ")
-    assert refused(text, {"content": "x", "n": 1}, "f:1: a") == "f:1: a must be text, got an object with content, n"
+    assert (
+        refused(text, {"content": "x", "n": 1}, "f:1: a")
+        == "f:1: a must be text, got an object with content, n"
+    )
     assert refused(text, None, "f:1: a") == "f:1: a must be text, got null (or a number that is not finite)"
     assert refused(texts, [], "f:1: a") == "f:1: a must be a list of texts, got a list of 0"
     assert refused(texts, "ab", "f:1: a") == "f:1: a must be a list of texts, got the text 'ab'"
@@ -362,7 +416,9 @@ def without_infinities(value: Any) -> Any:
         return None
     if isinstance(value, list):
         return [without_infinities(one) for one in value]
-    return {name: without_infinities(one) for name, one in value.items()} if isinstance(value, dict) else value
+    return (
+        {name: without_infinities(one) for name, one in value.items()} if isinstance(value, dict) else value
+    )
 
 
 @given(JSON_VALUES)
@@ -386,13 +442,24 @@ def test_yaml_is_read_as_it_was_written_or_refused(value: Any) -> None:
         assert found == value
 
 
-@given(st.binary(max_size=60) | st.text(max_size=40).map(lambda source: source.encode("utf-8", "surrogatepass")))
+@given(
+    st.binary(max_size=60) | st.text(max_size=40).map(lambda source: source.encode("utf-8", "surrogatepass"))
+)
 def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("bytes") / "f"
     for suffix in ("", ".gz"):
         path = path.with_suffix(suffix)
         path.write_bytes(content)
-        for read in (read_text, read_json, read_list, read_object, read_objects, read_yaml, read_csv, lambda path: list(read_rows(path))):
+        for read in (
+            read_text,
+            read_json,
+            read_list,
+            read_object,
+            read_objects,
+            read_yaml,
+            read_csv,
+            lambda path: list(read_rows(path)),
+        ):
             try:
                 read(path)
             except BadFile as error:

@@ -54,11 +54,19 @@ def command(results: Path, capsys: pytest.CaptureFixture[str]) -> Command:
     """A command of the smoke sweep in this process: (exit code, what it printed)."""
 
     def ran(*words: str, sweep: str | None = "smoke") -> tuple[int, str]:
-        asked = [*([f"+sweep={sweep}"] if sweep else []), *words, f"results={results}", "tracker=none", "keep=numbers"]
+        asked = [
+            *([f"+sweep={sweep}"] if sweep else []),
+            *words,
+            f"results={results}",
+            "tracker=none",
+            "keep=numbers",
+        ]
         try:
             if sweep == "smoke" and all(word.startswith("do=") for word in words):
                 same = smoke_door(*words)
-                opened = dataclasses.replace(same, session=same.session.model_copy(update={"results": str(results)}))
+                opened = dataclasses.replace(
+                    same, session=same.session.model_copy(update={"results": str(results)})
+                )
             else:
                 opened = open_command(asked)
             code = carry_out(opened)
@@ -92,7 +100,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
 LOOKS = (("do=report",), ("do=status",), ("do=rescore",), ("do=bundle", "out={out}"))
 
 
-def test_what_is_whole_is_well_and_written_again_to_the_same_bytes(results: Path, command: Command, tmp_path: Path) -> None:
+def test_what_is_whole_is_well_and_written_again_to_the_same_bytes(
+    results: Path, command: Command, tmp_path: Path
+) -> None:
     before = {name: contents(results / name) for name in ("cells", "sweeps")}
     for words in [*LOOKS, ()]:
         code, said = command(*(word.format(out=tmp_path / "b.tar.gz") for word in words))
@@ -115,16 +125,41 @@ def stale(results: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "word", "reason"),
     [
-        (lambda results: flip(folder_of(results, "score") / "result.json"), "DAMAGED", "result.json has a wrong checksum"),
+        (
+            lambda results: flip(folder_of(results, "score") / "result.json"),
+            "DAMAGED",
+            "result.json has a wrong checksum",
+        ),
         (lambda results: flip(folder_of(results, "score") / "manifest.json"), "DAMAGED", "manifest.json"),
-        (lambda results: shutil.rmtree(folder_of(results, "score")), "ABSENT", "was deleted from the store. Run the sweep again"),
-        (lambda results: shutil.rmtree(folder_of(results, "preference_verdicts")), "ABSENT", "was deleted from the store"),
+        (
+            lambda results: shutil.rmtree(folder_of(results, "score")),
+            "ABSENT",
+            "was deleted from the store. Run the sweep again",
+        ),
+        (
+            lambda results: shutil.rmtree(folder_of(results, "preference_verdicts")),
+            "ABSENT",
+            "was deleted from the store",
+        ),
         (stale, "STALE", "verdicts' was made again with other bytes"),
         (lambda results: fail(results, "score"), "FAILED", "no room on the disk"),
         (lambda results: fail(results, "preference_verdicts"), "FAILED", "no room on the disk"),
-        (lambda results: lose(results, "preference_verdicts"), "LOST", "it was begun, and no command works on it"),
+        (
+            lambda results: lose(results, "preference_verdicts"),
+            "LOST",
+            "it was begun, and no command works on it",
+        ),
     ],
-    ids=["damaged", "manifest", "score gone", "verdicts gone", "stale", "failed", "verdicts failed", "verdicts lost"],
+    ids=[
+        "damaged",
+        "manifest",
+        "score gone",
+        "verdicts gone",
+        "stale",
+        "failed",
+        "verdicts failed",
+        "verdicts lost",
+    ],
 )
 def test_what_is_wrong_is_said_by_every_verb_with_its_reason_and_exit_3(
     results: Path, command: Command, tmp_path: Path, harm: Callable[[Path], None], word: str, reason: str
@@ -142,7 +177,9 @@ def test_what_is_wrong_is_said_by_every_verb_with_its_reason_and_exit_3(
 def fail(results: Path, role: str) -> None:
     folder = folder_of(results, role)
     shutil.rmtree(folder)
-    folder.with_name(f"{folder.name}.failed.json").write_text(json.dumps({"error": "OSError: no room on the disk"}))
+    folder.with_name(f"{folder.name}.failed.json").write_text(
+        json.dumps({"error": "OSError: no room on the disk"})
+    )
 
 
 def lose(results: Path, role: str) -> None:
@@ -164,7 +201,9 @@ def test_a_bundle_remembers_which_cells_were_done(foreign: Path, capsys: pytest.
         assert "was deleted from the store" in " ".join(capsys.readouterr().out.split())
 
 
-def test_an_export_of_a_model_that_is_damaged_or_failed_ends_with_3(results: Path, command: Command, tmp_path: Path) -> None:
+def test_an_export_of_a_model_that_is_damaged_or_failed_ends_with_3(
+    results: Path, command: Command, tmp_path: Path
+) -> None:
     words = ("do=export", f"cell={smoke_cell(*CELL).key}", f"out={tmp_path / 'out'}")
     flip(folder_of(results, "train") / "manifest.json")
     code, said = command(*words, sweep=None)
@@ -198,7 +237,9 @@ def annotations(results: Path) -> Path:
         lambda results: (cell_folder(results) / "model_outputs.json").unlink(),
         lambda results: (cell_folder(results) / ".preference_exported").write_text(""),
         lambda results: (cell_folder(results) / "result.json").write_text("{}"),
-        lambda results: (cell_folder(results) / ".preference_exported").write_text('{"made_of": {"judge/x": "0"}, "files": {}}'),
+        lambda results: (cell_folder(results) / ".preference_exported").write_text(
+            '{"made_of": {"judge/x": "0"}, "files": {}}'
+        ),
     ],
     ids=["flipped", "deleted", "mark of before", "numbers", "mark of others"],
 )
@@ -267,7 +308,9 @@ def read_only(results: Path, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_results_that_may_only_be_read_are_shown(read_only: Path, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_that_may_only_be_read_are_shown(
+    read_only: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["+sweep=smoke", f"results={read_only}", "tracker=none", "keep=numbers"]
     for do in ("do=run", "do=report", "do=status", "do=rescore"):
         assert carry_out(open_command([*words, do])) == 0, do  # all of it lies there already
@@ -290,14 +333,21 @@ def full(tmp_path: Path, results: Path) -> Iterator[Path]:
     place = tmp_path / "full"
     place.mkdir()
     size = sum(path.stat().st_size + 8192 for path in results.rglob("*"))
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", place], capture_output=True
+        ).returncode
+    ):
         pytest.skip("this process may not mount a small file system")
     shutil.copytree(results, place, dirs_exist_ok=True)
     yield place
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_full_disk_ends_in_lines_and_loses_nothing(full: Path, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_ends_in_lines_and_loses_nothing(
+    full: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["+sweep=smoke", f"results={full}", "tracker=none", "keep=numbers"]
     table = (results / "sweeps" / "smoke" / "table.csv").read_bytes()
     shutil.rmtree(folder_of(full, "score"))
@@ -318,7 +368,9 @@ BESIDE = ("lock", "progress.jsonl", "failed.json", "log", "interrupted", "work")
 
 
 @pytest.mark.parametrize("suffix", BESIDE)
-def test_a_folder_where_a_file_of_a_stage_should_be_fails_that_stage_alone(results: Path, command: Command, suffix: str) -> None:
+def test_a_folder_where_a_file_of_a_stage_should_be_fails_that_stage_alone(
+    results: Path, command: Command, suffix: str
+) -> None:
     """Or does no harm: a reason that cannot be kept is in the table all the same."""
     folder = folder_of(results, "score")
     shutil.rmtree(folder)
@@ -353,7 +405,9 @@ def test_a_file_where_a_folder_should_be_is_said(results: Path, command: Command
 
 @pytest.mark.parametrize("kind", ["file", "link"])
 @pytest.mark.parametrize("name", ["store", "wandb", "jobs"])
-def test_results_that_nothing_can_be_run_in_are_refused_at_the_door(results: Path, command: Command, name: str, kind: str) -> None:
+def test_results_that_nothing_can_be_run_in_are_refused_at_the_door(
+    results: Path, command: Command, name: str, kind: str
+) -> None:
     shutil.rmtree(results / name, ignore_errors=True)
     if kind == "file":
         (results / name).write_text("")
@@ -374,11 +428,29 @@ def foreign(results: Path, command: Command, tmp_path: Path) -> Path:
     return root
 
 
-PLACES = ["sweeps", "sweeps/smoke", "sweeps/smoke/completions", "sweeps/smoke/figures", "cells", "cells/{cell}"]
-FILES = ["table.md", "table.csv", "table.tex", "findings.md", "fairness.json", "plan.json", "cells.parquet", "figures/win_rate_by_kl.png"]
+PLACES = [
+    "sweeps",
+    "sweeps/smoke",
+    "sweeps/smoke/completions",
+    "sweeps/smoke/figures",
+    "cells",
+    "cells/{cell}",
+]
+FILES = [
+    "table.md",
+    "table.csv",
+    "table.tex",
+    "findings.md",
+    "fairness.json",
+    "plan.json",
+    "cells.parquet",
+    "figures/win_rate_by_kl.png",
+]
 
 
-def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_writes_through_none_of_its_links(
+    foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each folder that a report writes to a link to the reader's, then each file."""
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -425,8 +497,19 @@ def test_a_bundle_writes_through_none_of_its_links(foreign: Path, tmp_path: Path
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_what_a_bundle_says_of_itself_is_looked_at(tmp_path: Path, changes: dict[str, object], said: str) -> None:
-    whole = {"format": 1, "sweep": None, "replaced": False, "title": "t", "command": "c", "axes": [], "expectations": [], "cells": []}
+def test_what_a_bundle_says_of_itself_is_looked_at(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    whole = {
+        "format": 1,
+        "sweep": None,
+        "replaced": False,
+        "title": "t",
+        "command": "c",
+        "axes": [],
+        "expectations": [],
+        "cells": [],
+    }
     (tmp_path / "bundle.json").write_text(json.dumps(whole | changes))
     with pytest.raises(BadConfig) as refused:
         bundle.read(tmp_path, open_command(["do=report", f"results={tmp_path}", "tracker=none"]))
@@ -468,7 +551,11 @@ def test_a_bundles_calibration_is_the_one_that_it_was_made_with(
     else:
         path.write_text("item_id,instruction_difficulty\na,0.9\n")
     assert carry_out(opened) == 3
-    said = "is not the file that the bundle was made with" if damage == "changed" else "cannot be read (No such file or directory)"
+    said = (
+        "is not the file that the bundle was made with"
+        if damage == "changed"
+        else "cannot be read (No such file or directory)"
+    )
     assert f"DAMAGED {path} {said}: unpack the bundle again" in " ".join(told_of(capsys).split())
 
 
@@ -479,7 +566,11 @@ def told_of(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_bundles_title_cannot_move_the_cursor(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = foreign / "bundle.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"title": "\x1b[2J\x1b]0;x\x07is it so", "command": "a\rb\x1b[1A"}))
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"title": "\x1b[2J\x1b]0;x\x07is it so", "command": "a\rb\x1b[1A"}
+        )
+    )
     assert carry_out(open_command(["do=report", f"results={foreign}", "tracker=none"])) == 0
     out = capsys.readouterr().out
     assert r"\x1b[2J\x1b]0;x\x07is it so" in out and "\x1b" not in out and "\r" not in out
@@ -514,13 +605,20 @@ def test_verify_names_each_fault_of_a_store_and_what_would_mend_it(results: Path
     assert command("do=run")[0] == 0  # mends it, and what was left goes at its end
     code, said = command("do=verify", sweep=None)
     assert (code, "LEFT" in said, leftover.exists()) == (0, False, False), said
-    assert not list(store.rglob("*.lock")) or {path.name for path in store.rglob("*.lock")} == {"spending.jsonl.lock"}
+    assert not list(store.rglob("*.lock")) or {path.name for path in store.rglob("*.lock")} == {
+        "spending.jsonl.lock"
+    }
 
 
 def test_verify_tells_copies_of_stages_from_damaged_ones(results: Path, command: Command) -> None:
     """A copy is deleted; no command makes it again."""
     store, score = results / "store", folder_of(results, "score")
-    copies = [store / "score" / ("0" * 16), store / "score" / "mine", store / "data" / score.name, store / "backup" / score.name]
+    copies = [
+        store / "score" / ("0" * 16),
+        store / "score" / "mine",
+        store / "data" / score.name,
+        store / "backup" / score.name,
+    ]
     for copy in copies:
         shutil.copytree(score, copy)
     (store / "score" / "notes").mkdir()
@@ -530,14 +628,19 @@ def test_verify_tells_copies_of_stages_from_damaged_ones(results: Path, command:
         moved = f"belongs to stage score/{score.name}, but lies in the folder of another stage"
         assert f"DAMAGED  {copy}/manifest.json {moved}: this folder does not belong here, " in said
     unfinished = "has no manifest.json: the stage was not finished"
-    assert f"DAMAGED  {store}/score/notes {unfinished}: this folder does not belong here, delete it or move it away" in said
+    assert (
+        f"DAMAGED  {store}/score/notes {unfinished}: this folder does not belong here, delete it or move it away"
+        in said
+    )
     for folder in (*copies, store / "score" / "notes"):
         shutil.rmtree(folder)
     assert command("do=verify", sweep=None)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["differences.csv", "table.md", "figures/win_rate_by_kl.png"])
-def test_a_folder_where_a_table_should_be_is_said_with_the_way_out(results: Path, command: Command, name: str) -> None:
+def test_a_folder_where_a_table_should_be_is_said_with_the_way_out(
+    results: Path, command: Command, name: str
+) -> None:
     place = results / "sweeps" / "smoke" / name
     place.unlink()
     (place / "inside").mkdir(parents=True)
@@ -547,9 +650,14 @@ def test_a_folder_where_a_table_should_be_is_said_with_the_way_out(results: Path
     assert command("do=report")[0] == 0 and place.is_file()
 
 
-def test_pipes_and_links_where_files_and_folders_should_be_are_named_and_not_waited_for(results: Path, command: Command) -> None:
+def test_pipes_and_links_where_files_and_folders_should_be_are_named_and_not_waited_for(
+    results: Path, command: Command
+) -> None:
     """A report needs no log, and says where it cannot write."""
-    for pipe in (Path(f"{folder_of(results, 'score')}.log"), results / "store" / "judge" / "abc.work" / "journal.jsonl"):
+    for pipe in (
+        Path(f"{folder_of(results, 'score')}.log"),
+        results / "store" / "judge" / "abc.work" / "journal.jsonl",
+    ):
         pipe.parent.mkdir(exist_ok=True)
         pipe.unlink(missing_ok=True)
         os.mkfifo(pipe)
@@ -573,7 +681,9 @@ def test_pipes_and_links_where_files_and_folders_should_be_are_named_and_not_wai
         assert line in said, (line, said)
 
 
-def test_a_report_of_cells_that_are_all_damaged_or_gone_says_so_and_keeps_the_table(results: Path, command: Command) -> None:
+def test_a_report_of_cells_that_are_all_damaged_or_gone_says_so_and_keeps_the_table(
+    results: Path, command: Command
+) -> None:
     before = contents(results / "sweeps")
     gone, *damaged = smoke_cells()
     shutil.rmtree(Store(results / "store").folder(gone.score))
@@ -593,7 +703,9 @@ def test_a_report_of_cells_that_are_all_damaged_or_gone_says_so_and_keeps_the_ta
 def test_a_store_of_before_checksums_runs_nothing_again(results: Path, command: Command) -> None:
     for path in results.glob("store/*/*/manifest.json"):
         told = json.loads(path.read_text())
-        path.write_text(json.dumps({name: value for name, value in told.items() if name not in ("format", "checksum")}))
+        path.write_text(
+            json.dumps({name: value for name, value in told.items() if name not in ("format", "checksum")})
+        )
     for mark in results.glob("cells/*/.*_exported"):
         mark.write_text("")
     before = contents(results / "sweeps")

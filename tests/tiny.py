@@ -30,7 +30,15 @@ from bench.store.keys import LaterField, Stage
 from bench.store.store import Store
 
 ROOT = Path(__file__).parent.parent
-READ_AT_IMPORT = ("PYTHON", "HF_", "OMP_", "LANG", "LC_", "WANDB_", "CUDA_")  # beginnings of variables that packages read at import
+READ_AT_IMPORT = (
+    "PYTHON",
+    "HF_",
+    "OMP_",
+    "LANG",
+    "LC_",
+    "WANDB_",
+    "CUDA_",
+)  # beginnings of variables that packages read at import
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,9 @@ def bench(*words: str, results: Path, timeout_s: float = 300, cold: bool = False
     cold = cold or not warm.POSSIBLE or any(name.startswith(READ_AT_IMPORT) for name in environ)
     line, environ = command_line(*words, results=results), environment(**environ)
     if cold:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=timeout_s, env=environ, cwd=results.parent)
+        done = subprocess.run(
+            line, capture_output=True, text=True, timeout=timeout_s, env=environ, cwd=results.parent
+        )
     else:
         done = warm.run("bench", *line[3:], folder=results.parent, environ=environ, timeout_s=timeout_s)
     return Ran(results, done.returncode, done.stdout, done.stderr, time.monotonic() - began)
@@ -92,13 +102,20 @@ def smoke_cells() -> list[CellPlan]:
 
 def plans(*words: str) -> list[CellPlan]:
     opened = open_command((*words, "tracker=none"))
-    cells = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
+    cells = [
+        plan_cell(cell, sources, methods.chain)
+        for cell, sources in zip(opened.cells, opened.sources, strict=True)
+    ]
     return with_start_cells(cells, opened.sources)
 
 
 def smoke_cell(method: str, beta: float | None = None) -> CellPlan:
     name = "none" if method == "start" else method
-    return next(c for c in smoke_cells() if c.cell.method.name == name and beta in (None, getattr(c.cell.method, "beta", None)))
+    return next(
+        c
+        for c in smoke_cells()
+        if c.cell.method.name == name and beta in (None, getattr(c.cell.method, "beta", None))
+    )
 
 
 def smoke_folder(stage: Stage) -> Path:
@@ -118,7 +135,10 @@ def copy_results(ran: Ran, to: Path, drop: Sequence[str] = ()) -> Path:
 
 # A user's own model and data ------------------------------------------------------------------------------------------
 
-WORDS = re.findall(r"\w+", "please name one good red green blue apple lemon plum dog horse river garden and the is a of it to")
+WORDS = re.findall(
+    r"\w+",
+    "please name one good red green blue apple lemon plum dog horse river garden and the is a of it to",
+)
 CHATML = (
     r"{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{%- endfor -%}"
     r"{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
@@ -126,7 +146,13 @@ CHATML = (
 
 
 def make_model(
-    folder: Path, *, chat_template: bool = True, dtype: str = "float32", seed: int = 0, max_positions: int = 256, heads: int = 2
+    folder: Path,
+    *,
+    chat_template: bool = True,
+    dtype: str = "float32",
+    seed: int = 0,
+    max_positions: int = 256,
+    heads: int = 2,
 ) -> Path:
     """A random tiny Llama with a real tokenizer, as a folder in the transformers layout."""
     import torch
@@ -138,11 +164,16 @@ def make_model(
     bpe.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator([" ".join(WORDS), "user assistant system"], trainer)
     eos = "<|im_end|>" if chat_template else "<|endoftext|>"
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=eos, chat_template=CHATML if chat_template else None)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=eos, chat_template=CHATML if chat_template else None
+    )
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -189,7 +220,10 @@ def make_preferences(path: Path, *, paired: bool, messages: bool, n: int = 60, s
         if paired:
             rows.append({"prompt": prompt, "chosen": good, "rejected": bad})
         else:
-            rows += [{"prompt": prompt, "completion": good, "label": True}, {"prompt": prompt, "completion": bad, "label": False}]
+            rows += [
+                {"prompt": prompt, "completion": good, "label": True},
+                {"prompt": prompt, "completion": bad, "label": False},
+            ]
     return write_rows(path, rows)
 
 

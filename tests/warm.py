@@ -68,7 +68,9 @@ def start(code: str, *words: str, folder: Path, environ: Mapping[str, str], log:
     return Started({"code": code, "words": words, "folder": str(folder), "environ": dict(environ)}, log, log)
 
 
-def run(module: str, *words: str, folder: Path, environ: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+def run(
+    module: str, *words: str, folder: Path, environ: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
     """As subprocess.run of `python -m module words` with both streams captured."""
     pipes = [os.pipe(), os.pipe()]
     asked = {"module": module, "words": words, "folder": str(folder), "environ": dict(environ)}
@@ -129,7 +131,9 @@ def _address() -> str:
 
 def serve(path: Path) -> None:
     """Start what is asked for until the folder of the tests is removed or their process is gone."""
-    warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)  # Python 3.12 counts threads of native libraries
+    warnings.filterwarnings(
+        "ignore", message=".*fork", category=DeprecationWarning
+    )  # Python 3.12 counts threads of native libraries
     _import()
     door = socket.socket(socket.AF_UNIX)
     door.bind(f"{path}.new")
@@ -193,7 +197,9 @@ def _become(environ: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environ)
     if hub != {name: value for name, value in environ.items() if name.startswith("HF_")}:
-        importlib.reload(sys.modules["huggingface_hub.constants"])  # where its variables are read, and its other modules look them up
+        importlib.reload(
+            sys.modules["huggingface_hub.constants"]
+        )  # where its variables are read, and its other modules look them up
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
@@ -229,10 +235,16 @@ def _fork_workers() -> None:
     from bench.runner import local_pool
 
     def begin(line: Sequence[str], **how: Any) -> Any:
-        return _Worker(**how) if list(line) == [sys.executable, "-P", "-m", WORKER] else subprocess.Popen(line, **how)
+        return (
+            _Worker(**how)
+            if list(line) == [sys.executable, "-P", "-m", WORKER]
+            else subprocess.Popen(line, **how)
+        )
 
     names = ("PIPE", "DEVNULL", "TimeoutExpired")
-    local_pool.subprocess = SimpleNamespace(Popen=begin, **{name: getattr(subprocess, name) for name in names})  # type: ignore[attr-defined]
+    local_pool.subprocess = SimpleNamespace(
+        Popen=begin, **{name: getattr(subprocess, name) for name in names}
+    )  # type: ignore[attr-defined]
 
 
 class _Worker:

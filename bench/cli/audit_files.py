@@ -16,10 +16,14 @@ def human_manner(path: Path) -> Manner:
     """The kind of the labels in a file. Raises ValueError for a file with no labels or both kinds, and for
     one that cannot be read."""
     if not path.is_file():
-        raise ValueError(f"human must be a file, got {path}: {'a folder' if path.is_dir() else 'no such file'}")
+        raise ValueError(
+            f"human must be a file, got {path}: {'a folder' if path.is_dir() else 'no such file'}"
+        )
     kinds = {"rating" if label.preference is None else "preference" for label in read_labels(path)}
     if len(kinds) != 1:
-        raise ValueError(f"human must hold labels of one kind, preference or rating; {path} holds {' and '.join(sorted(kinds)) or 'none'}")
+        raise ValueError(
+            f"human must hold labels of one kind, preference or rating; {path} holds {' and '.join(sorted(kinds)) or 'none'}"
+        )
     return "rating" if "rating" in kinds else "preference"
 
 
@@ -39,7 +43,10 @@ def recorded_manner(path: Path) -> Manner:
 def audit_sources(do: Audit) -> dict[Manner, Mapping[str, Source]]:
     """The files of an audit, by the kind of verdict they hold."""
     sources: dict[Manner, dict[str, Source]] = {"preference": {}, "rating": {}}
-    for name, text, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
+    for name, text, manner_of in (
+        ("human", do.human, human_manner),
+        ("recorded", do.recorded, recorded_manner),
+    ):
         if text:
             path = user_path(text)
             sources[manner_of(path)][name] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))

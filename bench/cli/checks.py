@@ -66,7 +66,10 @@ def _check_workers(launcher: AnyLauncher, where: Where) -> Iterator[str]:
 def _check_rescore(do: Rescore, command: CommandLine, where: Where) -> Iterator[str]:
     """Check that the files exist and fit together; their content is checked when they are read."""
     judgements, foreign = user_path(do.judgements or "."), do.judgements is not None
-    files = {"reference_outputs": do.reference_outputs, "calibration": None if do.calibration == FITTED else do.calibration}
+    files = {
+        "reference_outputs": do.reference_outputs,
+        "calibration": None if do.calibration == FITTED else do.calibration,
+    }
     if foreign and not judgements.exists():
         what = "a folder in AlpacaEval's layout or a file of FastChat's judgements (.jsonl)"
         yield f"judgements must be {what}, got {do.judgements}: no such file or folder ({where.of('do.judgements')})"
@@ -94,7 +97,10 @@ def _check_audit(do: Audit, cells: Sequence[Cell], where: Where) -> Iterator[str
         elif brings_items and not isinstance(cell.method, Written) and not isinstance(cell.model, LocalModel):
             text = f"do=audit of judge.items={getattr(judge, 'items', None)} needs completions to judge, got model={cell.model.name}"
             yield f"{text}; add completions=FILE or model=DIR"
-    for name, path, manner_of in (("human", do.human, human_manner), ("recorded", do.recorded, recorded_manner)):
+    for name, path, manner_of in (
+        ("human", do.human, human_manner),
+        ("recorded", do.recorded, recorded_manner),
+    ):
         if path is None:
             continue
         try:
@@ -127,7 +133,10 @@ def _check_vllm(cells: Sequence[Cell], where: Where) -> Iterator[str]:
 
 def _check_loading(cells: Sequence[Cell], where: Where) -> Iterator[str]:
     """Check packages and GPUs that loading needs; a machine that only plans does not need them."""
-    if any(cell.adapter.name == "qlora" for cell in cells) and importlib.util.find_spec("bitsandbytes") is None:
+    if (
+        any(cell.adapter.name == "qlora" for cell in cells)
+        and importlib.util.find_spec("bitsandbytes") is None
+    ):
         text = "adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or use adapter=lora"
         yield f"{text} ({where.of('adapter')})"
     flash = any(getattr(cell.model, "attention", "") == "flash_attention_2" for cell in cells)

@@ -46,9 +46,24 @@ from bench.models import hub
 from bench.planning.inputs import Sources
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (*CELL_SECTIONS, "scale", "do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
+SECTIONS = (
+    *CELL_SECTIONS,
+    "scale",
+    "do",
+    "tracker",
+    "accelerate",
+    "results",
+    "keep",
+    "bounds",
+    "hardware",
+    "max_cells",
+)
 OF_THE_JURY = ("items", "n_items", "decoding")
-FETCHED: dict[str, Fetches] = {"run": "all", "audit": "all", "plan": "not weights"}  # What each command fetches from the hub.
+FETCHED: dict[str, Fetches] = {
+    "run": "all",
+    "audit": "all",
+    "plan": "not weights",
+}  # What each command fetches from the hub.
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -98,11 +113,18 @@ class _Opening:
     def open(self) -> Opened:
         self._choose_sweep()
         given = self._known_choices()
-        if "model.path" in given and (folders := [value for value in given.get("model", []) if sweeps.is_path("model", value)]):
-            self.problems.append(f"model={folders[0]} already names the folder: leave out {self.command.words['model.path']}")
+        if "model.path" in given and (
+            folders := [value for value in given.get("model", []) if sweeps.is_path("model", value)]
+        ):
+            self.problems.append(
+                f"model={folders[0]} already names the folder: leave out {self.command.words['model.path']}"
+            )
         of_session = {key: values[0] for key, values in given.items() if is_session(key)}
         of_cells = {key: values for key, values in given.items() if not is_session(key)}
-        base = self._point(of_session | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1})
+        base = self._point(
+            of_session
+            | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1}
+        )
         grids = self._grids(base[0]) if base else []
         session = self._session(*base) if base else None
         if session and session.results_problem:
@@ -118,7 +140,9 @@ class _Opening:
             if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
         if base:
-            misfits_of_loops = unread([cell.method for cell in cells if isinstance(cell.method, IterativeDpo)])
+            misfits_of_loops = unread(
+                [cell.method for cell in cells if isinstance(cell.method, IterativeDpo)]
+            )
             self.problems += [f"{text} ({base[1].of(key)})" for key, text in misfits_of_loops]
         if base and session:
             self.problems += problems_of(session, list(cells), self.command, base[1])
@@ -129,13 +153,27 @@ class _Opening:
         self._refuse_copies(sources)
         words = self.command.cell_words
         axes = sweeps.varied(cell_points)
-        return Opened(session, self.sweep, self.command.sets_cells, title, words, list(cells), sources, expectations, axes)
+        return Opened(
+            session,
+            self.sweep,
+            self.command.sets_cells,
+            title,
+            words,
+            list(cells),
+            sources,
+            expectations,
+            axes,
+        )
 
-    def _cell_points(self, grids: Sequence[sweeps.Grid], given: Mapping[str, Sequence[Any]], most: int) -> list[sweeps.Point]:
+    def _cell_points(
+        self, grids: Sequence[sweeps.Grid], given: Mapping[str, Sequence[Any]], most: int
+    ) -> list[sweeps.Point]:
         """The points of the command; an empty list where there are too many."""
         of_sweep = self.sweep is not None
         if (n := sweeps.n_points(grids, given, of_sweep=of_sweep)) > most:
-            self.problems.append(f"{n} cells are more than max_cells={most}: leave out values of axes, or set max_cells={n}")
+            self.problems.append(
+                f"{n} cells are more than max_cells={most}: leave out values of axes, or set max_cells={n}"
+            )
             return []
         return sweeps.points(grids, given, of_sweep=of_sweep)
 
@@ -154,14 +192,20 @@ class _Opening:
         if (name := self.command.sweep) is None:
             return
         if not is_name(name):
-            self.problems.append(f"sweep must be {NAME_WORDS}, got {short(name)} (+sweep= on the command line)")
+            self.problems.append(
+                f"sweep must be {NAME_WORDS}, got {short(name)} (+sweep= on the command line)"
+            )
             return
         path = sweeps.sweep_path(name, self.command.folders)
         if not path.exists():
-            self.problems.append(unknown("sweep", name, self._options("sweep"), f"+sweep={name} on the command line"))
+            self.problems.append(
+                unknown("sweep", name, self._options("sweep"), f"+sweep={name} on the command line")
+            )
             return
         if path.parent != SWEEPS and (SWEEPS / path.name).exists():
-            why = "has the name of a sweep that comes with bench and would overwrite its table: rename the file"
+            why = (
+                "has the name of a sweep that comes with bench and would overwrite its table: rename the file"
+            )
             self.problems.append(f"{path} {why}")
             return
         try:
@@ -176,12 +220,16 @@ class _Opening:
         """Choices of a group; `basic`, Hydra's own launcher, is left out because bench does not use it."""
         if group not in self._known:
             loader = GlobalHydra.instance().config_loader()
-            names = loader.get_group_options(group.partition("@")[0], ObjectType.CONFIG, "config", self._hydra_words())
+            names = loader.get_group_options(
+                group.partition("@")[0], ObjectType.CONFIG, "config", self._hydra_words()
+            )
             self._known[group] = [name for name in names if name != "basic"]
         return self._known[group]
 
     def _hydra_words(self) -> list[str]:
-        folders = ",".join(f"'{sweeps.ForeignConfigs.scheme()}://{folder}'" for folder in self.command.folders)
+        folders = ",".join(
+            f"'{sweeps.ForeignConfigs.scheme()}://{folder}'" for folder in self.command.folders
+        )
         return [*self.command.hydra, *([f"hydra.searchpath=[{folders}]"] if folders else [])]
 
     def _known_choices(self) -> dict[str, list[Any]]:
@@ -191,9 +239,13 @@ class _Opening:
         for key, values in self.command.given.items():
             known = values
             if key in GROUPS:
-                known = [value for value in values if value in self._options(key) or sweeps.is_path(key, value)]
+                known = [
+                    value for value in values if value in self._options(key) or sweeps.is_path(key, value)
+                ]
                 where = f"{self.command.words[key]} on the command line"
-                self.problems += [unknown(key, value, self._options(key), where) for value in values if value not in known]
+                self.problems += [
+                    unknown(key, value, self._options(key), where) for value in values if value not in known
+                ]
             if known:
                 given[key] = known
         return given
@@ -213,9 +265,15 @@ class _Opening:
         """Expectations of the sweep file, as records."""
         written = tree.get("expect", [])
         if not isinstance(written, list) or not all(isinstance(item, dict) for item in written):
-            self.problems.append(f"expect must be a list of `better:` and `worse:`, got {short(written)} ({where.of('expect')})")
+            self.problems.append(
+                f"expect must be a list of `better:` and `worse:`, got {short(written)} ({where.of('expect')})"
+            )
             return ()
-        return tuple(expectation for item in written if (expectation := self._valid(Expectation, item, where, "expect")))
+        return tuple(
+            expectation
+            for item in written
+            if (expectation := self._valid(Expectation, item, where, "expect"))
+        )
 
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
         """The composed config of one point and the places its values come from; values that cannot be set are
@@ -224,22 +282,39 @@ class _Opening:
         groups = {key: value for key, value in point.items() if key in GROUPS}
         strange = [group for group, choice in groups.items() if choice not in self._options(group)]
         for group in strange:
-            self.problems.append(unknown(group, groups[group], self._options(group), f"{group} in {self.sweep_file}"))
+            self.problems.append(
+                unknown(group, groups[group], self._options(group), f"{group} in {self.sweep_file}")
+            )
         if strange or (composed := self._compose(groups)) is None:
             return None
-        brought = {k: v for k, v in composed[0]["scale"]["brings"].items() if k not in groups} if "scale" in groups else {}
+        brought = (
+            {k: v for k, v in composed[0]["scale"]["brings"].items() if k not in groups}
+            if "scale" in groups
+            else {}
+        )
         if brought and (composed := self._compose(groups | brought)) is None:
             return None
-        tree, where = copy.deepcopy(composed[0]), Where(self.command, self.sweep_file, self.in_sweep, composed[1])
-        if (file := point.pop(sweeps.COMPLETIONS, None)) is not None:  # in place of the sweep's models and methods
+        tree, where = (
+            copy.deepcopy(composed[0]),
+            Where(self.command, self.sweep_file, self.in_sweep, composed[1]),
+        )
+        if (
+            file := point.pop(sweeps.COMPLETIONS, None)
+        ) is not None:  # in place of the sweep's models and methods
             tree["model"] = {"kind": "none", "name": "none"}
-            tree["method"] = {"name": name_of(Written), "path": str(file), "label": as_name(Path(str(file)).stem)}
+            tree["method"] = {
+                "name": name_of(Written),
+                "path": str(file),
+                "label": as_name(Path(str(file)).stem),
+            }
         later = {key: value for key, value in point.items() if key.startswith(f"{MEMBERS}.")}
         for key, value in point.items():
             if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
                 self.problems.append(problem)
         self._fill_jury(tree.get("judge"), where)
-        self.problems += [problem for key, value in later.items() if (problem := _set(tree, key, value, where))]
+        self.problems += [
+            problem for key, value in later.items() if (problem := _set(tree, key, value, where))
+        ]
         return tree, where
 
     def _fill_jury(self, jury: Any, where: Where) -> None:
@@ -264,7 +339,9 @@ class _Opening:
                 own = {"judge": (choice := name_of(GoldJudge))}  # a stand-in, so that the rest can be checked
             if (section := self._section("judge", str(choice))) is None:
                 continue
-            given = {key: value for key, value in own.items() if key != "judge"} if isinstance(own, dict) else {}
+            given = (
+                {key: value for key, value in own.items() if key != "judge"} if isinstance(own, dict) else {}
+            )
             if taken := [key for key in (*OF_THE_JURY, "calibration") if key in given]:
                 self.problems.append(
                     f"{place}.{taken[0]} cannot differ between members, who judge the same completions: set judge.{taken[0]} instead"
@@ -272,7 +349,10 @@ class _Opening:
             shared = {key: jury[key] for key in OF_THE_JURY}
             if judge_facts(section) is GoldJudge:
                 of_gold = {key: shared[key] for key in ("n_items", "decoding")}
-                shared = {"preference": {**section["preference"], **of_gold}, "rating": {**section["rating"], **of_gold}}
+                shared = {
+                    "preference": {**section["preference"], **of_gold},
+                    "rating": {**section["rating"], **of_gold},
+                }
             elif "calibration" in section:
                 shared["calibration"] = None  # the table's number is the jury's
             jury["judges"][label] = _merged(_merged(section, given), shared)
@@ -282,11 +362,17 @@ class _Opening:
         composed = self._compose({group: choice}, of_sweep=False)
         return copy.deepcopy(composed[0][group]) if composed else None
 
-    def _compose(self, groups: Mapping[str, str], of_sweep: bool = True) -> tuple[Tree, dict[str, str]] | None:
+    def _compose(
+        self, groups: Mapping[str, str], of_sweep: bool = True
+    ) -> tuple[Tree, dict[str, str]] | None:
         """(config, choice of each group), composed once for each combination of choices. Composing takes 0.1
         s, setting a value no time."""
         sweep = [f"+sweep={self.sweep}"] if self.sweep and of_sweep else []
-        words = [*(f"{group}={choice}" for group, choice in sorted(groups.items())), *sweep, *self._hydra_words()]
+        words = [
+            *(f"{group}={choice}" for group, choice in sorted(groups.items())),
+            *sweep,
+            *self._hydra_words(),
+        ]
         if (key := tuple(words)) not in self._composed:
             self._composed[key] = None
             try:
@@ -296,7 +382,10 @@ class _Opening:
             else:
                 tree: Any = OmegaConf.to_container(config)
                 hydra = tree.pop("hydra")
-                self._composed[key] = tree | {"hydra": {"launcher": hydra["launcher"]}}, hydra["runtime"]["choices"]
+                self._composed[key] = (
+                    tree | {"hydra": {"launcher": hydra["launcher"]}},
+                    hydra["runtime"]["choices"],
+                )
         return self._composed[key]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
@@ -350,8 +439,15 @@ class _Opening:
             return record.model_validate(plain)
         except ValidationError as error:
             details = error.errors()
-        problems = [text for detail in details for key, text in in_words(detail, record, section, where) if key not in missing]
-        if record is Cell and details[0]["loc"]:  # pydantic runs the check across sections only when each section is valid
+        problems = [
+            text
+            for detail in details
+            for key, text in in_words(detail, record, section, where)
+            if key not in missing
+        ]
+        if (
+            record is Cell and details[0]["loc"]
+        ):  # pydantic runs the check across sections only when each section is valid
             problems += [f"{text} ({where.of(key)})" for key, text in misfits(plain)]
         self.problems += problems
         return None
@@ -368,8 +464,19 @@ def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:
         if not isinstance(section, dict):
             return f"{key} cannot be set: {'.'.join(parents[: depth + 1])} is {short(section)} here ({where.of(key)})"
     if name not in section:
-        inside = [f"{part}.{key}" for part in CELL_SECTIONS if not parents and isinstance(tree.get(part), dict) and key in tree[part]]
-        return unknown("key", key, list(section) if parents else CELL_SECTIONS, where.of(key), ".".join(parents), meant=inside)
+        inside = [
+            f"{part}.{key}"
+            for part in CELL_SECTIONS
+            if not parents and isinstance(tree.get(part), dict) and key in tree[part]
+        ]
+        return unknown(
+            "key",
+            key,
+            list(section) if parents else CELL_SECTIONS,
+            where.of(key),
+            ".".join(parents),
+            meant=inside,
+        )
     section[name] = _merged(section[name], value)
     return None
 

@@ -25,7 +25,13 @@ from bench.cli.folders import (
     template_file,
     with_usable_template,
 )
-from bench.cli.judge_files import JudgeFiles, judge_files_of, judge_identity, labeller_files, labeller_identity
+from bench.cli.judge_files import (
+    JudgeFiles,
+    judge_files_of,
+    judge_identity,
+    labeller_files,
+    labeller_identity,
+)
 from bench.cli.messages import MEMBERS, Tree, Where, short
 from bench.config import (
     Bounds,
@@ -96,10 +102,16 @@ class Files:
         key = "model.path" if model and model.path else "model.hub"
         source = self._model(model, where) if model else None
         in_messages = self._rows(cell, where)
-        if model is not None and source is not None and source.path.is_dir():  # a command that reads nothing does not fetch
+        if (
+            model is not None and source is not None and source.path.is_dir()
+        ):  # a command that reads nothing does not fetch
             if in_messages and (why := no_template(source.path, NAME_ONE)):
                 self.problems.append(f"{why} ({where.of(key)})")
-            if forgetting.get("chat_template") is True and not in_messages and (why := no_template(source.path, NAME_ONE)):
+            if (
+                forgetting.get("chat_template") is True
+                and not in_messages
+                and (why := no_template(source.path, NAME_ONE))
+            ):
                 self.problems.append(f"{why} ({where.of('forgetting.chat_template')})")
             places = positions(config := read_config(source.path))
             if places is not None and places < model.max_length and not where.is_given("model.max_length"):
@@ -112,7 +124,9 @@ class Files:
             if model.base is not None:
                 read_base = partial(model_folder, bounds=self.bounds, key="model.base")
                 base = self._once(self._models, model.base, read_base, where.of("model.base"))
-                own = model.chat_template is None and no_template(source.path, "") is None  # the base gets the tuned model's template
+                own = (
+                    model.chat_template is None and no_template(source.path, "") is None
+                )  # the base gets the tuned model's template
                 if base is not None and own and (why := no_template(base, ADD_ONE)):
                     self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
         if isinstance(folder := forgetting.get("include_path"), str):
@@ -120,18 +134,34 @@ class Files:
         if isinstance(method := cell["method"], dict) and method_facts(method) is Written:
             self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
         judge = cell["judge"] if isinstance(cell["judge"], dict) else {}
-        jurors = judge.get("judges") if judge_facts(judge) is JuryJudge and isinstance(judge.get("judges"), dict) else {}
-        for place, section in {"judge": judge, **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()}}.items():
+        jurors = (
+            judge.get("judges")
+            if judge_facts(judge) is JuryJudge and isinstance(judge.get("judges"), dict)
+            else {}
+        )
+        for place, section in {
+            "judge": judge,
+            **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()},
+        }.items():
             if isinstance(section, dict) and judge_facts(section).item_files:
                 read_files = partial(self._judge_files, partial(judge_files_of, section, self.bounds))
                 self._once(self._judges, judge_identity(section), read_files, where.of(place))
         if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
             beside = _local_path(cell["data"]) or ""
             read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=beside)
-            n = self._once(self._prompts, _prompts_identity(method, beside), lambda _: read_once(prompts), where.of("method.prompts"))
+            n = self._once(
+                self._prompts,
+                _prompts_identity(method, beside),
+                lambda _: read_once(prompts),
+                where.of("method.prompts"),
+            )
             if n is not None and (few := _too_few(method, n)):
                 self.problems.append(f"{few} ({where.of('method.n_prompts')})")
-        labelling = method.get("labelling_judge") if isinstance(method, dict) and method.get("labeller") == "judge" else None
+        labelling = (
+            method.get("labelling_judge")
+            if isinstance(method, dict) and method.get("labeller") == "judge"
+            else None
+        )
         if isinstance(labelling, dict) and judge_facts(labelling).item_files:
             what = labeller_identity(labelling)
             read_files = partial(self._judge_files, partial(labeller_files, labelling, self.bounds))
@@ -150,13 +180,17 @@ class Files:
             read = self._once(self._data, path, _data_file, where.of("data.path"))
             form_misfits = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []
             of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
-            self.problems += [f"{text} ({where.of('data.path')})" for key, text in form_misfits if key in of_form]
+            self.problems += [
+                f"{text} ({where.of('data.path')})" for key, text in form_misfits if key in of_form
+            ]
             messages |= read is not None and read[1].messages
         if (section := _valid_section(DatasetData, cell["data"])) is not None and section.kind == "dataset":
             seen = self._dataset(section, where.of("data.path" if section.path else "data.hub"))
             form_misfits = misfits(cell | {"data": cell["data"] | {"form": section.form or seen.form}})
             starts = ("data.form", "data.desirable")
-            self.problems += [f"{text} ({where.of('data.form')})" for key, text in form_misfits if key.startswith(starts)]
+            self.problems += [
+                f"{text} ({where.of('data.form')})" for key, text in form_misfits if key.startswith(starts)
+            ]
             messages |= seen.messages
         if (wanted := _valid_section(Sft, cell.get("sft"))) is not None:
             messages |= self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub")).messages
@@ -179,9 +213,15 @@ class Files:
         folder, digest, day = source.path, source.digest, None
         if folder.is_dir():
             folder, day = self._templated(folder, section.chat_template, section.template_date)
-        elif section.hub and (cached := hub.cached("models", section.hub, digest.rsplit("@", 1)[-1])):  # for a command that reads no model
+        elif section.hub and (
+            cached := hub.cached("models", section.hub, digest.rsplit("@", 1)[-1])
+        ):  # for a command that reads no model
             day = self._templated(cached, section.chat_template, section.template_date).day
-        digest += f", chat template {file_digest(template_file(section.chat_template))}" if section.chat_template else ""
+        digest += (
+            f", chat template {file_digest(template_file(section.chat_template))}"
+            if section.chat_template
+            else ""
+        )
         digest += f", template date {day}" if day else ""
         return Source(folder, digest if source.digest else "")
 
@@ -190,21 +230,29 @@ class Files:
 
     def _check_new_tokens(self, cell: Tree, places: int, folder: Path, where: Where) -> None:
         """Report completion lengths that alone exceed a model's table of positions."""
-        judge, method = (cell[name] if isinstance(cell.get(name), dict) else {} for name in ("judge", "method"))
+        judge, method = (
+            cell[name] if isinstance(cell.get(name), dict) else {} for name in ("judge", "method")
+        )
         decoding = judge.get("decoding") if isinstance(judge.get("decoding"), dict) else {}
         lengths = {"judge.decoding.max_new_tokens": decoding.get("max_new_tokens")}
-        lengths |= {f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")}
+        lengths |= {
+            f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")
+        }
         for key, value in lengths.items():
             if isinstance(value, int) and value >= places:
                 text = f"{key} must be < {places}, the position limit of {folder} for prompt and completion, got {value}"
                 self.problems.append(f"{text} ({where.of(key)})")
 
     def _own_source(self, section: LocalModel, where: str) -> Source | None:
-        if section.path == "???" or (section.path is None and section.hub in (None, "???")):  # reported elsewhere
+        if section.path == "???" or (
+            section.path is None and section.hub in (None, "???")
+        ):  # reported elsewhere
             return None
         if section.path is not None:
             weights = self.fetches != "not weights"
-            folder = self._once(self._models, section.path, partial(model_folder, bounds=self.bounds, weights=weights), where)
+            folder = self._once(
+                self._models, section.path, partial(model_folder, bounds=self.bounds, weights=weights), where
+            )
             return Source(folder, "") if folder else None
         return self._once(self._hub_models, _of_hub(section), lambda _: self._hub_model(section), where)
 
@@ -218,7 +266,9 @@ class Files:
         try:
             at = section.revision or hub.revision(self.lock, "models", section.hub)
             read = self.fetches != "nothing"
-            path = hub.fetch_model(section.hub, at, weights=self.fetches == "all") if read else Path(section.hub)
+            path = (
+                hub.fetch_model(section.hub, at, weights=self.fetches == "all") if read else Path(section.hub)
+            )
         except hub.NotThere as error:
             raise ValueError(f"{error}; to use a copy of its folder, set model.path") from error
         if path.is_dir():
@@ -230,7 +280,9 @@ class Files:
         if section.path is None and section.hub is None:  # reported by misfits
             return Shown(None, False)
         fetches = self.fetches != "nothing"
-        dataset = self._once(self._datasets, _dataset_identity(section), lambda _: _dataset(section, self.lock, fetches), where)
+        dataset = self._once(
+            self._datasets, _dataset_identity(section), lambda _: _dataset(section, self.lock, fetches), where
+        )
         return dataset[1] if dataset else Shown(None, False)
 
     def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
@@ -250,33 +302,57 @@ class Files:
         of_hub = start if local and not local.path else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
-        judge = self._judge(cell.judge) if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge)) else None
+        judge = (
+            self._judge(cell.judge)
+            if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge))
+            else None
+        )
         labelling = None
-        if isinstance(cell.method, IterativeDpo) and cell.method.labeller == "judge" and cell.method.labelling_judge:
+        if (
+            isinstance(cell.method, IterativeDpo)
+            and cell.method.labeller == "judge"
+            and cell.method.labelling_judge
+        ):
             labelling = self._judge(cell.method.labelling_judge, labeller_identity)
         base = self._models[local.base] if local and local.base else None
         if base and local:
             base = self._with_template(local, Source(base, "")).path
-        own, rows, texts, before = (self._source(path) if path else None for path in (model, data[0] if data else None, written, base))
+        own, rows, texts, before = (
+            self._source(path) if path else None for path in (model, data[0] if data else None, written, base)
+        )
         file = cell.method.prompts if isinstance(cell.method, Loop) else None
         prompts = self._source(user_path(file)) if file else None
         public, conversations = self._public(cell.data), self._public(cell.sft)
         folder = cell.forgetting.include_path if cell.forgetting else None
         tasks = self._source(user_path(folder)) if folder else None
-        return Sources(own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations, tasks)
+        return Sources(
+            own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations, tasks
+        )
 
     def _public(self, section: Any) -> Source | None:
-        dataset = self._datasets[_dataset_identity(section)] if isinstance(section, (DatasetData, Sft)) else None
+        dataset = (
+            self._datasets[_dataset_identity(section)] if isinstance(section, (DatasetData, Sft)) else None
+        )
         return dataset[0] if dataset else None
 
-    def _judge(self, judge: LanguageJudge | ModelJudge | JuryJudge, reads: Callable[[Tree], str] | None = None) -> JudgeSources:
+    def _judge(
+        self, judge: LanguageJudge | ModelJudge | JuryJudge, reads: Callable[[Tree], str] | None = None
+    ) -> JudgeSources:
         judge_files = self._judges[(reads or judge_identity)(judge.model_dump())]
         assert judge_files is not None
         files = {role: self._source(path) for role, path in judge_files.files.items()}
-        model, calibration = (self._source(path) if path else None for path in (judge_files.model, judge_files.calibration))
+        model, calibration = (
+            self._source(path) if path else None for path in (judge_files.model, judge_files.calibration)
+        )
         jurors = judge.judges.items() if isinstance(judge, JuryJudge) else ()
-        members = {label: self._judge(member) for label, member in jurors if isinstance(member, (LanguageJudge, ModelJudge))}
-        return JudgeSources(judge_files.prompts, parser_version(), model, files, judge_files.n_items, calibration, members)
+        members = {
+            label: self._judge(member)
+            for label, member in jurors
+            if isinstance(member, (LanguageJudge, ModelJudge))
+        }
+        return JudgeSources(
+            judge_files.prompts, parser_version(), model, files, judge_files.n_items, calibration, members
+        )
 
     def _source(self, path: Path) -> Source:
         if path not in self._digests:
@@ -320,10 +396,16 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
     if section.path is not None:
         path = user_path(section.path)
         if not path.exists():
-            raise ValueError(f"{key}.path must be a copy of a dataset's folder or a file of it, got {section.path}: no such file or folder")
+            raise ValueError(
+                f"{key}.path must be a copy of a dataset's folder or a file of it, got {section.path}: no such file or folder"
+            )
         shown = check(path, reading, train, heldout)
         files = find_files(path, (*train, *heldout))
-        digest = file_digest(path) if path.is_file() else hash_long({str(f.relative_to(path)): file_digest(f) for f in files})
+        digest = (
+            file_digest(path)
+            if path.is_file()
+            else hash_long({str(f.relative_to(path)): file_digest(f) for f in files})
+        )
         return Source(path, digest, tree_stamp(path)), shown
     assert section.hub is not None
     try:
@@ -354,7 +436,9 @@ def _prompts_file(text: str, answered: bool, data: str) -> int:
     known = {_contents(row) for row in read_preferences(path).rows}
     if shared := [row for row in prompts if _contents(row) in known]:
         first = f"{short(shared[0].prompt[-1]['content'])} (row {shared[0].id})"
-        raise ValueError(f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one")
+        raise ValueError(
+            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one"
+        )
     return len(prompts)
 
 
@@ -372,14 +456,15 @@ def _too_few(method: Tree, there: int) -> str | None:
     needed = (iteration + 1 - first) * n
     if needed <= there:
         return None
-    return (
-        f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {method['prompts']} has {there} different ones"
-    )
+    there_are = f"{method['prompts']} has {there} different ones"
+    return f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {there_are}"
 
 
 def _written_file(text: str) -> Path:
     path = user_path(text)
     if not text or not path.is_file():
-        raise ValueError(f"completions must be a file, got {text or 'nothing'}: {'a folder' if text and path.is_dir() else 'no such file'}")
+        raise ValueError(
+            f"completions must be a file, got {text or 'nothing'}: {'a folder' if text and path.is_dir() else 'no such file'}"
+        )
     read_written(path)
     return path

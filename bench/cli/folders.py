@@ -9,7 +9,14 @@ from filelock import FileLock
 
 from bench.config import Bounds, user_path
 from bench.machine import PACKAGE
-from bench.models.model_config import check_ends, check_no_adapter, check_rows, check_shards, check_sizes, check_whole
+from bench.models.model_config import (
+    check_ends,
+    check_no_adapter,
+    check_rows,
+    check_shards,
+    check_sizes,
+    check_whole,
+)
 from bench.models.templates import (
     TEMPLATE,
     TEMPLATE_DATE,
@@ -34,18 +41,32 @@ ADD_ONE = f"add {TEMPLATE}"
 def a_file(text: str, key: str, what: str = "a file") -> Path:
     path = user_path(text)
     if not path.is_file():
-        raise ValueError(f"{key} must be {what}, got {text}: {'a folder' if path.is_dir() else 'no such file'}")
+        raise ValueError(
+            f"{key} must be {what}, got {text}: {'a folder' if path.is_dir() else 'no such file'}"
+        )
     return path
 
 
-def model_folder(text: str, bounds: Bounds, key: str = "model.path", what: str = "a causal LM", weights: bool = True) -> Path:
+def model_folder(
+    text: str, bounds: Bounds, key: str = "model.path", what: str = "a causal LM", weights: bool = True
+) -> Path:
     """A model's folder by its path. Raises ValueError for a folder that lacks files or fails check_model."""
     folder = user_path(text)
     if not folder.is_dir():
-        hint = "" if text.count("/") != 1 or text[:1] in "./~" else f" (for a model of the hub: model=hub model.hub={text})"
-        raise ValueError(f"{key} must be a folder of {what}, got {text}: no such folder{hint if key == 'model.path' else ''}")
+        hint = (
+            ""
+            if text.count("/") != 1 or text[:1] in "./~"
+            else f" (for a model of the hub: model=hub model.hub={text})"
+        )
+        raise ValueError(
+            f"{key} must be a folder of {what}, got {text}: no such folder{hint if key == 'model.path' else ''}"
+        )
     lying = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-    for part, pattern in (("config.json", "config.json"), ("tokenizer files", "*token*"), ("*.safetensors", "*.safetensors")):
+    for part, pattern in (
+        ("config.json", "config.json"),
+        ("tokenizer files", "*token*"),
+        ("*.safetensors", "*.safetensors"),
+    ):
         if not list(folder.glob(pattern)) and (weights or "safetensors" not in part):
             wanted = f"{key} must hold config.json, a tokenizer and weights as safetensors"
             raise ValueError(f"{wanted}, got {text} without {part} (it holds {lying})")
@@ -78,7 +99,9 @@ def template_file(text: str) -> Path:
     if path.is_file():
         return path
     if not (path := user_path(text)).is_file():
-        raise ValueError(f"model.chat_template must be one of {KNOWN} or a Jinja file, got {text}: no such file")
+        raise ValueError(
+            f"model.chat_template must be one of {KNOWN} or a Jinja file, got {text}: no such file"
+        )
     return path
 
 
@@ -90,7 +113,9 @@ class Templated(NamedTuple):
     day: str | None
 
 
-def with_usable_template(folder: Path, under: Path, seconds: float, chosen: str | None = None, day: str | None = None) -> Templated:
+def with_usable_template(
+    folder: Path, under: Path, seconds: float, chosen: str | None = None, day: str | None = None
+) -> Templated:
     """A model with its own chat template or a `chosen` one, with a fixed date where the template reads one.
     Where the template is not the model's own, links to its files are in `under`. Raises ValueError for a
     template that cannot be used."""
@@ -115,9 +140,15 @@ def with_template(folder: Path, text: str, under: Path) -> Path:
     made = of_one / folder.name
     made.mkdir(parents=True, exist_ok=True)
     with FileLock(of_one / ".lock"):
-        wanted = {path.name: path for path in folder.iterdir() if path.name not in (TEMPLATE, "chat_template.json", TEMPLATES)}
+        wanted = {
+            path.name: path
+            for path in folder.iterdir()
+            if path.name not in (TEMPLATE, "chat_template.json", TEMPLATES)
+        }
         for path in made.iterdir():
-            if path.name != TEMPLATE and (not path.is_symlink() or path.name not in wanted or path.readlink() != wanted[path.name]):
+            if path.name != TEMPLATE and (
+                not path.is_symlink() or path.name not in wanted or path.readlink() != wanted[path.name]
+            ):
                 path.unlink()
         for name, path in wanted.items():
             if not (made / name).is_symlink():
@@ -134,5 +165,7 @@ def tasks_folder(path: str) -> Path:
     folder = user_path(path)
     if not folder.is_dir() or not any(file.suffix in (".yaml", ".yml") for file in folder.rglob("*")):
         what = "holds no YAML file" if folder.is_dir() else "is not a folder"
-        raise ValueError(f"forgetting.include_path must be a folder of task files (YAML), got {path}, which {what}")
+        raise ValueError(
+            f"forgetting.include_path must be a folder of task files (YAML), got {path}, which {what}"
+        )
     return folder

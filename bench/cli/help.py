@@ -58,7 +58,10 @@ class UnknownTopic(ValueError):
 def overview(width: int | None = None) -> str:
     """Every command with a few words, every group with its choices, every sweep."""
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 140)
-    lines = ["Usage: python -m bench [COMMAND] [+sweep=NAME] [GROUP=CHOICE ...] [KEY=VALUE ...]; a list a,b,c makes an axis.", ""]
+    lines = [
+        "Usage: python -m bench [COMMAND] [+sweep=NAME] [GROUP=CHOICE ...] [KEY=VALUE ...]; a list a,b,c makes an axis.",
+        "",
+    ]
     lines.append("Commands (bench COMMAND, or do=COMMAND; without one: run):")
     for verb in VERBS:
         words = textwrap.shorten(heading(CONF / "do" / f"{verb}.yaml"), width - 15, placeholder=" ...")
@@ -66,7 +69,11 @@ def overview(width: int | None = None) -> str:
     lines += ["", "Groups (GROUP=CHOICE):"]
     for group, title in TITLES.items():
         lines += _wrapped(f"{group}: {', '.join(choices(group))}", width, title)
-    lines += _wrapped(f"+sweep: {', '.join(sorted(path.stem for path in SWEEPS.glob('*.yaml')))}", width, "a question in a file")
+    lines += _wrapped(
+        f"+sweep: {', '.join(sorted(path.stem for path in SWEEPS.glob('*.yaml')))}",
+        width,
+        "a question in a file",
+    )
     lines += [
         "",
         "More: bench help GROUP, bench help GROUP.CHOICE, bench help COMMAND; bench --cfg job prints every setting and its value;",
@@ -78,7 +85,13 @@ def overview(width: int | None = None) -> str:
 def _wrapped(text: str, width: int, title: str) -> list[str]:
     """The choices of a group over as many lines as it takes; the title after the group's name."""
     name, _, rest = text.partition(": ")
-    return textwrap.wrap(f"{name} ({title}): {rest}", width, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+    return textwrap.wrap(
+        f"{name} ({title}): {rest}",
+        width,
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_on_hyphens=False,
+    )
 
 
 def topic(name: str, width: int | None = None) -> str:
@@ -98,7 +111,9 @@ def topic(name: str, width: int | None = None) -> str:
             return _comment((SWEEPS / f"{choice}.yaml").read_text(encoding="utf-8")) + "\n"
         raise UnknownTopic(f"unknown sweep '{choice}'{near(choice, names)}")
     if group not in (*TITLES, "do"):
-        raise UnknownTopic(f"no help about '{name}'{near(name, [*VERBS, *TITLES, 'sweep'])}; bench help lists everything")
+        raise UnknownTopic(
+            f"no help about '{name}'{near(name, [*VERBS, *TITLES, 'sweep'])}; bench help lists everything"
+        )
     if not choice:
         return _lines({one: heading(CONF / group / f"{one}.yaml") for one in choices(group)}, width)
     if choice not in choices(group):
@@ -110,7 +125,8 @@ def _lines(texts: Mapping[str, str], width: int) -> str:
     """One line for each name, cut at the width."""
     longest = max(map(len, texts))
     rows = (
-        f"  {name:<{longest}}  {textwrap.shorten(text, max(20, width - longest - 4), placeholder=' ...')}" for name, text in texts.items()
+        f"  {name:<{longest}}  {textwrap.shorten(text, max(20, width - longest - 4), placeholder=' ...')}"
+        for name, text in texts.items()
     )
     return "\n".join(rows) + "\n"
 
@@ -151,7 +167,10 @@ def bases(path: Path) -> list[Path]:
     """The YAML files that a file of conf/ builds on, by its `defaults`."""
     names = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
     names = [name.partition("@")[0] for name in names if isinstance(name, str) and name != "_self_"]
-    files = [CONF / f"{name.lstrip('/')}.yaml" if name.startswith("/") else path.parent / f"{name}.yaml" for name in names]
+    files = [
+        CONF / f"{name.lstrip('/')}.yaml" if name.startswith("/") else path.parent / f"{name}.yaml"
+        for name in names
+    ]
     return [file for file in files if file.is_file()]
 
 
@@ -198,25 +217,40 @@ def _choice(group: str, choice: str, width: int) -> str:
     known = fields(path)
     every = settings(path)
     rates = [setting for key, setting in every.items() if key.startswith("rates.")]
-    rows = [setting for key, setting in every.items() if key.rpartition(".")[2] not in ("name", "kind") and setting not in rates]
+    rows = [
+        setting
+        for key, setting in every.items()
+        if key.rpartition(".")[2] not in ("name", "kind") and setting not in rates
+    ]
     if rows:
         lines.append("")
     prefix = {"hydra/launcher": "hydra.launcher.", "do": ""}.get(group, f"{group}.")
     for setting in rows:
-        key = setting.key if setting.key in known and "@package _global_" in path.read_text(encoding="utf-8") else f"{prefix}{setting.key}"
+        key = (
+            setting.key
+            if setting.key in known and "@package _global_" in path.read_text(encoding="utf-8")
+            else f"{prefix}{setting.key}"
+        )
         meaning, bounds = known.get(setting.key, ("", ""))
         value = setting.value
         if scaled := re.fullmatch(r"\$\{scale\.([\w.]+)\}", value):
             value = f"from scale= ({scaled[1]})"
         lines += _row(key, value, bounds, meaning or setting.comment, width, indent=2)
         if rates and setting.key == "learning_rate":
-            by_scale = (f"{rate.key.removeprefix('rates.')} {rate.value}{f' ({rate.comment})' if rate.comment else ''}" for rate in rates)
-            lines += textwrap.wrap(f"By scale: {'; '.join(by_scale)}.", width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            by_scale = (
+                f"{rate.key.removeprefix('rates.')} {rate.value}{f' ({rate.comment})' if rate.comment else ''}"
+                for rate in rates
+            )
+            lines += textwrap.wrap(
+                f"By scale: {'; '.join(by_scale)}.", width, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
         inside = yaml.safe_load(value) if value.startswith("{") else {}
         for name, part in inside.items():
             meaning, bounds = known.get(f"{setting.key}.{name}", ("", ""))
             if meaning:
-                lines += _row(f"{key}.{name}", "null" if part is None else str(part), bounds, meaning, width, indent=6)
+                lines += _row(
+                    f"{key}.{name}", "null" if part is None else str(part), bounds, meaning, width, indent=6
+                )
     return "\n".join(lines) + "\n"
 
 
@@ -255,7 +289,11 @@ def _tree(path: Path) -> dict[str, Any]:
     own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     for tree in [*map(_tree, bases(path)), own]:
         for key, value in tree.items():
-            merged[key] = merged[key] | value if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+            merged[key] = (
+                merged[key] | value
+                if isinstance(value, dict) and isinstance(merged.get(key), dict)
+                else value
+            )
     return merged
 
 
@@ -266,8 +304,14 @@ def _record(annotation: Any, part: Any, choice: str) -> Any:
     part = part if isinstance(part, dict) else {}
     for record in _parts(annotation):
         if isinstance(record, type) and issubclass(record, BaseModel):
-            options = {name: field.annotation for name, field in record.model_fields.items() if name in ("name", "kind")}
-            tags = {name: get_args(option) for name, option in options.items() if get_origin(option) is Literal}
+            options = {
+                name: field.annotation
+                for name, field in record.model_fields.items()
+                if name in ("name", "kind")
+            }
+            tags = {
+                name: get_args(option) for name, option in options.items() if get_origin(option) is Literal
+            }
             if all(part.get(name, choice) in values for name, values in tags.items()):
                 return record
     return None
@@ -288,8 +332,15 @@ def _bounds(field: Any) -> str:
     """The bounds of a number, or the options of a field that has several."""
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     marks = [*field.metadata, *(mark for part in _annotated(field.annotation) for mark in part)]
-    bounds = [f"{sign} {getattr(mark, name)}" for mark in marks for name, sign in signs.items() if getattr(mark, name, None) is not None]
-    options = [value for part in _parts(field.annotation) if get_origin(part) is Literal for value in get_args(part)]
+    bounds = [
+        f"{sign} {getattr(mark, name)}"
+        for mark in marks
+        for name, sign in signs.items()
+        if getattr(mark, name, None) is not None
+    ]
+    options = [
+        value for part in _parts(field.annotation) if get_origin(part) is Literal for value in get_args(part)
+    ]
     return ", ".join(dict.fromkeys(bounds)) or (" | ".join(map(str, options)) if len(options) > 1 else "")
 
 

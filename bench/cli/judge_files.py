@@ -31,8 +31,22 @@ class JudgeFiles:
 
 def judge_identity(judge: Tree) -> str:
     """Identity of a judge's files; they are read once for all cells."""
-    names = ("name", "annotator", "prompts", "items", "references", "baseline", "mode", "model", "server", "prices", "tokenizer")
-    return repr([judge.get(name) for name in (*names, "calibration")] + [judge.get("budget_dollars") is not None])
+    names = (
+        "name",
+        "annotator",
+        "prompts",
+        "items",
+        "references",
+        "baseline",
+        "mode",
+        "model",
+        "server",
+        "prices",
+        "tokenizer",
+    )
+    return repr(
+        [judge.get(name) for name in (*names, "calibration")] + [judge.get("budget_dollars") is not None]
+    )
 
 
 def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
@@ -43,7 +57,11 @@ def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
     if given in (None, FITTED):
         return judge_files
     path = a_file(given, "judge.calibration")
-    items = read_benchmark_items(judge_facts(judge).form_of(judge_files.files), judge_files.files) if judge_files.files else []
+    items = (
+        read_benchmark_items(judge_facts(judge).form_of(judge_files.files), judge_files.files)
+        if judge_files.files
+        else []
+    )
     n = len(items) or judge["n_items"]
     read_calibration(path, items, n if isinstance(n, int) else None)
     return replace(judge_files, calibration=path)
@@ -51,7 +69,11 @@ def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
 
 def _as_labeller(judge: Tree) -> Tree:
     """A judge's section without the settings of an evaluation."""
-    return judge | dict.fromkeys(judge_facts(judge).item_files) | ({"calibration": None} if "calibration" in judge else {})
+    return (
+        judge
+        | dict.fromkeys(judge_facts(judge).item_files)
+        | ({"calibration": None} if "calibration" in judge else {})
+    )
 
 
 def labeller_identity(judge: Tree) -> str:
@@ -71,12 +93,22 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
     facts = judge_facts(judge)
     if not issubclass(facts, LanguageJudge):
         what = facts.classifier
-        model = model_folder(judge["model"], bounds, "judge.model", what) if what and judge["model"] != "???" else None
+        model = (
+            model_folder(judge["model"], bounds, "judge.model", what)
+            if what and judge["model"] != "???"
+            else None
+        )
         files = {"items": a_file(judge["items"], "judge.items")} if judge["items"] else {}
-        return JudgeFiles(None, model, files, len(read_benchmark_items(facts.form_of(files), files)) if files else 0)
+        return JudgeFiles(
+            None, model, files, len(read_benchmark_items(facts.form_of(files), files)) if files else 0
+        )
     own_file = a_file(judge["prompts"], "judge.prompts") if judge.get("prompts") else None
     prompts = Source(*prompts_of(judge["name"], own_file, str(judge.get("annotator"))))
-    if judge["budget_dollars"] is not None and judge["server"] == "endpoint" and price_of(judge["model"], judge["prices"]) is None:
+    if (
+        judge["budget_dollars"] is not None
+        and judge["server"] == "endpoint"
+        and price_of(judge["model"], judge["prices"]) is None
+    ):
         raise ValueError(
             f"judge.budget_dollars needs a price of {judge['model']}, and {judge['prices'] or 'the price file of bench'} has none: "
             "set judge.prices to a file with its price"
@@ -86,11 +118,18 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         folder = a_file(f"{judge['tokenizer']}/tokenizer.json", "judge.tokenizer").parent
         if (template := read_template(folder)) is not None:
             look(template, bounds.template_s)
-    model = model_folder(judge["model"], bounds, "judge.model") if judge["server"] != "endpoint" and judge["model"] != "???" else None
+    model = (
+        model_folder(judge["model"], bounds, "judge.model")
+        if judge["server"] != "endpoint" and judge["model"] != "???"
+        else None
+    )
     if model and (why := no_template(model, ADD_ONE)):
         raise ValueError(why)
     named = {role: judge[role] for role in facts.item_files if judge[role]}
-    files = {role: hub_file() if (role, text) == ("items", "hub") else a_file(text, f"judge.{role}") for role, text in named.items()}
+    files = {
+        role: hub_file() if (role, text) == ("items", "hub") else a_file(text, f"judge.{role}")
+        for role, text in named.items()
+    }
     if "items" not in files and files:
         raise ValueError(f"judge.{next(iter(files))} needs judge.items, which is not set")
     form = facts.form_of(files)
@@ -99,7 +138,11 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
     except BadFile as error:
         if form == judge["name"]:
             raise
-        raise BadFile(f"{error}; Arena-Hard's question.jsonl needs judge.baseline, a model_answer file, which is not set") from error
+        raise BadFile(
+            f"{error}; Arena-Hard's question.jsonl needs judge.baseline, a model_answer file, which is not set"
+        ) from error
     if judge.get("mode") == "pairwise" and files and "baseline" not in files:
-        raise ValueError("judge.mode=pairwise needs the opponent's answers: set judge.baseline to a FastChat model_answer file")
+        raise ValueError(
+            "judge.mode=pairwise needs the opponent's answers: set judge.baseline to a FastChat model_answer file"
+        )
     return JudgeFiles(prompts, model, files, len(items))

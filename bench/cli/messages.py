@@ -17,7 +17,12 @@ GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
 MEMBERS = "judge.judges"
 Tree = dict[str, Any]  # A composed config as plain containers, with its interpolations unresolved.
 
-BOUNDS = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"), "less_than_equal": ("le", "<=")}
+BOUNDS = {
+    "greater_than": ("gt", ">"),
+    "greater_than_equal": ("ge", ">="),
+    "less_than": ("lt", "<"),
+    "less_than_equal": ("le", "<="),
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ def _covers(given: str, key: str) -> bool:
     return key == given or (given not in GROUPS and key.startswith(f"{given}."))
 
 
-def in_words(detail: Mapping[str, Any], record: type[BaseModel], section: str, where: Where) -> Iterator[tuple[str, str]]:
+def in_words(
+    detail: Mapping[str, Any], record: type[BaseModel], section: str, where: Where
+) -> Iterator[tuple[str, str]]:
     """(key, message) of one pydantic error; several where a validator reports several."""
     path, siblings = _place(record, detail["loc"])
     if path[:1] == ["launcher"]:
@@ -75,14 +82,21 @@ def in_words(detail: Mapping[str, Any], record: type[BaseModel], section: str, w
             yield key, f"{key} must be {sign} {bound}, {came}"
         case "union_tag_invalid":
             tag = f"{key}.{context['discriminator'].strip(chr(39))}"
-            yield key, f"{tag} must be one of {context['expected_tags']}, got {context['tag']!r} ({where.of(tag)})"
+            yield (
+                key,
+                f"{tag} must be one of {context['expected_tags']}, got {context['tag']!r} ({where.of(tag)})",
+            )
         case "string_pattern_mismatch":
             yield key, f"{key} must be {NAME_WORDS}, {came}"
         case _:
             text = detail["msg"].removeprefix("Input should be ")
             text = f"{key}: {text}" if text == detail["msg"] else f"{key} must be {text}"
             values = detail["input"] if isinstance(detail["input"], list) else []
-            yield key, f"{text}, {came}" + (f"; an axis is written {key}={','.join(map(str, values))}" if values else "")
+            yield (
+                key,
+                f"{text}, {came}"
+                + (f"; an axis is written {key}={','.join(map(str, values))}" if values else ""),
+            )
 
 
 def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], list[str]]:
@@ -107,9 +121,15 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
             continue
         info = here.model_fields[str(part)]
         kinds = get_args(info.annotation) or (info.annotation,)
-        if get_origin(info.annotation) is dict and get_origin(kinds[1]) is Annotated:  # a dict of union members, each with its own tag
+        if (
+            get_origin(info.annotation) is dict and get_origin(kinds[1]) is Annotated
+        ):  # a dict of union members, each with its own tag
             union, mark = get_args(kinds[1])[:2]
-            by_name = {name: kind for kind in get_args(union) for name in get_args(kind.model_fields[mark.discriminator].annotation)}
+            by_name = {
+                name: kind
+                for kind in get_args(union)
+                for name in get_args(kind.model_fields[mark.discriminator].annotation)
+            }
             here = None
             continue
         records = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
@@ -119,7 +139,9 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
     return path, siblings
 
 
-def unknown(what: str, name: Any, known: Sequence[str], where: str, section: str = "", meant: Sequence[str] = ()) -> str:
+def unknown(
+    what: str, name: Any, known: Sequence[str], where: str, section: str = "", meant: Sequence[str] = ()
+) -> str:
     """The message about an unknown name, with the nearest and all known names. `known`: the names in
     `section`, where `name` is the whole dotted key; `meant`: names elsewhere that may be meant."""
     prefix = f"{section}." if section else ""

@@ -41,8 +41,21 @@ from bench.config import MAX_CELLS, METHODS, VERB_KEYS, as_name, user_path
 from bench.text_files import parse_yaml, read_text
 
 COMPLETIONS = "completions"  # Files of completions. They are cells of their own outside the grid, and no setting of a cell.
-LABELLING_JUDGE = "judge@method.labelling_judge"  # A labelling judge: a choice of conf/judge/ inside a method's section.
-CELL_GROUPS = ("scale", "data", "model", "sft", "method", "judge", "engine", "adapter", "forgetting", LABELLING_JUDGE)
+LABELLING_JUDGE = (
+    "judge@method.labelling_judge"  # A labelling judge: a choice of conf/judge/ inside a method's section.
+)
+CELL_GROUPS = (
+    "scale",
+    "data",
+    "model",
+    "sft",
+    "method",
+    "judge",
+    "engine",
+    "adapter",
+    "forgetting",
+    LABELLING_JUDGE,
+)
 SESSION_GROUPS = ("do", "tracker", "accelerate", "hardware", "hydra/launcher")
 
 Point = Mapping[str, Any]  # dotted key or group -> value
@@ -55,7 +68,17 @@ class BadSweep(ValueError):
 
 def is_session(key: str) -> bool:
     """Whether a key belongs to the session (how a command runs) and to no cell."""
-    return key.split(".")[0].split("/")[0] in ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells", "hydra")
+    return key.split(".")[0].split("/")[0] in (
+        "do",
+        "tracker",
+        "accelerate",
+        "results",
+        "keep",
+        "bounds",
+        "hardware",
+        "max_cells",
+        "hydra",
+    )
 
 
 @dataclass
@@ -63,7 +86,9 @@ class CommandLine:
     """The words after `python -m bench`, parsed."""
 
     sweeps: list[str] = field(default_factory=list)
-    given: dict[str, list[Any]] = field(default_factory=dict)  # values by key or group: one, or more for an axis
+    given: dict[str, list[Any]] = field(
+        default_factory=dict
+    )  # values by key or group: one, or more for an axis
     words: dict[str, str] = field(default_factory=dict)  # the typed word by key
     hydra: list[str] = field(default_factory=list)  # words for Hydra itself
     folders: list[Path] = field(default_factory=list)  # --config-dir
@@ -87,19 +112,29 @@ class CommandLine:
         """The words that make the same cells."""
         sweep = [f"+sweep={self.sweep}"] if self.sweep else []
         folders = [f"--config-dir={folder}" for folder in self.folders]
-        return shlex.join([*folders, *sweep, *(word for key, word in self.words.items() if not is_session(key))])
+        return shlex.join(
+            [*folders, *sweep, *(word for key, word in self.words.items() if not is_session(key))]
+        )
 
 
 def _max_cells(words: Sequence[str]) -> int:
     """The command line's max_cells, known before any axis is read."""
     given = [word.removeprefix("max_cells=") for word in words if word.startswith("max_cells=")]
-    return int(given[0]) if given and given[0].isascii() and given[0].isdecimal() and len(given[0]) < 10 else MAX_CELLS
+    return (
+        int(given[0])
+        if given and given[0].isascii() and given[0].isdecimal() and len(given[0]) < 10
+        else MAX_CELLS
+    )
 
 
 def parse_command_line(words: Sequence[str]) -> CommandLine:
     """Parse Hydra's override grammar; a word that cannot be parsed becomes a problem, not an exception."""
     words, problems = with_commands(words)
-    reading, parser, rest = CommandLine(problems=problems, max_cells=_max_cells(words)), OverridesParser.create(), iter(words)
+    reading, parser, rest = (
+        CommandLine(problems=problems, max_cells=_max_cells(words)),
+        OverridesParser.create(),
+        iter(words),
+    )
     for word in rest:
         if word in ("--config-dir", "-cd"):
             _read_folder(next(rest, ""), reading)
@@ -108,7 +143,9 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
         elif word not in ("-m", "--multirun"):  # every command is a sweep
             _read_override(word, parser, reading)
     if len(reading.sweeps) > 1:
-        reading.problems.append(f"a command runs one sweep, got {', '.join(reading.sweeps)} (command line): run it once for each")
+        reading.problems.append(
+            f"a command runs one sweep, got {', '.join(reading.sweeps)} (command line): run it once for each"
+        )
     return reading
 
 
@@ -117,13 +154,17 @@ def _read_folder(text: str, reading: CommandLine) -> None:
     if text and folder.is_dir():
         reading.folders.append(folder)
     else:
-        reading.problems.append(f"--config-dir must be a folder of configs, got {text or 'nothing'}: no such folder")
+        reading.problems.append(
+            f"--config-dir must be a folder of configs, got {text or 'nothing'}: no such folder"
+        )
 
 
 def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> None:
     say = reading.problems.append
     if (n := word.count(",")) >= reading.max_cells:
-        say(f"{word.partition('=')[0][:80]} has some {n + 1} values on the command line, more than max_cells={reading.max_cells}")
+        say(
+            f"{word.partition('=')[0][:80]} has some {n + 1} values on the command line, more than max_cells={reading.max_cells}"
+        )
         return
     try:
         override = parser.parse_override(word)
@@ -141,7 +182,9 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
         say(f"cannot read {word!r} on the command line: {str(error).splitlines()[0]}; {way_out}")
         return
     key = override.get_key_element().lstrip("+~")
-    if why := next((why for value in [*values, word.partition("=")[2]] if (why := secrets.refusal(key, value))), None):
+    if why := next(
+        (why for value in [*values, word.partition("=")[2]] if (why := secrets.refusal(key, value))), None
+    ):
         reading.refused.append(f"{why} (command line)")
         return
     key = f"do.{key}" if key in VERB_KEYS else key
@@ -154,13 +197,17 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
     elif key == "sweep":
         reading.sweeps += map(str, values)
     elif key == "hydra.mode" or key.startswith(("hydra/sweeper", "hydra.sweeper")):
-        say(f"cannot set {key} ({word} on the command line): bench unfolds every command itself; leave the word out")
+        say(
+            f"cannot set {key} ({word} on the command line): bench unfolds every command itself; leave the word out"
+        )
     elif key.startswith(("hydra.", "hydra/")) and not key.startswith(("hydra/launcher", "hydra.launcher.")):
         reading.hydra.append(word)
     elif key in reading.given:
         say(f"{key} is given twice ({reading.words[key]} and {word} on the command line)")
     elif is_session(key) and len(values) > 1:
-        say(f"{key} takes one value, since it cannot be an axis; got {len(values)} ({word} on the command line)")
+        say(
+            f"{key} takes one value, since it cannot be an axis; got {len(values)} ({word} on the command line)"
+        )
     else:
         reading.given[key], reading.words[key] = values, word
 
@@ -200,7 +247,9 @@ def load_sweep(path: Path) -> DictConfig:
         reason = " ".join(str(error).removeprefix(f"{path}: ").split())
         raise BadSweep(f"{sweep_label(path)} cannot be read: {reason}") from error
     if not isinstance(node, DictConfig):
-        raise BadSweep(f"{sweep_label(path)} cannot be read: expected sections by name (axes, grids, ...), got a list")
+        raise BadSweep(
+            f"{sweep_label(path)} cannot be read: expected sections by name (axes, grids, ...), got a list"
+        )
     written = OmegaConf.to_container(node)
     _check_values(written, "", sweep_label(path))
     if why := secrets.refusal("", written):
@@ -228,7 +277,12 @@ class ForeignConfigs(FileConfigSource):
         if not path.exists():
             raise ConfigLoadError(f"Config not found : {path}")
         header = ConfigSource._get_header_dict(read_text(path)[:512])
-        return ConfigResult(config=load_foreign(path), path=f"{self.scheme()}://{self.path}", provider=self.provider, header=header)
+        return ConfigResult(
+            config=load_foreign(path),
+            path=f"{self.scheme()}://{self.path}",
+            provider=self.provider,
+            header=header,
+        )
 
 
 class OwnConfigs(FileConfigSource):
@@ -277,7 +331,9 @@ def _check_values(value: Any, key: str, where: str) -> None:
             raise BadSweep(f"{where}: {key} cannot be read: {' '.join(str(error).split())}") from error
         if resolves:
             way_out = "a sweep file must not read the environment or anything else outside it: write the value itself"
-            raise BadSweep(f"{where}: {key} must be a value or the name of a setting (${{scale.seeds}}), got {value}; {way_out}")
+            raise BadSweep(
+                f"{where}: {key} must be a value or the name of a setting (${{scale.seeds}}), got {value}; {way_out}"
+            )
 
 
 def _resolves(tree: Any) -> bool:
@@ -308,18 +364,24 @@ def _written_out(value: Any, key: str, tree: dict[str, Any], sizes: dict[str, in
     sizes[key] = None
     if isinstance(value, (dict, list)):
         parts = value.items() if isinstance(value, dict) else enumerate(value)
-        size = 1 + sum(_written_out(part, f"{key}.{name}" if key else str(name), tree, sizes) for name, part in parts)
+        size = 1 + sum(
+            _written_out(part, f"{key}.{name}" if key else str(name), tree, sizes) for name, part in parts
+        )
     else:
         size = len(str(value))
         if isinstance(value, str) and _NESTED.search(value):
-            raise BadSweep(f"{key} must be a value or the name of a setting (${{scale.seeds}}), got {value[:80]}: write the value itself")
+            raise BadSweep(
+                f"{key} must be a value or the name of a setting (${{scale.seeds}}), got {value[:80]}: write the value itself"
+            )
         for dots, name in _REFERENCE.findall(value) if isinstance(value, str) else ():
             above = key.split(".")[: -len(dots)] if dots else []
             place = ".".join([*above, *re.findall(r"[^.\[\]]+", name)])
             if (target := _at(tree, place)) is not None:
                 size += _written_out(target, place, tree, sizes)
     if size > MAX_WRITTEN_OUT:
-        raise BadSweep(f"{key}: its interpolations expand to more than {MAX_WRITTEN_OUT:,} characters: write the value itself")
+        raise BadSweep(
+            f"{key}: its interpolations expand to more than {MAX_WRITTEN_OUT:,} characters: write the value itself"
+        )
     sizes[key] = size
     return size
 
@@ -340,7 +402,9 @@ def _read_environment(name: str, *default: Any) -> Any:
     """The resolver `${oc.env:NAME}`, for folders in the user's own config files. Raises ValueError for a
     variable that holds a secret."""
     if secrets.is_secret_variable(name) or secrets.holders(os.environ.get(name, "")):
-        raise ValueError(f"the environment variable {name} is secret, and settings are written into files: a config must not read it")
+        raise ValueError(
+            f"the environment variable {name} is secret, and settings are written into files: a config must not read it"
+        )
     return oc.env(name, *default)
 
 
@@ -352,7 +416,9 @@ def register_sources() -> None:
     """Make Hydra read our config files and the folders of `--config-dir` through our sources."""
     Plugins.instance()  # registers Hydra's own sources, before ours
     SourcesRegistry.instance().register(ForeignConfigs)
-    SourcesRegistry.instance().types[OwnConfigs.scheme()] = OwnConfigs  # in place of Hydra's own; only files of CONF are read differently
+    SourcesRegistry.instance().types[OwnConfigs.scheme()] = (
+        OwnConfigs  # in place of Hydra's own; only files of CONF are read differently
+    )
 
 
 @functools.cache
@@ -363,7 +429,9 @@ def register_sweeps(name: str | None = None) -> None:
     paths = sorted(SWEEPS.glob("*.yaml"))
     for path in [path for path in paths if path.stem == name] or paths:
         with contextlib.suppress(BadSweep):  # reported when the command names it
-            ConfigStore.instance().store(group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name)
+            ConfigStore.instance().store(
+                group="sweep", name=path.stem, node=load_sweep(path), package="_global_", provider=path.name
+            )
 
 
 def sweep_path(name: str, folders: Sequence[Path]) -> Path:
@@ -404,9 +472,13 @@ def read_grids(config: Mapping[str, Any], where: str) -> list[Grid]:
 
 def _as_list(value: Any, key: str, where: str) -> list[Any]:
     if is_session(key):
-        raise BadSweep(f"{where}: {key!r} cannot be an axis, since it sets how a command runs and nothing of a cell")
+        raise BadSweep(
+            f"{where}: {key!r} cannot be an axis, since it sets how a command runs and nothing of a cell"
+        )
     if isinstance(value, Mapping):
-        raise BadSweep(f"{where}: axis {key!r} must be a list of values; write nested keys with dots (method.beta)")
+        raise BadSweep(
+            f"{where}: axis {key!r} must be a list of values; write nested keys with dots (method.beta)"
+        )
     if value is None or value == []:
         raise BadSweep(f"{where}: axis {key!r} has no values")
     return value if isinstance(value, list) else [value]
@@ -425,7 +497,11 @@ def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> l
     for key, values in given.items():
         picked: list[Grid] = []
         if key in CELL_GROUPS and len(replaced) > 1:
-            picked = [{**grid, key: kept} for grid in replaced if (kept := [v for v in grid.get(key, []) if v in values])]
+            picked = [
+                {**grid, key: kept}
+                for grid in replaced
+                if (kept := [v for v in grid.get(key, []) if v in values])
+            ]
         others = [v for v in values if not any(v in grid[key] for grid in picked)]
         replaced = picked + ([{**grid, key: others} for grid in replaced] if others else [])
     return replaced
@@ -450,10 +526,16 @@ def points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_swee
 
 def n_points(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> int:
     """Number of points of a command, counted before any is made; equal points count twice."""
-    return sum(math.prod(map(len, grid.values())) for grids_of_one in _grids_of(grids, given, of_sweep=of_sweep) for grid in grids_of_one)
+    return sum(
+        math.prod(map(len, grid.values()))
+        for grids_of_one in _grids_of(grids, given, of_sweep=of_sweep)
+        for grid in grids_of_one
+    )
 
 
-def _grids_of(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool) -> list[list[Grid]]:
+def _grids_of(
+    grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_sweep: bool
+) -> list[list[Grid]]:
     """The grids to unfold together, and a separate list for the files of completions."""
     files = given.get(COMPLETIONS, [])
     given = {key: values for key, values in given.items() if key != COMPLETIONS}
@@ -463,8 +545,14 @@ def _grids_of(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]], *, of_s
     if files:
         beside: dict[str, list[Any]] = {COMPLETIONS: list(files)}
         for key, values in [(key, values) for grid in replaced for key, values in grid.items()]:
-            if key.split(".")[0] in ("judge", "world", "scale") or key == "data" or (key.startswith("data.") and key in given):
-                beside[key] = list({repr(value): value for value in [*beside.get(key, []), *values]}.values())  # sections have no hash
+            if (
+                key.split(".")[0] in ("judge", "world", "scale")
+                or key == "data"
+                or (key.startswith("data.") and key in given)
+            ):
+                beside[key] = list(
+                    {repr(value): value for value in [*beside.get(key, []), *values]}.values()
+                )  # sections have no hash
         together.append([beside])
     return together
 
@@ -486,7 +574,9 @@ def full_point(point: Point) -> dict[str, Any]:
             full["model.hub"] = value
             if point.get("model") == "hub":
                 full.setdefault("model.name", as_name(value.rpartition("/")[2]))
-        elif key != "model.path" or not is_path("model", point.get("model")):  # a command with both is refused elsewhere
+        elif key != "model.path" or not is_path(
+            "model", point.get("model")
+        ):  # a command with both is refused elsewhere
             full[key] = value
     return full
 

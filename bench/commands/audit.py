@@ -53,10 +53,16 @@ def main(opened: Opened) -> int:
     launchers.check(opened.session.launcher, plan.to_do)
     forecast = with_costs(estimates(plan.to_do, store), costs)
     failures: dict[Stage, str] = {}
-    screen = make_screen(sweep, plan, forecast, pool_size(opened.session.launcher, opened.session.accelerate.gpus))
+    screen = make_screen(
+        sweep, plan, forecast, pool_size(opened.session.launcher, opened.session.accelerate.gpus)
+    )
     with screen:
         over_budget = run_stages(opened.session, sweep, plan, store, screen, forecast, failures)
-    chosen = [f"{name}={value}" for name, value in do.model_dump(exclude={"name", "plan", "out"}).items() if value is not None]
+    chosen = [
+        f"{name}={value}"
+        for name, value in do.model_dump(exclude={"name", "plan", "out"}).items()
+        if value is not None
+    ]
     command = " ".join(filter(None, ["python -m bench do=audit", opened.command, *chosen]))
     whole = True
     for audit in cells:

@@ -103,28 +103,42 @@ def read(results: Path, opened: Opened) -> Opened:
     try:
         facts = read_object(results / BUNDLE_FILE)
         if facts["format"] != FORMAT:
-            raise ValueError(f"it has format {printable(str(facts['format']))}, and this version reads format {FORMAT}")
+            raise ValueError(
+                f"it has format {printable(str(facts['format']))}, and this version reads format {FORMAT}"
+            )
         sweep, replaced = facts["sweep"], facts["replaced"]
         axes, written, expected = (_items(facts[name], name) for name in ("axes", "cells", "expectations"))
         if not (sweep is None or is_name(sweep)):
             raise ValueError(f"sweep must be {NAME_WORDS}, got {describe(sweep)}")
         if not isinstance(replaced, bool):
             raise ValueError(f"replaced must be true or false, got {describe(replaced)}")
-        title, command = (secrets.shown(text(facts[name], name).replace("\n", " ")) for name in ("title", "command"))
+        title, command = (
+            secrets.shown(text(facts[name], name).replace("\n", " ")) for name in ("title", "command")
+        )
         varied = tuple(text(axis, "each of axes") for axis in axes)
         if not written:
             raise ValueError("cells must hold one cell or more, got an empty list")
         cells = [Cell.model_validate_json(json.dumps(cell["config"])) for cell in written]
-        if unknown := {role for cell in written for role in cell["sources"]} - {field.name for field in fields(Sources)}:
-            raise ValueError(f"sources must be of {', '.join(field.name for field in fields(Sources))}, got {min(unknown)}")
+        if unknown := {role for cell in written for role in cell["sources"]} - {
+            field.name for field in fields(Sources)
+        }:
+            raise ValueError(
+                f"sources must be of {', '.join(field.name for field in fields(Sources))}, got {min(unknown)}"
+            )
         sources = [_SOURCES.validate_python(_placed(cell["sources"], results)) for cell in written]
         for cell, source in zip(cells, sources, strict=True):
             plan_cell(cell, source, methods.chain)  # raises for a cell whose files are not named
         expectations = tuple(Expectation.model_validate(item) for item in expected)
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
+        reason = (
+            f"{type(error).__name__} {error}"
+            if isinstance(error, KeyError)
+            else str(error).removeprefix(f"{results / BUNDLE_FILE}: ")
+        )
         raise BadConfig(
-            [f"{results / BUNDLE_FILE} cannot be read by this version of bench: {printable(' '.join(reason.split()))[:300]}"]
+            [
+                f"{results / BUNDLE_FILE} cannot be read by this version of bench: {printable(' '.join(reason.split()))[:300]}"
+            ]
         ) from error
     for of_cell in sources:
         if of_cell.judge and of_cell.judge.calibration:
@@ -192,7 +206,13 @@ def nameless_command(command: str) -> str:
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sweep: Callable[[Opened], report.Sweep]) -> list[str]:
+def write(
+    do: Bundle,
+    opened: Opened,
+    sweep: report.Sweep,
+    store: Store,
+    make_sweep: Callable[[Opened], report.Sweep],
+) -> list[str]:
     """Write the archive; returns lines about its contents, for the screen.
 
     `make_sweep` makes the report's sweep from an opened command. Raises BadConfig if a file holds a secret
@@ -204,15 +224,23 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
         left_out = _stages(sweep.cells, store, root)
         copied = _copy_sources(sweep.cells, root)
         _write_json(root / BUNDLE_FILE, bundle_facts(opened, copied, sweep.cells, store))
-        installed = {f"{package.name}=={package.version}" for package in importlib.metadata.distributions() if package.name}
-        _write_json(root / "environment.json", environment() | {"distributions": sorted(installed, key=str.lower)})
+        installed = {
+            f"{package.name}=={package.version}"
+            for package in importlib.metadata.distributions()
+            if package.name
+        }
+        _write_json(
+            root / "environment.json", environment() | {"distributions": sorted(installed, key=str.lower)}
+        )
         if opened.sweep and (path := sweep_path(opened.sweep, ())).is_file():
             shutil.copyfile(path, root / "sweep.yaml")
             (root / "sweep.yaml").chmod(0o644)
         if (results / PASSPORTS).is_dir():
             shutil.copytree(results / PASSPORTS, root / PASSPORTS)
         words = {"title": sweep.title, "command": nameless_command(opened.command), "name": sweep.name}
-        (root / "README.md").write_text(README.format(**words, revision=environment()["revision"]), encoding="utf-8")
+        (root / "README.md").write_text(
+            README.format(**words, revision=environment()["revision"]), encoding="utf-8"
+        )
         again = make_sweep(read(root, opened))
         rows = report.collect(again, Store(root / "store"), {})
         report.write_files(again, rows, root)
@@ -226,15 +254,23 @@ def write(do: Bundle, opened: Opened, sweep: report.Sweep, store: Store, make_sw
     lines = [f"{done} of {len(rows)} cells are done", f"bundle   {out}: {size_words(size)}; {left}"]
     if mine.is_file():
         same = mine.read_bytes() == _member(out, f"{root.name}/sweeps/{sweep.name}/table.csv")
-        lines.append(f"table    computed from the bundle: {'the same bytes as' if same else 'NOT the same as'} {mine}")
-    return [*lines, *warnings, f"again    tar xzf {out.name} && python -m bench do=report results={root.name}"]
+        lines.append(
+            f"table    computed from the bundle: {'the same bytes as' if same else 'NOT the same as'} {mine}"
+        )
+    return [
+        *lines,
+        *warnings,
+        f"again    tar xzf {out.name} && python -m bench do=report results={root.name}",
+    ]
 
 
 def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
     """Copy every finished stage's manifest and the files that tables and numbers read; returns the bytes left
     out.
     """
-    read_by_tables = {stage for cell in cells for stage in [cell.score, *cell.roles.values(), *cell.score.inputs.values()]}
+    read_by_tables = {
+        stage for cell in cells for stage in [cell.score, *cell.roles.values(), *cell.score.inputs.values()]
+    }
     left_out = 0
     for stage in all_stages(cells):
         if reason := store.failure(stage):
@@ -242,11 +278,21 @@ def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
             _write_json(root / "store" / stage.kind / f"{stage.key}.failed.json", failed)
         if not store.is_done(stage):
             continue
-        manifest, folder, target = store.manifest(stage), store.folder(stage), root / "store" / stage.kind / stage.key
+        manifest, folder, target = (
+            store.manifest(stage),
+            store.folder(stage),
+            root / "store" / stage.kind / stage.key,
+        )
         target.mkdir(parents=True)
         files = {**manifest.files, **manifest.recorded_files}
-        of_training = [name for name in files if name.endswith(WEIGHTS) or name.startswith("model/") or name == "train.jsonl"]
-        gone = [name for name in files if name in (*manifest.evicted, *of_training) or stage not in read_by_tables]
+        of_training = [
+            name
+            for name in files
+            if name.endswith(WEIGHTS) or name.startswith("model/") or name == "train.jsonl"
+        ]
+        gone = [
+            name for name in files if name in (*manifest.evicted, *of_training) or stage not in read_by_tables
+        ]
         for name in files.keys() - set(gone):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, target / name)
@@ -263,14 +309,18 @@ def _here(text: str) -> str:
 def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
     """Copy the user's calibration files; returns their paths in the bundle by digest."""
     copied = {}
-    for source in (source for cell in cells for source in cell.score.inputs.values() if isinstance(source, Source)):
+    for source in (
+        source for cell in cells for source in cell.score.inputs.values() if isinstance(source, Source)
+    ):
         copied[source.digest] = place = f"sources/{source.key}/{source.path.name}"
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.path, root / place)
     return copied
 
 
-def bundle_facts(opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store) -> dict[str, Any]:
+def bundle_facts(
+    opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store
+) -> dict[str, Any]:
     """Content of `bundle.json`. `copied`: paths in the bundle of the user's files, by digest."""
 
     def placed(value: Any) -> Any:
@@ -315,7 +365,9 @@ def _look_through(root: Path, results: Path) -> list[str]:
         if any(folder in content for folder in folders):
             named.append(str(path.relative_to(root)))
     return (
-        [f"LOOK     {len(named)} files name folders of this machine, for example {named[0]}: read them before you share the bundle"]
+        [
+            f"LOOK     {len(named)} files name folders of this machine, for example {named[0]}: read them before you share the bundle"
+        ]
         if named
         else []
     )

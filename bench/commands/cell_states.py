@@ -42,7 +42,9 @@ def jobs_of(store: Store) -> Mapping[str, JobState]:
     return squeue_or_empty().jobs if any(store.root.glob("*/*.job.json")) else {}
 
 
-def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made: Container[str] = ()) -> tuple[str, str]:
+def cell_state(
+    cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made: Container[str] = ()
+) -> tuple[str, str]:
     """State of a cell and its reason, from the store and from SLURM's states of jobs, by job id.
 
     `made`: keys of cells that had their numbers before.
@@ -61,13 +63,22 @@ def cell_state(cell: CellPlan, store: Store, jobs: Mapping[str, JobState], made:
         if handed_in and job and job.state not in OVER:
             place = f"waits ({job.reason})" if job.waits else f"on {job.node}"
             alone = "" if held else "; no command waits for it. Run the sweep again to wait for it"
-            pending["queued" if job.waits else "running"] = f"{stage_words(stage)}: job {handed_in['id']} {place}{alone}"
+            pending["queued" if job.waits else "running"] = (
+                f"{stage_words(stage)}: job {handed_in['id']} {place}{alone}"
+            )
         elif held:
-            pending["running"] = stage_words(stage) + (f": {handed_in['queue']} job {handed_in['id']}" if handed_in else "")
+            pending["running"] = stage_words(stage) + (
+                f": {handed_in['queue']} job {handed_in['id']}" if handed_in else ""
+            )
         elif store.was_interrupted(stage):
-            pending.setdefault("interrupted", f"{stage_words(stage)}: the command was interrupted. Run the sweep again to continue")
+            pending.setdefault(
+                "interrupted",
+                f"{stage_words(stage)}: the command was interrupted. Run the sweep again to continue",
+            )
         elif handed_in or store.has_build_folder(stage):
-            pending.setdefault("lost", f"{stage_words(stage)}: it was begun, and no command works on it. Run the sweep again")
+            pending.setdefault(
+                "lost", f"{stage_words(stage)}: it was begun, and no command works on it. Run the sweep again"
+            )
         elif status.state in ("damaged", "stale"):
             pending.setdefault(status.state, status.why)
         elif was_made and not status.why:

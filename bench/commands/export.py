@@ -68,27 +68,43 @@ def export(do: Export, results: Path, store: Store) -> list[str]:
     folder, out = why.find_cell(str(do.cell), results), user_path(str(do.out))
     written = why.read_cell(folder)
     if written.failed or not (folder / "result.json").exists():
-        raise Unsound(f"{folder.name} has no numbers, and its card needs them: {written.failed or 'not run yet'}")
+        raise Unsound(
+            f"{folder.name} has no numbers, and its card needs them: {written.failed or 'not run yet'}"
+        )
     manifest = _of_policy(folder.name, written.stages, store)
     place = store.root / manifest.kind / manifest.key
     command = _command(written.key, results)
     if manifest.evicted:
         again = f"python -m bench {command} keep=weights" if command else "the same command with keep=weights"
-        raise BadConfig([f"{folder.name}: its weights were deleted (keep=...). To train it again, delete {place} and run {again}"])
+        raise BadConfig(
+            [
+                f"{folder.name}: its weights were deleted (keep=...). To train it again, delete {place} and run {again}"
+            ]
+        )
     try:
         config = read_yaml(folder / "config.yaml")
-        score = store.root / "score" / [key for key, facts in written.stages.items() if facts["kind"] == "score"][-1]
+        score = (
+            store.root
+            / "score"
+            / [key for key, facts in written.stages.items() if facts["kind"] == "score"][-1]
+        )
         store.verified_manifest(score)
         result = Result.from_json(read_object(score / "result.json"))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise Unsound(f"DAMAGED  {folder}: {' '.join(str(error).split())}. Run do=report of its sweep to write it again") from error
+        raise Unsound(
+            f"DAMAGED  {folder}: {' '.join(str(error).split())}. Run do=report of its sweep to write it again"
+        ) from error
     lineage = list(why.lines(why.lineage(folder, store)))
     exported = Exported(folder.name, written.key, config, result, manifest, lineage, command)
     try:
         _write(exported, model_folder(place), out)
     except OSError as error:
         raise Unsound(f"not written: {error.filename or out}: {error.strerror or error}") from error
-    return [f"{folder.name}: {', '.join(sorted(path.name for path in out.iterdir()))}", f"model    {out}", f"card     {out / 'README.md'}"]
+    return [
+        f"{folder.name}: {', '.join(sorted(path.name for path in out.iterdir()))}",
+        f"model    {out}",
+        f"card     {out / 'README.md'}",
+    ]
 
 
 def _write(exported: Exported, model: Path, out: Path) -> None:
@@ -114,7 +130,9 @@ def _of_policy(cell: str, stages: Mapping[str, Mapping[str, str]], store: Store)
             if facts["kind"] != "generate":
                 continue
             try:
-                source = store.verified_manifest(store.root / "generate" / key).inputs.get(role, {}).get("key", "")
+                source = (
+                    store.verified_manifest(store.root / "generate" / key).inputs.get(role, {}).get("key", "")
+                )
                 if source in stages:
                     return store.verified_manifest(store.root / stages[source]["kind"] / source)
             except ValueError as error:
@@ -153,7 +171,16 @@ def card(exported: Exported, adapter: bool) -> str:
         "## Again",
         _command_section(exported),
     ]
-    return "\n\n".join([*parts, "## Settings", "```yaml\n" + yaml.safe_dump(nameless(exported.config), sort_keys=False) + "```"]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                *parts,
+                "## Settings",
+                "```yaml\n" + yaml.safe_dump(nameless(exported.config), sort_keys=False) + "```",
+            ]
+        )
+        + "\n"
+    )
 
 
 def _hub_base(config: Mapping[str, Any]) -> str | None:
@@ -170,9 +197,18 @@ def _header(exported: Exported, adapter: bool) -> dict[str, Any]:
     header["tags"] = ["preference-alignment", exported.method, *(["reward-model"] if reward else [])]
     header |= {"base_model": hub} if (hub := _hub_base(exported.config)) else {}
     header |= {"datasets": [data["hub"]]} if data.get("hub") and not data.get("path") else {}
-    values = [{"type": name, "value": value, "name": name} for name, value in metrics.items() if not name.endswith(NOT_NUMBERS)]
-    about = {"name": f"{exported.config['judge']['name']} on {data['name']}", "type": data.get("hub") or data["name"]}
-    header["model-index"] = [{"name": exported.name, "results": [{"task": {"type": task}, "dataset": about, "metrics": values}]}]
+    values = [
+        {"type": name, "value": value, "name": name}
+        for name, value in metrics.items()
+        if not name.endswith(NOT_NUMBERS)
+    ]
+    about = {
+        "name": f"{exported.config['judge']['name']} on {data['name']}",
+        "type": data.get("hub") or data["name"],
+    }
+    header["model-index"] = [
+        {"name": exported.name, "results": [{"task": {"type": task}, "dataset": about, "metrics": values}]}
+    ]
     return header
 
 
@@ -184,16 +220,24 @@ def _description(exported: Exported, adapter: bool) -> str:
     model, data = exported.config["model"], exported.config["data"]
     recipe = f"`{exported.method}` from the start model of `{model.get('hub') or model['name']}` on `{data.get('hub') or data['name']}`"
     seed = exported.config["seed"]
-    sentences = [f"Trained with {recipe}, seed {seed}." if exported.model.kind == "train" else f"The start model of {recipe}."]
+    sentences = [
+        f"Trained with {recipe}, seed {seed}."
+        if exported.model.kind == "train"
+        else f"The start model of {recipe}."
+    ]
     base = _hub_base(exported.config) or f"the folder of {model['name']}"
     load = f"`PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), FOLDER)`, where BASE is {base}"
-    sentences += [f"A LoRA adapter, loaded with PEFT together with its base model: {load}."] if adapter else []
+    sentences += (
+        [f"A LoRA adapter, loaded with PEFT together with its base model: {load}."] if adapter else []
+    )
     if _exports_reward_model(exported):
         sentences.append(
             "A sequence classifier with one output: the reward model that chose the best of several samples of the start model."
         )
     if (control := method_facts(exported.method).control) is not None:
-        sentences.append(f"Put its control token `{control}` after every prompt; the numbers below were measured with it.")
+        sentences.append(
+            f"Put its control token `{control}` after every prompt; the numbers below were measured with it."
+        )
     return " ".join(sentences)
 
 
@@ -202,7 +246,9 @@ def _numbers(result: Result) -> str:
     for name, value in result.metrics.items():
         if not name.endswith(NOT_NUMBERS):
             low, high = (result.metrics.get(f"{name}{end}") for end in ("_low", "_high"))
-            rows.append(f"| {name} | {value:.6g} | {'' if low is None or high is None else f'{low:.6g} to {high:.6g}'} |")
+            rows.append(
+                f"| {name} | {value:.6g} | {'' if low is None or high is None else f'{low:.6g} to {high:.6g}'} |"
+            )
     missing = [f"{name}: {reason}." for name, reason in result.missing.items()]
     note = "Rates are in [0, 1]. Intervals are over prompts. Numbers that were not measured are left out."
     return "\n\n".join(["\n".join(rows), " ".join([note, *missing])])
@@ -219,6 +265,8 @@ def _command_section(exported: Exported) -> str:
     made = f"Made at revision `{recorded.get('revision', 'unknown')}` of bench on {recorded.get('device')}"
     made = f"{made}, Python {recorded.get('python')}: {packages}."
     how = (
-        f"    python -m bench {nameless_command(exported.command)}" if exported.command else "    python -m bench, with the settings below"
+        f"    python -m bench {nameless_command(exported.command)}"
+        if exported.command
+        else "    python -m bench, with the settings below"
     )
     return f"{how}\n\ncomputes the cell `{exported.key}` again. The model is stage `{exported.model.kind}/{exported.model.key}`. {made}"

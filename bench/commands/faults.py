@@ -31,7 +31,9 @@ def fault_lines(sweep: report.Sweep, store: Store, results: Path) -> list[str]:
     A finished stage with other files than it wrote is reported even if no number of a table depends on it any
     more.
     """
-    return list(dict.fromkeys([*wrong_cells(sweep, store, made_cells(sweep, results)), *damaged_lines(sweep, store)]))
+    return list(
+        dict.fromkeys([*wrong_cells(sweep, store, made_cells(sweep, results)), *damaged_lines(sweep, store)])
+    )
 
 
 def damaged_lines(sweep: report.Sweep, store: Store) -> list[str]:

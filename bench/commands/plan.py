@@ -43,7 +43,11 @@ def main(opened: Opened) -> int:
         cells = "its cell is" if len(sweep.cells) == 1 else f"all {len(sweep.cells)} cells are"
         say(f"{sweep.name}: nothing to do, {cells} finished; do=report prints the table")
     if plan.to_do or session.do.size != "auto":
-        print_sizes(compute_table.report(sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size))
+        print_sizes(
+            compute_table.report(
+                sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size
+            )
+        )
     if data.refusals:
         raise BadConfig(data.refusals)
     return OK
@@ -79,7 +83,10 @@ def print_plan(
         n = sum(stage in to_do for stage in cell.stages)
         cells.add_row(cell.name, str(n), str(len(cell.stages) - n))
     console.print(cells)
-    kinds = plain_table("unique stages", ("kind", "done or not needed", "to do", "shared by cells", "seconds", "tokens at most"))
+    kinds = plain_table(
+        "unique stages",
+        ("kind", "done or not needed", "to do", "shared by cells", "seconds", "tokens at most"),
+    )
     uses = Counter(stage for cell in sweep.cells for stage in cell.stages)
     for kind in dict.fromkeys(stage.kind for stage in uses):
         of_kind = [stage for stage in uses if stage.kind == kind]
@@ -101,9 +108,17 @@ def print_plan(
     time_words = "no forecast: no similar stage has run here yet"
     if known or not forecast:
         time_words = f"about {clock(makespan_s(known, workers)).strip()} with {workers} at a time"
-        time_words += f", without {unknown} stages that have no forecast: no similar stage has run here" if unknown else ""
+        time_words += (
+            f", without {unknown} stages that have no forecast: no similar stage has run here"
+            if unknown
+            else ""
+        )
     console.print(f"time     {time_words}")
-    uncounted = ", not counting rows of your file" if any(not isinstance(cell.cell.data, WorldData) for cell in sweep.cells) else ""
+    uncounted = (
+        ", not counting rows of your file"
+        if any(not isinstance(cell.cell.data, WorldData) for cell in sweep.cells)
+        else ""
+    )
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{uncounted}")
     names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
     of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
@@ -123,7 +138,11 @@ def print_plan(
 def print_sizes(sizes: Sizes | None) -> None:
     """Print memory and compute of large models; nothing without a report."""
     console = Terminal(soft_wrap=True, highlight=False)
-    tables = {"work of models, to do": (STAGE_COLUMNS, sizes.stages), "by cell": (CELL_COLUMNS, sizes.cells)} if sizes else {}
+    tables = (
+        {"work of models, to do": (STAGE_COLUMNS, sizes.stages), "by cell": (CELL_COLUMNS, sizes.cells)}
+        if sizes
+        else {}
+    )
     for title, (columns, rows) in tables.items():
         table = plain_table(title, columns)
         for row in rows:
@@ -137,7 +156,9 @@ def print_sizes(sizes: Sizes | None) -> None:
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     """Print the requests of an audit, one line a stage, and their cost."""
     console = Terminal(soft_wrap=True, highlight=False)
-    table = plain_table("requests to judges", ("judge", "about", "requests", "tokens sent", "tokens back", "$"), n_texts=2)
+    table = plain_table(
+        "requests to judges", ("judge", "about", "requests", "tokens sent", "tokens back", "$"), n_texts=2
+    )
     for cell in plan.cells:
         for role in cell.roles.values():
             if cost := costs.get(role):
@@ -150,7 +171,11 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})")
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}")
-    budgets = [budget for cell in plan.cells if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None]
+    budgets = [
+        budget
+        for cell in plan.cells
+        if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None
+    ]
     if budgets and sum(cost.dollars for cost in costs.values() if cost.dollars is not None) > min(budgets):
         stops = f"This is more than judge.budget_dollars={min(budgets):g}. The command stops there (exit 4); raise it to continue."
         console.print(f"         {stops}", highlight=True)

@@ -13,7 +13,10 @@ from bench.store.keys import hash_key
 
 def sweep_of(opened: Opened) -> report.Sweep:
     """Sweep of a command: its cells planned, with the cells of their start models."""
-    planned = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
+    planned = [
+        plan_cell(cell, sources, methods.chain)
+        for cell, sources in zip(opened.cells, opened.sources, strict=True)
+    ]
     cells = with_start_cells(planned, opened.sources)
     name = opened.sweep or "cells"
     if opened.replaced or not opened.sweep:  # a name that no other set of cells has

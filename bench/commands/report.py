@@ -42,10 +42,21 @@ def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
         raise BadConfig([reason])
     # Before the table is written: the faults depend on the old one.
     wrong = fault_lines(sweep, store, results)
-    exported = [line for row in rows if row.done and _has_folder(row.cell, results) for line in write_cell(row.cell, store, results, None)]
+    exported = [
+        line
+        for row in rows
+        if row.done and _has_folder(row.cell, results)
+        for line in write_cell(row.cell, store, results, None)
+    ]
     paths = report.write_files(sweep, rows, results)
-    notes = [f"CHANGED  {table} differs from the table that was there before"] if before not in (b"", _content(table)) else []
-    report.print_report(sweep, paths, [*notes, *exported], f"{sum(row.done for row in rows)} of {len(rows)} cells are done")
+    notes = (
+        [f"CHANGED  {table} differs from the table that was there before"]
+        if before not in (b"", _content(table))
+        else []
+    )
+    report.print_report(
+        sweep, paths, [*notes, *exported], f"{sum(row.done for row in rows)} of {len(rows)} cells are done"
+    )
     print_lines(wrong)
     return SOME_FAILED if wrong or exported or paths.unwritten or any(row.failed for row in rows) else OK
 

@@ -93,13 +93,21 @@ def _read(read: Callable[..., T], *arguments: Any) -> T:
         raise BadConfig([str(error)]) from error
 
 
-def _reference_and_calibration(do: Rescore) -> tuple[alpaca_eval.Outputs | None, Path | None, Calibration | None]:
-    reference = _read(alpaca_eval.read_outputs, user_path(do.reference_outputs)) if do.reference_outputs else None
+def _reference_and_calibration(
+    do: Rescore,
+) -> tuple[alpaca_eval.Outputs | None, Path | None, Calibration | None]:
+    reference = (
+        _read(alpaca_eval.read_outputs, user_path(do.reference_outputs)) if do.reference_outputs else None
+    )
     if do.calibration in (None, FITTED):
         return reference, None, None
     path = user_path(str(do.calibration))
     items = reference.items if reference else None
-    return reference, path, _read(alpaca_eval.read_calibration, path, items, None if items is None else len(items))
+    return (
+        reference,
+        path,
+        _read(alpaca_eval.read_calibration, path, items, None if items is None else len(items)),
+    )
 
 
 def show(rescores: Rescores, do: Rescore) -> bool:
@@ -109,7 +117,9 @@ def show(rescores: Rescores, do: Rescore) -> bool:
     notes = {report.HOW_TO_READ: rescores.notes + refused}
     report.print_table(f"{do.judgements}", report.Table(list(rescores.columns), cells, notes))
     names = list(dict.fromkeys(name for row in rescores.rows for name in row))
-    return _write_rows(do, [{name: row.get(name) for name in names if name != "refused"} for row in rescores.rows])
+    return _write_rows(
+        do, [{name: row.get(name) for name in names if name != "refused"} for row in rescores.rows]
+    )
 
 
 def _write_rows(do: Rescore, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -178,7 +188,9 @@ def _alpaca_eval(folder: Path, do: Rescore) -> Rescores:
     return Rescores(rows, ALPACA_EVAL_COLUMNS, _alpaca_eval_notes(rows, do))
 
 
-def _read_models(folder: Path, reference: alpaca_eval.Outputs | None) -> tuple[list[_Annotated], dict[Path, str]]:
+def _read_models(
+    folder: Path, reference: alpaca_eval.Outputs | None
+) -> tuple[list[_Annotated], dict[Path, str]]:
     """Models with their annotations, and reasons why other files are refused.
 
     A file is refused in two cases: bench exported it, and it was changed or the store has other verdicts now;
@@ -199,23 +211,36 @@ def _read_models(folder: Path, reference: alpaca_eval.Outputs | None) -> tuple[l
         else:
             models.append(_Annotated(path.parent.parent.name, annotations, outputs))
     if not models and not refused:
-        raise ValueError(f"{folder}: expected MODEL/ANNOTATOR/annotations.json (or .json.gz), AlpacaEval's layout, and found none")
+        raise ValueError(
+            f"{folder}: expected MODEL/ANNOTATOR/annotations.json (or .json.gz), AlpacaEval's layout, and found none"
+        )
     return models, refused
 
 
 def _refused_row(path: Path, why: str) -> Line:
-    names = ["lc_win_rate", "lc_win_rate_se", "lc_win_rate_low", "lc_win_rate_high", *OFFICIAL, *AFTER_OFFICIAL]
+    names = [
+        "lc_win_rate",
+        "lc_win_rate_se",
+        "lc_win_rate_low",
+        "lc_win_rate_high",
+        *OFFICIAL,
+        *AFTER_OFFICIAL,
+    ]
     line = {"model": path.parent.parent.name, "annotator": path.parent.name, **dict.fromkeys(names)}
     return line | {"reason": why, "refused": True}
 
 
 def _fitted_without(model: _Annotated, models: Sequence[_Annotated]) -> Calibration | Unmeasured:
     """Calibration fitted on the other models with the same annotator."""
-    others = [m.by_item for m in models if m is not model and m.annotations.annotator == model.annotations.annotator]
+    others = [
+        m.by_item for m in models if m is not model and m.annotations.annotator == model.annotations.annotator
+    ]
     return fitted_on(others, "no other model has this annotator, so there is nothing to fit difficulties on")
 
 
-def _controlled(verdicts: Sequence[Verdict], calibration: Calibration | Unmeasured | None) -> LcWinRate | Unmeasured:
+def _controlled(
+    verdicts: Sequence[Verdict], calibration: Calibration | Unmeasured | None
+) -> LcWinRate | Unmeasured:
     if isinstance(calibration, Unmeasured):
         return calibration
     return lc_of_verdicts(verdicts, calibration, np.random.default_rng(BOOTSTRAP_SEED))
@@ -237,8 +262,13 @@ def _alpaca_eval_row(
     controlled: LcWinRate | None = None
     if not refusal:
         ours = _controlled(verdicts, calibration)
-        official = alpaca_eval.official_win_rate(model.annotations), alpaca_eval.official_lc_win_rate(model.annotations, path)
-        for name, value in zip(("lc_win_rate", "win_rate", "length_controlled_winrate"), (ours, *official), strict=True):
+        official = (
+            alpaca_eval.official_win_rate(model.annotations),
+            alpaca_eval.official_lc_win_rate(model.annotations, path),
+        )
+        for name, value in zip(
+            ("lc_win_rate", "win_rate", "length_controlled_winrate"), (ours, *official), strict=True
+        ):
             if isinstance(value, Unmeasured):
                 missing[name] = value.reason
             elif isinstance(value, LcWinRate):
@@ -299,9 +329,14 @@ def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
     if len({row["annotator"] for row in rows}) > 1:
         notes.append("The rows come from several annotators. Do not compare rows of different annotators.")
     if repeated := [f"{row['model']} {row['n_repeated']}" for row in rows if row["n_repeated"]]:
-        notes.append(f"Some rows repeat an instruction: {', '.join(repeated)}. The package counts each of them, LC win rate only the last.")
+        notes.append(
+            f"Some rows repeat an instruction: {', '.join(repeated)}. The package counts each of them, LC win rate only the last."
+        )
     reasons = grouped((row["reason"], row["model"]) for row in rows if row["reason"] and not row["refused"])
-    return notes + [why + ("" if len(models) == len(rows) else f" ({', '.join(models)})") for why, models in reasons.items()]
+    return notes + [
+        why + ("" if len(models) == len(rows) else f" ({', '.join(models)})")
+        for why, models in reasons.items()
+    ]
 
 
 # FastChat's judgements ------------------------------------------------------------------------------------------------
@@ -316,13 +351,19 @@ def _fastchat(path: Path, do: Rescore) -> Rescores:
     if singles:
         groups = dict.fromkeys((row.model, row.verdict.judge) for row in singles)
         lines = [
-            _single_row(model, judge, [r for r in singles if (r.model, r.verdict.judge) == (model, judge)], do.max_unscored)
+            _single_row(
+                model,
+                judge,
+                [r for r in singles if (r.model, r.verdict.judge) == (model, judge)],
+                do.max_unscored,
+            )
             for model, judge in groups
         ]
         return Rescores(lines, SINGLE_COLUMNS, _fastchat_notes(lines))
     names = dict.fromkeys((model, row.judge) for row in pairs for model in row.models)
     lines = [
-        _pair_row(model, judge, [r for r in pairs if model in r.models and r.judge == judge], do.max_unscored) for model, judge in names
+        _pair_row(model, judge, [r for r in pairs if model in r.models and r.judge == judge], do.max_unscored)
+        for model, judge in names
     ]
     return Rescores(lines, PAIR_COLUMNS, _fastchat_notes(lines))
 
@@ -336,7 +377,10 @@ def _single_row(model: str, judge: str, rows: Sequence[mt_bench.Rated], max_unsc
     means = (
         {}
         if refusal
-        else {c: rating_mean(grouped((v.item_id, v.rating) for v in [v for v in last if v.category == c])) for c in categories}
+        else {
+            c: rating_mean(grouped((v.item_id, v.rating) for v in [v for v in last if v.category == c]))
+            for c in categories
+        }
     )
     return {
         "model": model,
@@ -411,7 +455,9 @@ def _fastchat_notes(lines: Sequence[Line]) -> list[str]:
         "The other numbers are FastChat's, over all rows.",
     ]
     if repeated := [f"{line['model']} {line['duplicate_keys']}" for line in lines if line["duplicate_keys"]]:
-        notes.append(f"Some rows repeat a question and turn: {', '.join(repeated)}. FastChat counts each of them.")
+        notes.append(
+            f"Some rows repeat a question and turn: {', '.join(repeated)}. FastChat counts each of them."
+        )
     return notes
 
 
@@ -430,7 +476,9 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
         if gone := [role for role, source in cell.score.inputs.items() if not _done(source, store)]:
             if not _done(cell.score, store):
                 continue  # not run: the table shows this
-            messages.append(f"{cell.name} shows its stored numbers, because the store has no {', '.join(gone).replace('_', ' ')}")
+            messages.append(
+                f"{cell.name} shows its stored numbers, because the store has no {', '.join(gone).replace('_', ' ')}"
+            )
             continue
         calibration = calibrations.get(cell.key)
         result = _scored(cell, store, calibration)
@@ -441,8 +489,16 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
     for line in messages:
         say(line)
     how = "" if do.calibration is None else f", length control by calibration={do.calibration}"
-    say(f"{len(rescored)} of {len(rows)} cells were scored again from the store{how}. The store was not changed.")
-    return _write_rows(do, [line | {"calibration": row.calibration} for line, row in zip(report.flat_rows(rows), rows, strict=True)])
+    say(
+        f"{len(rescored)} of {len(rows)} cells were scored again from the store{how}. The store was not changed."
+    )
+    return _write_rows(
+        do,
+        [
+            line | {"calibration": row.calibration}
+            for line, row in zip(report.flat_rows(rows), rows, strict=True)
+        ],
+    )
 
 
 def _done(stage: object, store: Store) -> bool:
@@ -456,7 +512,9 @@ def _scored(cell: CellPlan, store: Store, calibration: Calibration | Unmeasured 
     return result if calibration is None else recalibrated(result, cell, store, calibration)
 
 
-def _calibrations(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mapping[str, Calibration | Unmeasured]:
+def _calibrations(
+    do: Rescore, cells: Sequence[CellPlan], store: Store
+) -> Mapping[str, Calibration | Unmeasured]:
     """Calibration of each judged cell, by cell key; empty without do.calibration."""
     if do.calibration is None:
         return {}
@@ -465,7 +523,9 @@ def _calibrations(do: Rescore, cells: Sequence[CellPlan], store: Store) -> Mappi
     _, _, whole = _reference_and_calibration(do)
     assert whole is not None
     roles = ("preference_verdicts", "preference_items")
-    ready = [cell for cell in cells if all(role in cell.roles and _done(cell.roles[role], store) for role in roles)]
+    ready = [
+        cell for cell in cells if all(role in cell.roles and _done(cell.roles[role], store) for role in roles)
+    ]
     items = {cell.key: read_items(store.folder(cell.roles["preference_items"])) for cell in ready}
     return {key: alpaca_eval.for_items(whole, of_cell) for key, of_cell in items.items()}
 
@@ -484,6 +544,8 @@ def _changes(cell: CellPlan, stored: Result | None, now: Result) -> list[str]:
         if before is None or after is None or not math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12):
             # Skip the interval of a number that changed.
             if not any(name.startswith(f"{other}_") for other in changed):
-                lines.append(f"{name} {'-' if before is None else f'{before:.6g}'} -> {'-' if after is None else f'{after:.6g}'}")
+                lines.append(
+                    f"{name} {'-' if before is None else f'{before:.6g}'} -> {'-' if after is None else f'{after:.6g}'}"
+                )
             changed.append(name)
     return [f"{cell.name} changed: {', '.join(lines)}"] if lines else []

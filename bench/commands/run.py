@@ -53,7 +53,11 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     written: set[str] = set()
     unwritten: list[str] = []
     gone = evict.Evicted()
-    trained = {stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage] for stage in plan.to_do if stage.kind == "train"}
+    trained = {
+        stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage]
+        for stage in plan.to_do
+        if stage.kind == "train"
+    }
 
     def ended() -> None:
         """Write and track each cell once it has its numbers or has failed."""
@@ -82,11 +86,15 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         ended()
         over_budget = run_stages(session, sweep, plan, store, screen, forecast, failures, ended, progressed)
         ended()
-        rows = report.collect(sweep, store, {cell.key: why for cell in sweep.cells if (why := failure_of(cell, failures))})
+        rows = report.collect(
+            sweep, store, {cell.key: why for cell in sweep.cells if (why := failure_of(cell, failures))}
+        )
         paths = report.write_files(sweep, rows, results)
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
         tracker.close()
-    report.print_report(sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), gone.words()])))
+    report.print_report(
+        sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), gone.words()]))
+    )
     store.remove_leftovers()
     wrong = bool(failures or unwritten or paths.unwritten) or any(row.failed or not row.done for row in rows)
     return OVER_BUDGET if over_budget else SOME_FAILED if wrong else OK

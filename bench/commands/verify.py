@@ -58,7 +58,11 @@ def show(results: Path, store: Store) -> bool:
     Raises BadConfig for a folder without a store.
     """
     if not store.root.is_dir():
-        raise BadConfig([f"no store in {results}: set results=DIR or BENCH_RESULTS to a folder that a command has written to"])
+        raise BadConfig(
+            [
+                f"no store in {results}: set results=DIR or BENCH_RESULTS to a folder that a command has written to"
+            ]
+        )
     stages = CheckedStages(store)
     faults = [*stages.faults(), *_of_journals(store), *_of_places(results), *_of_cells(results, store)]
     for fault in faults:
@@ -81,13 +85,21 @@ class CheckedStages:
     def faults(self) -> Iterator[Fault]:
         for kind in sorted(self.store.root.iterdir()):
             if kind.is_symlink() or not kind.is_dir():
-                yield Fault("DAMAGED", f"{kind} is {'a link' if kind.is_symlink() else 'a file'}, and should be a folder", "move it away")
+                yield Fault(
+                    "DAMAGED",
+                    f"{kind} is {'a link' if kind.is_symlink() else 'a file'}, and should be a folder",
+                    "move it away",
+                )
                 continue
             for folder in sorted(path for path in kind.iterdir() if path.is_dir() and "." not in path.name):
                 try:
                     self.sound[folder.name] = self.store.verified_manifest(folder)
                 except ValueError as error:
-                    foreign = isinstance(error, Misplaced) or kind.name not in VERSIONS or not KEY.fullmatch(folder.name)
+                    foreign = (
+                        isinstance(error, Misplaced)
+                        or kind.name not in VERSIONS
+                        or not KEY.fullmatch(folder.name)
+                    )
                     yield Fault("DAMAGED", str(error), NOT_HERE if foreign else RUN_AGAIN)
         for manifest in self.sound.values():
             for role, read in manifest.inputs.items():
@@ -100,7 +112,11 @@ class CheckedStages:
         """Lines about stages of another version that this version of bench does not read and makes anew."""
         for manifest in self.sound.values():
             if (known := VERSIONS.get(manifest.kind)) != manifest.version:  # type: ignore[call-overload]
-                now = f"this version of bench makes version {known}" if known else "this version of bench has no such kind"
+                now = (
+                    f"this version of bench makes version {known}"
+                    if known
+                    else "this version of bench has no such kind"
+                )
                 yield f"EARLIER  {self.store.root / manifest.kind / manifest.key}: version {manifest.version}, and {now}. It can be deleted"
 
 
@@ -117,10 +133,18 @@ def _of_journals(store: Store) -> Iterator[Fault]:
 
 def _of_places(results: Path) -> Iterator[Fault]:
     """Faults of places where a folder should be and is none."""
-    ours = [path for path in sorted([*results.glob("cells/*"), *results.glob("sweeps/*")]) if NAME.fullmatch(path.name)]
+    ours = [
+        path
+        for path in sorted([*results.glob("cells/*"), *results.glob("sweeps/*")])
+        if NAME.fullmatch(path.name)
+    ]
     for place in (results / "cells", results / "sweeps", *ours):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
-            what = "a link, and nothing is written through one" if place.is_symlink() else "a file, and should be a folder"
+            what = (
+                "a link, and nothing is written through one"
+                if place.is_symlink()
+                else "a file, and should be a folder"
+            )
             yield Fault("DAMAGED", f"{place} is {what}", "move it away")
 
 
@@ -129,11 +153,26 @@ def _of_cells(results: Path, store: Store) -> Iterator[Fault]:
         try:
             written = read_cell(folder)
         except Unsound as error:
-            yield Fault("DAMAGED", str(error).removeprefix("DAMAGED  ").partition(". Run its sweep")[0], REPORT_AGAIN)
+            yield Fault(
+                "DAMAGED", str(error).removeprefix("DAMAGED  ").partition(". Run its sweep")[0], REPORT_AGAIN
+            )
             continue
-        scores = [store.root / "score" / key / "result.json" for key, facts in written.stages.items() if facts["kind"] == "score"]
-        if not written.failed and scores and scores[-1].is_file() and not _same(folder / "result.json", scores[-1]):
-            yield Fault("CHANGED", f"{folder / 'result.json'} differs from the result of its score stage", REPORT_AGAIN)
+        scores = [
+            store.root / "score" / key / "result.json"
+            for key, facts in written.stages.items()
+            if facts["kind"] == "score"
+        ]
+        if (
+            not written.failed
+            and scores
+            and scores[-1].is_file()
+            and not _same(folder / "result.json", scores[-1])
+        ):
+            yield Fault(
+                "CHANGED",
+                f"{folder / 'result.json'} differs from the result of its score stage",
+                REPORT_AGAIN,
+            )
         for fault in report.export_faults(folder, store):
             yield Fault("CHANGED", fault, REPORT_AGAIN)
 
@@ -154,5 +193,7 @@ def _left(results: Path, store: Store) -> Iterator[str]:
         for path in left.paths:
             yield f"LEFT     {path}: left by a command that was killed; the next command that ends well deletes it"
     for name in ("cells", "sweeps", report.PASSPORTS):
-        for path in sorted(path for path in (results / name).rglob(".writing-*") if ASIDE.fullmatch(path.name)):
+        for path in sorted(
+            path for path in (results / name).rglob(".writing-*") if ASIDE.fullmatch(path.name)
+        ):
             yield f"LEFT     {path}: half written by a command that was killed; it can be deleted"

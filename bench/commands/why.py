@@ -76,7 +76,11 @@ def find_cell(name: str, results: Path) -> Path:
             matches[path.parent.name] = path.parent
     if len(matches) != 1:
         where = results / "cells"
-        what = f"{len(matches)} cells in {where} have it: {', '.join(matches)}" if matches else f"no cell in {where} has it"
+        what = (
+            f"{len(matches)} cells in {where} have it: {', '.join(matches)}"
+            if matches
+            else f"no cell in {where} has it"
+        )
         raise BadConfig([f"cell must be a cell's key (column key of table.csv) or name, got {name}: {what}"])
     return next(iter(matches.values()))
 
@@ -98,7 +102,10 @@ def read_cell(folder: Path) -> WrittenCell:
     path = folder / "stages.json"
     try:
         cell = _WRITTEN.validate_python(read_object(path))
-        if not all({"kind", "label"} <= facts.keys() and is_name(facts["kind"]) and is_name(key) for key, facts in cell.stages.items()):
+        if not all(
+            {"kind", "label"} <= facts.keys() and is_name(facts["kind"]) and is_name(key)
+            for key, facts in cell.stages.items()
+        ):
             raise ValueError(f"{path}: expected stages by key, each with its kind and label")
     except ValueError as error:
         reason = " ".join(str(error).removeprefix(f"{path}: ").split())[:300]
@@ -113,7 +120,9 @@ def lineage(folder: Path, store: Store) -> Lineage:
     """
     written = read_cell(folder)
     steps = {key: _step(key, facts["kind"], facts["label"], store) for key, facts in written.stages.items()}
-    writers = [step.inputs["model"] for step in steps.values() if step.kind == "generate" and "model" in step.inputs]
+    writers = [
+        step.inputs["model"] for step in steps.values() if step.kind == "generate" and "model" in step.inputs
+    ]
     wanted = set(_ancestors(writers, steps)) if writers else set(steps)
     wanted |= {key for key, step in steps.items() if step.failed or step.kind == "audit"}
     kept = [_with_detections(step, steps, store) for key, step in steps.items() if key in wanted]
@@ -128,14 +137,25 @@ def _step(key: str, kind: str, label: str, store: Store) -> Step:
         failure = read_failure(store.root / kind / f"{key}.failed.json")
         why = failure or (str(error) if folder.exists() else "not run")
         return Step(key, kind, label, {}, {}, {}, why)
-    return Step(key, kind, label, manifest.settings, {role: facts["key"] for role, facts in manifest.inputs.items()}, manifest.counts)
+    return Step(
+        key,
+        kind,
+        label,
+        manifest.settings,
+        {role: facts["key"] for role, facts in manifest.inputs.items()},
+        manifest.counts,
+    )
 
 
 def _with_detections(step: Step, steps: Mapping[str, Step], store: Store) -> Step:
     """The step with counts of its noise detector, if it is a training with a recorded one and known true
     labels.
     """
-    if step.kind != "train" or step.failed or (pairs := steps.get(step.inputs.get("preferences", ""))) is None:
+    if (
+        step.kind != "train"
+        or step.failed
+        or (pairs := steps.get(step.inputs.get("preferences", ""))) is None
+    ):
         return step
     behind = [steps[key] for key in pairs.inputs.values() if key in steps]
     # Keys of the labels of a loop, or of the labelled data.
@@ -175,7 +195,13 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
 
     def name(role: str) -> str:
         source = step.inputs.get(role, "")
-        return steps[source].label if source in steps else "your model" if role == "model" else "your file or folder"
+        return (
+            steps[source].label
+            if source in steps
+            else "your model"
+            if role == "model"
+            else "your file or folder"
+        )
 
     def model_of(role: str) -> str:
         """Label of the model that computed the log-probs or rewards of an input."""
@@ -192,11 +218,17 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
             labels = f"{who}: {pairs}, {_ties(counts)}, {_accuracy(counts)}"
             return f"{labels}; {_judgements(counts)}" if "judgements" in counts else labels
         case "audit":
-            scores = ", ".join(f"{n} scores of {key.removeprefix('judged_')}" for key, n in counts.items() if key.startswith("judged_"))
+            scores = ", ".join(
+                f"{n} scores of {key.removeprefix('judged_')}"
+                for key, n in counts.items()
+                if key.startswith("judged_")
+            )
             return f"{counts['rankings']} held-out rankings; {_judgements(counts)}; {scores or 'no scores'}"
         case "data" if "train" in counts:
             dropped = {key.removeprefix("train_"): n for key, n in counts.items() if key.startswith("train_")}
-            prompts = f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""
+            prompts = (
+                f", of {dropped['prompts']} labelled prompts: {_ties(dropped)}" if "ties" in dropped else ""
+            )
             sources = ", ".join(name(role) for role in sorted(step.inputs) if role != TOKENIZER)
             return f"{counts['train']} train rows kept from {sources}{prompts}{_dropped(counts)}"
         case "data":
@@ -248,7 +280,11 @@ def _dropped(counts: Mapping[str, int]) -> str:
 
 def _accuracy(counts: Mapping[str, int]) -> str:
     n = counts["with_truth"]
-    return f"{counts['correct']} of {n} labels right ({counts['correct'] / n:.1%})" if n else "no label with a known truth"
+    return (
+        f"{counts['correct']} of {n} labels right ({counts['correct'] / n:.1%})"
+        if n
+        else "no label with a known truth"
+    )
 
 
 def _detections(counts: Mapping[str, int]) -> str:
@@ -258,5 +294,7 @@ def _detections(counts: Mapping[str, int]) -> str:
         return "; noise detector: it examined no label with a known truth"
     distrusted, wrong = counts["distrusted"], counts["mislabelled"]
     precision = f", {counts['caught'] / distrusted:.1%} of these wrong" if distrusted else ""
-    recall = f", {counts['caught'] / wrong:.1%} of the {wrong} wrong ones found" if wrong else ", none was wrong"
+    recall = (
+        f", {counts['caught'] / wrong:.1%} of the {wrong} wrong ones found" if wrong else ", none was wrong"
+    )
     return f"; noise detector: {distrusted} of {counts['looked_at']} labels with a known truth distrusted{precision}{recall}"

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from bench.config.base import AsList, Count, Positive, Settings
 
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2"]  # auto: transformers chooses for the architecture
+Attention = Literal[
+    "auto", "eager", "sdpa", "flash_attention_2"
+]  # auto: transformers chooses for the architecture
 Checkpointing = Literal["auto"] | bool  # of gradients; auto: see shapes.checkpoints
 
 

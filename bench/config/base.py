@@ -27,7 +27,9 @@ Misfit = tuple[str, str]  # (dotted field of the record, problem)
 def misfit(*misfits: Misfit) -> PydanticCustomError:
     """Return the error of a validator that compares several fields; the check of the command adds where each
     value comes from."""
-    return PydanticCustomError("misfit", "{text}", {"misfits": misfits, "text": "; ".join(text for _, text in misfits)})
+    return PydanticCustomError(
+        "misfit", "{text}", {"misfits": misfits, "text": "; ".join(text for _, text in misfits)}
+    )
 
 
 class LaterField:
@@ -46,7 +48,9 @@ class Settings(BaseModel):
     """Base of every record that a user or a stage key sees: frozen, strict, without unknown fields. A field's
     docstring is its description, in the help and in conf/; no key holds it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 K = TypeVar("K", bound=type[BaseModel])

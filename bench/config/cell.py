@@ -93,17 +93,29 @@ class Cell(Settings):
 def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     """Combinations of a cell's sections that are impossible, each with its key; single sections may have
     faults of their own."""
-    model, method, data, judge = ({} if not isinstance(cell[key], Mapping) else cell[key] for key in ("model", "method", "data", "judge"))
+    model, method, data, judge = (
+        {} if not isinstance(cell[key], Mapping) else cell[key]
+        for key in ("model", "method", "data", "judge")
+    )
     in_world = data.get("kind") == "world"
     facts = method_facts(method)
     problems: list[Misfit] = []
     if in_world and cell["world"] is None:
-        problems.append(("world", "the controlled world's data need the `world` section of data=world, got null; leave world out"))
+        problems.append(
+            (
+                "world",
+                "the controlled world's data need the `world` section of data=world, got null; leave world out",
+            )
+        )
     if model.get("kind") == "world" and not in_world:
         text = f"model={model.get('name')} knows only the controlled world's words and needs its data, got data={data.get('name')}"
         problems.append(("model", f"{text}; take model=local model.path=DIR"))
     members = judge.get("judges") if isinstance(judge.get("judges"), Mapping) else {}
-    gold = {label: member for label, member in members.items() if isinstance(member, Mapping) and member.get("name") == "gold"}
+    gold = {
+        label: member
+        for label, member in members.items()
+        if isinstance(member, Mapping) and member.get("name") == "gold"
+    }
     for label, member in gold.items():
         if not in_world or judge.get("items") is not None:
             text = f"the gold judge knows the truth of the controlled world's own prompts only; leave {label} out of this jury"
@@ -116,9 +128,13 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         problems.append(("judge", f"{text}; take judge=none"))
     if model.get("kind") == "none" and facts is not Written:
         text = f"method={method.get('name')} needs a model, got model=none"
-        problems.append(("model", f"{text}; set model=DIR, or completions=FILE to judge a file of completions"))
+        problems.append(
+            ("model", f"{text}; set model=DIR, or completions=FILE to judge a file of completions")
+        )
     if model.get("kind") != "none" and facts is Written:
-        problems.append(("model", f"a file of completions needs no model, got model={model.get('name')}; take model=none"))
+        problems.append(
+            ("model", f"a file of completions needs no model, got model={model.get('name')}; take model=none")
+        )
     if in_world and data.get("completions_by") == "sft" and _opponent(judge) == "chosen":
         text = "opponent=chosen needs data.completions_by=writer, which gives all models the same opponent, got sft"
         problems.append(("judge.preference.opponent", text))
@@ -130,14 +146,29 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         text = f"judge={judge.get('name')} takes the controlled world's prompts unless judge.items is set, got data={data.get('name')}"
         problems.append(("judge.items", f"{text}; set judge.items=FILE"))
     if judge.get("items", "") is None and judge.get("n_items", 1) is None:
-        problems.append(("judge.n_items", "judge.n_items must be a number where judge.items is null: the world has no last prompt"))
+        problems.append(
+            (
+                "judge.n_items",
+                "judge.n_items must be a number where judge.items is null: the world has no last prompt",
+            )
+        )
     if data.get("form") == "unpaired" and facts.needs_pairs():
         text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
         problems.append(("data.form", text))
     if data.get("fraction") == 0 and facts.needs_labels and method.get("seed_training", ...) is not None:
         way_out = "; set method.seed_training=null" if "seed_training" in method else ""
-        problems.append(("data.fraction", f"method={method.get('name')} learns from labelled rows, got data.fraction=0{way_out}"))
-    if method.get("judging_reference") == "base" and model.get("kind") == "local" and model.get("base") is None and not cell.get("sft"):
+        problems.append(
+            (
+                "data.fraction",
+                f"method={method.get('name')} learns from labelled rows, got data.fraction=0{way_out}",
+            )
+        )
+    if (
+        method.get("judging_reference") == "base"
+        and model.get("kind") == "local"
+        and model.get("base") is None
+        and not cell.get("sft")
+    ):
         text = "method.judging_reference=base compares a policy with the model its start model was tuned from: set model.base=DIR"
         problems.append(("method.judging_reference", text))
     if method.get("judging_reference") == "base" and model.get("start") == "base":
@@ -145,7 +176,12 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         problems.append(("method.judging_reference", text))
     if facts is SelfRewarding:
         problems += _self_rewarding_misfits(method, data, in_world)
-    elif is_loop(method) and not in_world and method.get("prompts") is None and (facts.demonstrates or data.get("kind") != "dataset"):
+    elif (
+        is_loop(method)
+        and not in_world
+        and method.get("prompts") is None
+        and (facts.demonstrates or data.get("kind") != "dataset")
+    ):
         what = "demonstrations" if facts.demonstrates else "new prompts"
         text = f"method={method['name']} needs {what} in addition to data={data.get('name')}: set method.prompts=FILE"
         problems.append(("method.prompts", text))
@@ -159,12 +195,22 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
         problems.append(("sft", f"{text}; take model=DIR or sft=none"))
     for key, section in (("data", data), ("sft", cell.get("sft")), ("model", model)):
-        if isinstance(section, Mapping) and "hub" in section and section.get("hub") is None and section.get("path") is None:
+        if (
+            isinstance(section, Mapping)
+            and "hub" in section
+            and section.get("hub") is None
+            and section.get("path") is None
+        ):
             text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or what the hub has as {key}.hub"
             problems.append((f"{key}.path", text))
     if facts is Spin and in_world:
         iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
-        if isinstance(iteration, int) and isinstance(n, int) and isinstance(there, int) and (needed := (iteration + 1) * n) > there:
+        if (
+            isinstance(iteration, int)
+            and isinstance(n, int)
+            and isinstance(there, int)
+            and (needed := (iteration + 1) * n) > there
+        ):
             text = f"iterations 0 to {iteration} of {n} prompts each need {needed} demonstrations, got data.n_demonstrations={there}"
             problems.append(("method.n_prompts", text))
     if cell.get("forgetting") is not None and facts.control is not None:
@@ -174,16 +220,25 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if isinstance(adapter, Mapping) and adapter.get("name") != "none" and facts.whole is not None:
         text = f"method={method['name']} trains {facts.whole}, got adapter={adapter.get('name')}; take adapter=none"
         problems.append(("adapter", text))
-    engine, adapter = (cell[key] if isinstance(cell.get(key), Mapping) else {} for key in ("engine", "adapter"))
+    engine, adapter = (
+        cell[key] if isinstance(cell.get(key), Mapping) else {} for key in ("engine", "adapter")
+    )
     if engine.get("name") == "vllm" and adapter.get("name") == "qlora":
         text = "engine=vllm loads the base model unquantized, but adapter=qlora was trained on four bits; take engine=transformers"
         problems.append(("engine", text))
     if engine.get("logps") == "vllm" and adapter.get("name") == "lora":
-        problems.append(("engine.logps", "engine.logps=vllm cannot score completions of a LoRA adapter; take engine.logps=transformers"))
+        problems.append(
+            (
+                "engine.logps",
+                "engine.logps=vllm cannot score completions of a LoRA adapter; take engine.logps=transformers",
+            )
+        )
     if facts.chooses:
         text = f"method={method['name']} chooses among samples, and at temperature 0 they are all the same; set a temperature above 0"
         manners = {"": judge, "preference.": judge.get("preference"), "rating.": judge.get("rating")}
-        decodings = {place: manner.get("decoding") for place, manner in manners.items() if isinstance(manner, Mapping)}
+        decodings = {
+            place: manner.get("decoding") for place, manner in manners.items() if isinstance(manner, Mapping)
+        }
         problems += [
             (f"judge.{place}decoding.temperature", text)
             for place, decoding in decodings.items()
@@ -196,7 +251,9 @@ def _name(section: Any) -> Any:
     return section.get("name") if isinstance(section, Mapping) else section
 
 
-def _self_rewarding_misfits(method: Mapping[str, Any], data: Mapping[str, Any], in_world: bool) -> list[Misfit]:
+def _self_rewarding_misfits(
+    method: Mapping[str, Any], data: Mapping[str, Any], in_world: bool
+) -> list[Misfit]:
     problems: list[Misfit] = []
     if method.get("prompts") is not None:
         text = "self_rewarding takes no file of prompts, it chooses them by method.new_prompts: leave out method.prompts"

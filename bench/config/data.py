@@ -157,7 +157,16 @@ class Conversations(Settings):
     reader: Literal["conversations"]
 
 
-Reading = UltraFeedbackBinarized | UltraFeedbackCleaned | OrcaDpoPairs | HhRlhf | Shp | Oasst1 | HalosFeedback | TrlRows
+Reading = (
+    UltraFeedbackBinarized
+    | UltraFeedbackCleaned
+    | OrcaDpoPairs
+    | HhRlhf
+    | Shp
+    | Oasst1
+    | HalosFeedback
+    | TrlRows
+)
 Patterns = Annotated[tuple[str, ...], AsList]  # Patterns of file names in the hub's folder.
 
 

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from bench.config.base import AsList, Count, Settings, misfit
 
-Task = Annotated[str, Field(pattern=r"^[^@\s]+(@\d+)?$")]  # A name, with @SHOTS for another number of examples than the task's own.
+Task = Annotated[
+    str, Field(pattern=r"^[^@\s]+(@\d+)?$")
+]  # A name, with @SHOTS for another number of examples than the task's own.
 
 
 class Forgetting(Settings):

@@ -16,7 +16,9 @@ from pydantic_core import PydanticCustomError
 
 from bench.config.base import AsList, Count, Name, Positive, Probability, Settings, by_name, misfit, name_of
 
-LABEL = re.compile(r"[A-Za-z][A-Za-z0-9]*")  # The label of a jury's member, which is part of the names of numbers.
+LABEL = re.compile(
+    r"[A-Za-z][A-Za-z0-9]*"
+)  # The label of a jury's member, which is part of the names of numbers.
 ENDINGS = ("n", "se", "low", "high", "failed")  # Endings that names of numbers have of their own.
 
 
@@ -147,7 +149,10 @@ class Asking(Settings):
     @classmethod
     def _is_url(cls, url: str | None) -> str | None:
         if url is not None and not _is_http(url):
-            raise PydanticCustomError("url", "Input should be an http:// or https:// URL with a host, such as http://127.0.0.1:8000/v1")
+            raise PydanticCustomError(
+                "url",
+                "Input should be an http:// or https:// URL with a host, such as http://127.0.0.1:8000/v1",
+            )
         return url
 
 
@@ -157,7 +162,11 @@ def _is_http(url: str) -> bool:
         _ = parts.port  # raises for a port above 65535
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"[\s\x00-\x1f\x7f]", url)
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and not re.search(r"[\s\x00-\x1f\x7f]", url)
+    )
 
 
 class VerdictDecoding(Settings):
@@ -316,7 +325,9 @@ class PairRankerJudge(ModelJudge):
         return self
 
 
-ModelledJudge = AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge  # These can label samples too.
+ModelledJudge = (
+    AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge | RewardModelJudge | PairRankerJudge
+)  # These can label samples too.
 Member = GoldJudge | ModelledJudge  # A jury's member gives preferences between two completions of one turn.
 
 
@@ -343,11 +354,22 @@ class JuryJudge(JudgeSettings):
 
     @model_validator(mode="after")
     def _are_several(self) -> JuryJudge:
-        problems = [f"a jury needs two judges or more, got {len(self.judges)}"] if len(self.judges) < 2 else []
+        problems = (
+            [f"a jury needs two judges or more, got {len(self.judges)}"] if len(self.judges) < 2 else []
+        )
         what = f"must be letters and digits, and none of {', '.join(ENDINGS)}"
-        problems += [f"a member's label {what}, got {label}" for label in self.judges if not LABEL.fullmatch(label) or label in ENDINGS]
+        problems += [
+            f"a member's label {what}, got {label}"
+            for label in self.judges
+            if not LABEL.fullmatch(label) or label in ENDINGS
+        ]
         labels = list(self.judges)
-        twins = [(one, two) for n, two in enumerate(labels) for one in labels[:n] if self.judges[one] == self.judges[two]]
+        twins = [
+            (one, two)
+            for n, two in enumerate(labels)
+            for one in labels[:n]
+            if self.judges[one] == self.judges[two]
+        ]
         problems += [
             f"{one} and {two} are the same judge, and its vote would count twice: leave {two} out, or give it other settings"
             for one, two in twins
@@ -355,9 +377,16 @@ class JuryJudge(JudgeSettings):
         if problems:
             raise misfit(*(("judges", text) for text in problems))
         seats = ", ".join(repr(name_of(kind)) for kind in get_args(Member) if kind.turns == 1)
-        two_turns = {f"judges.{label}.name": judge.name for label, judge in self.judges.items() if judge.turns != 1}
+        two_turns = {
+            f"judges.{label}.name": judge.name for label, judge in self.judges.items() if judge.turns != 1
+        }
         if two_turns:
-            raise misfit(*((place, f"judge.{place} must be one of {seats}, got {name!r}") for place, name in two_turns.items()))
+            raise misfit(
+                *(
+                    (place, f"judge.{place} must be one of {seats}, got {name!r}")
+                    for place, name in two_turns.items()
+                )
+            )
         return self
 
     def __hash__(self) -> int:  # dict fields have no hash

@@ -12,7 +12,20 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from bench.config.base import AsList, Count, FlipRate, Fraction, LaterField, Misfit, Name, Positive, Probability, Settings, by_name, misfit
+from bench.config.base import (
+    AsList,
+    Count,
+    FlipRate,
+    Fraction,
+    LaterField,
+    Misfit,
+    Name,
+    Positive,
+    Probability,
+    Settings,
+    by_name,
+    misfit,
+)
 from bench.config.judges import ModelledJudge
 from bench.config.world import SftTraining, Writer
 
@@ -344,7 +357,23 @@ class OfflinePpo(Training):
 
 
 # In the order of tables.
-Trained = SftChosen | Dpo | Cdpo | Robust | Ipo | IpoSummed | Hinge | Slic | Simpo | Orpo | Cpo | Kto | KtoPair | Csft | OfflinePpo
+Trained = (
+    SftChosen
+    | Dpo
+    | Cdpo
+    | Robust
+    | Ipo
+    | IpoSummed
+    | Hinge
+    | Slic
+    | Simpo
+    | Orpo
+    | Cpo
+    | Kto
+    | KtoPair
+    | Csft
+    | OfflinePpo
+)
 
 
 # Loops: sample, label, train, again ----------------------------------------------------------------------------------
@@ -428,9 +457,19 @@ class IterativeDpo(Loop):
         if self.labeller == "implicit":
             _prefers_something(self)
         if self.labeller == "judge" and self.labelling_judge is None:
-            raise misfit(("labeller", "labeller=judge needs a judge: add judge@method.labelling_judge=alpaca_eval, or another judge"))
+            raise misfit(
+                (
+                    "labeller",
+                    "labeller=judge needs a judge: add judge@method.labelling_judge=alpaca_eval, or another judge",
+                )
+            )
         if self.labeller == "reward_model" and self.seed_training is None:
-            raise misfit(("labeller", "labeller=reward_model needs seed_training, the settings of its training, got null"))
+            raise misfit(
+                (
+                    "labeller",
+                    "labeller=reward_model needs seed_training, the settings of its training, got null",
+                )
+            )
         return self
 
 
@@ -615,7 +654,9 @@ class RefinedDpo(Training):
         return LOG_2
 
 
-AnyMethod = NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin | SelfRewarding  # The methods of a cell.
+AnyMethod = (
+    NoMethod | Written | Trained | BestOfN | IterativeDpo | Spa | Spin | SelfRewarding
+)  # The methods of a cell.
 METHODS: dict[str, type[MethodSettings]] = by_name(*get_args(AnyMethod))
 
 

@@ -10,7 +10,9 @@ from pydantic import Field
 
 LONGEST_NAME = 100  # Characters. A folder's name holds several names, and file systems allow 255 bytes.
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{LONGEST_NAME - 1}}}")
-NAME_WORDS = f"a name of letters, digits, dots, +, - and _ (the first a letter or digit, {LONGEST_NAME} at most)"
+NAME_WORDS = (
+    f"a name of letters, digits, dots, +, - and _ (the first a letter or digit, {LONGEST_NAME} at most)"
+)
 
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 

@@ -107,7 +107,9 @@ class Audit(Settings):
 FITTED = "fitted"  # A calibration: item difficulties from the other rows of the table.
 
 # Keys of a command that are typed without `do.`.
-VERB_KEYS = frozenset(Rescore.model_fields | Why.model_fields | Audit.model_fields | PlanVerb.model_fields) - {"name"}
+VERB_KEYS = frozenset(
+    Rescore.model_fields | Why.model_fields | Audit.model_fields | PlanVerb.model_fields
+) - {"name"}
 
 
 class WandbTracker(Settings):
@@ -147,7 +149,9 @@ class LocalLauncher(AnyLauncher):
     """Number of workers; null: one for each GPU, or one for each core where there is no GPU."""
 
 
-StageKind = Literal["data", "sft", "sample", "label", "logps", "train", "generate", "judge", "score", "audit", "tasks"]
+StageKind = Literal[
+    "data", "sft", "sample", "label", "logps", "train", "generate", "judge", "score", "audit", "tasks"
+]
 
 
 class Resources(Settings):
@@ -214,7 +218,9 @@ class ClusterLauncher(AnyLauncher):
     def resources(self, kind: str, needs: Literal["cpu", "gpu"]) -> Resources:
         """The resources of a stage of this kind."""
         changes = self.stages.get(kind)  # type: ignore[call-overload]  # tests have kinds of their own
-        return (self.gpu if needs == "gpu" else self.cpu).model_copy(update=changes.model_dump(exclude_unset=True) if changes else {})
+        return (self.gpu if needs == "gpu" else self.cpu).model_copy(
+            update=changes.model_dump(exclude_unset=True) if changes else {}
+        )
 
 
 class SlurmLauncher(ClusterLauncher):
@@ -301,7 +307,9 @@ class Hardware(Settings):
 
 MAX_CELLS = 10_000  # As in conf/config.yaml. Composing as many takes ten minutes.
 
-Keep = Literal["weights", "adapters", "numbers"]  # The files that stay of a trained model once its numbers are there.
+Keep = Literal[
+    "weights", "adapters", "numbers"
+]  # The files that stay of a trained model once its numbers are there.
 
 
 def user_path(path: str | Path) -> Path:
@@ -364,7 +372,11 @@ class Session(Settings):
         """Why there can be no results folder, or None."""
         if os.path.expanduser(self._results).startswith("~"):
             return f"results={self._results} is in the home of a user unknown on this machine: set results=DIR or BENCH_RESULTS"
-        return f"results must not contain a NUL character, got {self._results!r}" if "\0" in self._results else None
+        return (
+            f"results must not contain a NUL character, got {self._results!r}"
+            if "\0" in self._results
+            else None
+        )
 
 
 class Expectation(Settings):

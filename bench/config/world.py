@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from bench.config.adapters import Attention, Checkpointing
-from bench.config.base import AsList, Category, Count, Misfit, Name, Positive, Probability, Seed, Settings, misfit
+from bench.config.base import (
+    AsList,
+    Category,
+    Count,
+    Misfit,
+    Name,
+    Positive,
+    Probability,
+    Seed,
+    Settings,
+    misfit,
+)
 
 
 class Writer(Settings):
@@ -36,7 +47,12 @@ class GoldWeights(Settings):
     def _sum_to_one(self) -> GoldWeights:
         total = self.content + self.constraints + self.conciseness
         if abs(total - 1) > 1e-9:
-            raise misfit(("content", f"the weights of content, constraints and conciseness must sum to 1, got {total:g}"))
+            raise misfit(
+                (
+                    "content",
+                    f"the weights of content, constraints and conciseness must sum to 1, got {total:g}",
+                )
+            )
         return self
 
 
@@ -59,7 +75,9 @@ class World(Settings):
     def _probabilities(self) -> World:
         problems: list[Misfit] = []
         if abs((total := sum(self.constraint_counts)) - 1) > 1e-9:
-            problems.append(("constraint_counts", f"constraint_counts are probabilities and must sum to 1, got {total:g}"))
+            problems.append(
+                ("constraint_counts", f"constraint_counts are probabilities and must sum to 1, got {total:g}")
+            )
         if len(set(self.categories)) != len(self.categories):
             problems.append(("categories", f"categories must not repeat, got {', '.join(self.categories)}"))
         if problems:

@@ -47,7 +47,15 @@ from bench.config import (
     WorldModel,
     name_of,
 )
-from bench.conformance.judged import OUTSIDE, csft_rows, passes_through, ppo_rows, token_features, token_references, with_references
+from bench.conformance.judged import (
+    OUTSIDE,
+    csft_rows,
+    passes_through,
+    ppo_rows,
+    token_features,
+    token_references,
+    with_references,
+)
 from bench.conformance.references import (
     REFERENCES,
     REFINED,
@@ -115,12 +123,52 @@ REDUCTIONS = [
     Reduction("ε 0 = DPO", Cdpo, EPS_0, Dpo, {"beta": 0.3}, 1, "any"),
     Reduction("ε 0 = DPO", Robust, EPS_0, Dpo, {"beta": 0.3}, 1, "any"),
     Reduction("α 0 = DPO", RefinedDpo, {"beta": 0.3, "alpha": 0.0, **REFINED}, Dpo, {"beta": 0.3}, 1, "any"),
-    Reduction("length T: T² × IPO with means at τT", IpoSummed, {"beta": 0.05}, Ipo, {"beta": 0.5}, 100, "equal lengths"),
-    Reduction("equal references: β × SLiC at δ 1/β, λ 0", Hinge, {"beta": 0.2}, Slic, CALIBRATION, 0.2, "equal references"),
-    Reduction("equal references, λ 0: δ × hinge at β 1/δ", Slic, CALIBRATION, Hinge, {"beta": 0.2}, 5, "equal references"),
-    Reduction("length T, γ 0: CPO at β/T, α 0", Simpo, {"beta": 2.0, "gamma": 0.0}, Cpo, {"beta": 0.2, "alpha": 0.0}, 1, "equal lengths"),
+    Reduction(
+        "length T: T² × IPO with means at τT",
+        IpoSummed,
+        {"beta": 0.05},
+        Ipo,
+        {"beta": 0.5},
+        100,
+        "equal lengths",
+    ),
+    Reduction(
+        "equal references: β × SLiC at δ 1/β, λ 0",
+        Hinge,
+        {"beta": 0.2},
+        Slic,
+        CALIBRATION,
+        0.2,
+        "equal references",
+    ),
+    Reduction(
+        "equal references, λ 0: δ × hinge at β 1/δ",
+        Slic,
+        CALIBRATION,
+        Hinge,
+        {"beta": 0.2},
+        5,
+        "equal references",
+    ),
+    Reduction(
+        "length T, γ 0: CPO at β/T, α 0",
+        Simpo,
+        {"beta": 2.0, "gamma": 0.0},
+        Cpo,
+        {"beta": 0.2, "alpha": 0.0},
+        1,
+        "equal lengths",
+    ),
     Reduction("λ 0 = SFT on chosen", Orpo, {"lambda_or": 0.0}, SftChosen, {}, 1, "any"),
-    Reduction("equal references, α 0 = DPO", Cpo, {"beta": 0.3, "alpha": 0.0}, Dpo, {"beta": 0.3}, 1, "equal references"),
+    Reduction(
+        "equal references, α 0 = DPO",
+        Cpo,
+        {"beta": 0.3, "alpha": 0.0},
+        Dpo,
+        {"beta": 0.3},
+        1,
+        "equal references",
+    ),
 ]
 
 TRAINING = {
@@ -176,9 +224,13 @@ class Prescribed(torch.nn.Module):
     def __init__(self, rows: Sequence[Row]):
         super().__init__()
         self.table = torch.nn.Parameter(
-            torch.tensor([[getattr(row, column) for column in COMPLETIONS] for row in rows], dtype=torch.float64)
+            torch.tensor(
+                [[getattr(row, column) for column in COMPLETIONS] for row in rows], dtype=torch.float64
+            )
         )
-        self.values = torch.tensor([[row.value_chosen, row.value_rejected, 0.0, 0.0] for row in rows], dtype=torch.float64)
+        self.values = torch.tensor(
+            [[row.value_chosen, row.value_rejected, 0.0, 0.0] for row in rows], dtype=torch.float64
+        )
         self.base_model = PrescribedStates()
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, **_: Any) -> SimpleNamespace:
@@ -189,15 +241,24 @@ class Prescribed(torch.nn.Module):
         self.base_model(self.values[place], shares)
         nothing = torch.zeros_like(inside)
         per_token = sums[:, None] * shares / shares.sum(dim=1, keepdim=True)
-        return SimpleNamespace(log_probs=per_token, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool())
+        return SimpleNamespace(
+            log_probs=per_token, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()
+        )
 
 
 def _pair_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     features = [
-        {"prompt_ids": [FIRST_PROMPT + i], "chosen_ids": [1] * row.chosen_length, "rejected_ids": [2] * row.rejected_length}
+        {
+            "prompt_ids": [FIRST_PROMPT + i],
+            "chosen_ids": [1] * row.chosen_length,
+            "rejected_ids": [2] * row.rejected_length,
+        }
         for i, row in enumerate(rows)
     ]
-    return features, {"ref_chosen_logps": [row.ref_chosen for row in rows], "ref_rejected_logps": [row.ref_rejected for row in rows]}
+    return features, {
+        "ref_chosen_logps": [row.ref_chosen for row in rows],
+        "ref_rejected_logps": [row.ref_rejected for row in rows],
+    }
 
 
 def _kto_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
@@ -216,20 +277,35 @@ def _kto_features(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], dict[str, 
     return features, {"ref_logps": own, "ref_KL_logps": partners}
 
 
-def random_rows(rng: random.Random, n: int, *, spread: float = 3.0, drift: float = 0.0, kind: str = "any") -> list[Row]:
+def random_rows(
+    rng: random.Random, n: int, *, spread: float = 3.0, drift: float = 0.0, kind: str = "any"
+) -> list[Row]:
     """n random pairs, with the policy `drift` ± `spread` nats above the reference.
 
     `kind` is the `rows` of a Reduction.
     """
     rows = []
     for _ in range(n):
-        lengths = [10, 10] if kind == "equal lengths" else [rng.randint(1, MAX_LENGTH - 1), rng.randint(1, MAX_LENGTH - 1)]
+        lengths = (
+            [10, 10]
+            if kind == "equal lengths"
+            else [rng.randint(1, MAX_LENGTH - 1), rng.randint(1, MAX_LENGTH - 1)]
+        )
         sums = [-rng.uniform(0.05, 4) * length for length in (*lengths, 7, 7)]
         references = [value - rng.gauss(drift, spread) for value in sums]
         if kind == "equal references":
             references = [-20.0] * 4
-        numbers = dict(zip((*COMPLETIONS, *(f"ref_{column}" for column in COMPLETIONS)), (*sums, *references), strict=True))
-        values = {f"value_{side}": rng.gauss(0, 1) * length for side, length in zip(("chosen", "rejected"), lengths, strict=True)}
+        numbers = dict(
+            zip(
+                (*COMPLETIONS, *(f"ref_{column}" for column in COMPLETIONS)),
+                (*sums, *references),
+                strict=True,
+            )
+        )
+        values = {
+            f"value_{side}": rng.gauss(0, 1) * length
+            for side, length in zip(("chosen", "rejected"), lengths, strict=True)
+        }
         rows.append(Row(**numbers, **values, chosen_length=lengths[0], rejected_length=lengths[1]))
     return rows
 
@@ -259,10 +335,16 @@ class FirstStep(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **state_of_trainer: Any) -> None:
         if not self.gradient.numel():
-            parts = [p.grad.flatten() for _, p in sorted(state_of_trainer["model"].named_parameters()) if p.grad is not None]
+            parts = [
+                p.grad.flatten()
+                for _, p in sorted(state_of_trainer["model"].named_parameters())
+                if p.grad is not None
+            ]
             self.gradient = torch.cat(parts).detach().clone()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         if logs and "loss" in logs and not self.logs:
             self.logs = dict(logs)
 
@@ -312,7 +394,10 @@ class Bench:
         return method(kind, REFERENCES[kind].settings[0])
 
     def model(self, seed: int) -> Any:
-        return new_model(TINY.model_copy(update={"pretraining": TINY.pretraining.model_copy(update={"seed": seed})}), self.tokenizer)
+        return new_model(
+            TINY.model_copy(update={"pretraining": TINY.pretraining.model_copy(update={"seed": seed})}),
+            self.tokenizer,
+        )
 
     def _by_hand(self) -> list[Row]:
         """Log-probabilities of policy (seed 0) and reference (seed 1), computed by hand.
@@ -333,7 +418,9 @@ class Bench:
                     numbers[f"{column}_length"] = len(completion)
             rows.append(Row(**numbers))
         if ended != {True, False} or len({row.chosen_length for row in rows}) < 4:
-            raise AssertionError("the real batch must hold completions with EOS, ones that are cut, and padding")
+            raise AssertionError(
+                "the real batch must hold completions with EOS, ones that are cut, and padding"
+            )
         return rows
 
     @staticmethod
@@ -349,7 +436,8 @@ class Bench:
         conversation = [*question, {"role": "assistant", "content": completion}]
         before, whole = (
             self.tokenizer(
-                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens), add_special_tokens=False
+                self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens),
+                add_special_tokens=False,
             )["input_ids"]
             for messages, opens in ((question, True), (conversation, False))
         )
@@ -367,7 +455,9 @@ class Bench:
         whole = TrainSettings(method=settings, max_length=MAX_LENGTH, dtype="float32", seed=0)
         out = self.folder
         tokenizer = copy.deepcopy(self.tokenizer)  # csft adds tokens to it.
-        job = TrainingJob(whole, self.model(0), tokenizer, self.pairs, reference, out, callback or TrainerCallback())
+        job = TrainingJob(
+            whole, self.model(0), tokenizer, self.pairs, reference, out, callback or TrainerCallback()
+        )
         trainer = load(settings.name).make_trainer(job)
         return with_references(trainer, self.ppo_rows) if isinstance(settings, OfflinePpo) else trainer
 
@@ -409,7 +499,11 @@ class Bench:
         loss = trainer.compute_loss(model, inputs)
         loss.backward()
         gradient = torch.zeros_like(model.table) if model.table.grad is None else model.table.grad
-        return loss.detach(), gradient, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+        return (
+            loss.detach(),
+            gradient,
+            {name: values[-1] for name, values in trainer._metrics["train"].items()},
+        )
 
 
 @contextlib.contextmanager
@@ -459,12 +553,20 @@ def first_step(bench: Bench, kind: Kind) -> Check:
         m, rows = method(kind, settings), random_rows(rng, 4)
         at_first_step = REFERENCES[kind].at_first_step
         if at_first_step is None:
-            others = [replace(row, ref_chosen=row.ref_chosen - 5, ref_rejected=row.ref_rejected + 9) for row in rows]
-            worst = max(worst, deviation(bench.prescribed(m, others)[0].item(), bench.prescribed(m, rows)[0].item()))
+            others = [
+                replace(row, ref_chosen=row.ref_chosen - 5, ref_rejected=row.ref_rejected + 9) for row in rows
+            ]
+            worst = max(
+                worst, deviation(bench.prescribed(m, others)[0].item(), bench.prescribed(m, rows)[0].item())
+            )
             continue
-        same = [replace(row, **{f"ref_{column}": getattr(row, column) for column in COMPLETIONS}) for row in rows]
+        same = [
+            replace(row, **{f"ref_{column}": getattr(row, column) for column in COMPLETIONS}) for row in rows
+        ]
         worst = max(worst, deviation(bench.prescribed(m, same)[0].item(), at_first_step(same, m)))
-    return Check("loss", "policy = reference" if kind.has_reference else "reference plays no part", worst, EXACT)
+    return Check(
+        "loss", "policy = reference" if kind.has_reference else "reference plays no part", worst, EXACT
+    )
 
 
 def _batches(kind: Kind) -> list[list[Row]]:
@@ -487,7 +589,9 @@ def equation(bench: Bench, kind: Kind) -> Check:
     for settings in REFERENCES[kind].settings:
         m = method(kind, settings)
         for rows in _batches(kind):
-            worst = worst_of(worst, deviation(bench.prescribed(m, rows)[0].item(), REFERENCES[kind].loss(rows, m)))
+            worst = worst_of(
+                worst, deviation(bench.prescribed(m, rows)[0].item(), REFERENCES[kind].loss(rows, m))
+            )
     return Check("loss", "equation", worst, EXACT)
 
 
@@ -512,7 +616,14 @@ def gradient(bench: Bench, kind: Kind, step: float = 1e-5) -> Check:
                         expected = 0.0
                     else:
                         up, down = (
-                            REFERENCES[kind].loss([*rows[:i], replace(row, **{column: getattr(row, column) + move}), *rows[i + 1 :]], m)
+                            REFERENCES[kind].loss(
+                                [
+                                    *rows[:i],
+                                    replace(row, **{column: getattr(row, column) + move}),
+                                    *rows[i + 1 :],
+                                ],
+                                m,
+                            )
                             for move in (step, -step)
                         )
                         expected = (up - down) / (2 * step)
@@ -534,14 +645,19 @@ def logged(bench: Bench, kind: Kind) -> Check:
             means = {side: reward_scale(m) * math.fsum(values) / len(rows) for side, values in gains.items()}
             expected = {f"rewards/{side}": value for side, value in means.items()}
             expected |= {"rewards/margins": means["chosen"] - means["rejected"]}
-            expected |= {f"logps/{side}": math.fsum(getattr(row, side) for row in rows) / len(rows) for side in ("chosen", "rejected")}
+            expected |= {
+                f"logps/{side}": math.fsum(getattr(row, side) for row in rows) / len(rows)
+                for side in ("chosen", "rejected")
+            }
             against = zip(gains["chosen"], gains["rejected"], strict=True)
             # Rows need not be pairs: each desirable row is compared with each undesirable one.
             if kind.feedback == "rows":
                 against = ((a, b) for a in gains["chosen"] for b in gains["rejected"])  # type: ignore[assignment]
             right = [a > b for a, b in against]
             expected["rewards/accuracies"] = sum(right) / len(right)
-            worst = worst_of(worst, *(deviation(numbers.get(key, math.nan), value) for key, value in expected.items()))
+            worst = worst_of(
+                worst, *(deviation(numbers.get(key, math.nan), value) for key, value in expected.items())
+            )
     return Check("logged", "logged rewards and log-probs", worst, LOGGED)
 
 
@@ -560,9 +676,19 @@ def without_kl(bench: Bench) -> Check:
     """KTO with its reference point clamped to 0 is 1 - sigma(± beta r)."""
     worst = 0.0
     for row in random_rows(random.Random("without kl"), 5):
-        below = replace(row, mismatched_chosen=row.ref_mismatched_chosen - 3, mismatched_rejected=row.ref_mismatched_rejected - 1)
+        below = replace(
+            row,
+            mismatched_chosen=row.ref_mismatched_chosen - 3,
+            mismatched_rejected=row.ref_mismatched_rejected - 1,
+        )
         m = bench.first_settings(Kto)
-        plain = sum(1 / (1 + math.exp(sign * m.beta * gain)) for sign, gain in ((1, row.gain_chosen), (-1, row.gain_rejected))) / 2
+        plain = (
+            sum(
+                1 / (1 + math.exp(sign * m.beta * gain))
+                for sign, gain in ((1, row.gain_chosen), (-1, row.gain_rejected))
+            )
+            / 2
+        )
         worst = worst_of(worst, deviation(bench.prescribed(m, [below])[0].item(), plain))
     return Check("loss", "KL below 0: no reference point", worst, EXACT)
 
@@ -573,14 +699,20 @@ def adds_up(bench: Bench) -> Check:
     rows = random_rows(random.Random("sft term"), 5)
     for weight in (0.0, 0.5, 3.0):
         whole = bench.prescribed(method(Dpo, {"beta": 0.3, "sft_weight": weight}), rows)[0]
-        parts = bench.prescribed(method(Dpo, {"beta": 0.3}), rows)[0] + weight * bench.prescribed(method(SftChosen, {}), rows)[0]
+        parts = (
+            bench.prescribed(method(Dpo, {"beta": 0.3}), rows)[0]
+            + weight * bench.prescribed(method(SftChosen, {}), rows)[0]
+        )
         worst = worst_of(worst, deviation(whole.item(), parts.item()))
     return Check("loss", "DPO + w × SFT on chosen", worst, EXACT)
 
 
 def only_desirable(bench: Bench) -> Check:
     rows = random_rows(random.Random("only desirable"), 5)
-    csft, sft = bench.prescribed(method(Csft, {}), rows, sides=(0,))[0], bench.prescribed(method(SftChosen, {}), rows)[0]
+    csft, sft = (
+        bench.prescribed(method(Csft, {}), rows, sides=(0,))[0],
+        bench.prescribed(method(SftChosen, {}), rows)[0],
+    )
     return Check("loss", "desirable rows alone = SFT on chosen", deviation(csft.item(), sft.item()), EXACT)
 
 
@@ -597,9 +729,14 @@ def value_gradient(bench: Bench, step: float = 1e-5) -> Check:
             last.zero_grad()
             bench.prescribed(m, rows)
             assert last.bias.grad is not None
-            moved = [[replace(each, values=[v + move for v in each.values]) for each in judged(rows)] for move in (step, -step)]
+            moved = [
+                [replace(each, values=[v + move for v in each.values]) for each in judged(rows)]
+                for move in (step, -step)
+            ]
             up, down = (ppo_parts(completions, m).value for completions in moved)
-            worst = worst_of(worst, deviation(last.bias.grad.item(), m.value_weight * (up - down) / (2 * step)))
+            worst = worst_of(
+                worst, deviation(last.bias.grad.item(), m.value_weight * (up - down) / (2 * step))
+            )
     return Check("gradient", "gradient of the values", worst, GRADIENT)
 
 
@@ -618,7 +755,10 @@ def extrapolation() -> Check:
         for i, value in enumerate(values):
             kept = [t for t in range(4) if mask[i, t]]
             policy, reference = ([each[i, t].tolist() for t in kept] for each in (ours, theirs))
-            worst = worst_of(worst, deviation(value, extrapolated(policy, reference, [int(tokens[i, t]) for t in kept], extent)))
+            worst = worst_of(
+                worst,
+                deviation(value, extrapolated(policy, reference, [int(tokens[i, t]) for t in kept], extent)),
+            )
     return Check("loss", "logits extrapolated", worst, EXACT)
 
 

@@ -40,7 +40,11 @@ def token_references(rows: Sequence[Row], sides: Sequence[int], width: int) -> d
 
     They are kept as floats for float64, because a collator would make them float32.
     """
-    chosen = [(getattr(row, f"ref_{SIDES[side]}"), getattr(row, f"{SIDES[side]}_length")) for row in rows for side in sides]
+    chosen = [
+        (getattr(row, f"ref_{SIDES[side]}"), getattr(row, f"{SIDES[side]}_length"))
+        for row in rows
+        for side in sides
+    ]
     tokens = [spread(total, n) + [0.0] * (width - n) for total, n in chosen]
     return {"ref_logps": [total for total, _ in chosen], "ref_token_logps": tokens}
 
@@ -74,8 +78,19 @@ def csft_rows(bench: Bench) -> list[Row]:
         sums = {}
         for side, control in zip(SIDES, (GOOD, BAD), strict=True):
             prompt, completion = bench.ids(pair.prompt, getattr(pair, side))
-            sums[side] = sum(bench.token_logps(model, [*prompt, tokenizer.convert_tokens_to_ids(control)], completion))
-        rows.append(Row(sums["chosen"], sums["rejected"], row.ref_chosen, row.ref_rejected, row.chosen_length, row.rejected_length))
+            sums[side] = sum(
+                bench.token_logps(model, [*prompt, tokenizer.convert_tokens_to_ids(control)], completion)
+            )
+        rows.append(
+            Row(
+                sums["chosen"],
+                sums["rejected"],
+                row.ref_chosen,
+                row.ref_rejected,
+                row.chosen_length,
+                row.rejected_length,
+            )
+        )
     return rows
 
 
@@ -105,6 +120,9 @@ def with_references(trainer: Any, rows: Sequence[Judged]) -> Any:
     Its own are the start model's; policy and reference are to differ at the first step.
     """
     dataset = trainer.train_dataset
-    tokens = [[0.0] * (len(ids) - 1) + list(row.reference) for ids, row in zip(dataset["prompt_ids"], rows, strict=True)]
+    tokens = [
+        [0.0] * (len(ids) - 1) + list(row.reference)
+        for ids, row in zip(dataset["prompt_ids"], rows, strict=True)
+    ]
     trainer.train_dataset = dataset.remove_columns("ref_token_logps").add_column("ref_token_logps", tokens)
     return trainer

@@ -68,11 +68,26 @@ class Row:
 # Values at which methods are checked ------------------------------------------------------------------------
 
 OURS, TRL = "ours", "TRL"
-HALOS = {"gamma": 0.99, "gae_lambda": 0.95, "value_weight": 0.01, "kl_weight": 0.1, "value_max_grad_norm": 0.1}
+HALOS = {
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "value_weight": 0.01,
+    "kl_weight": 0.1,
+    "value_max_grad_norm": 0.1,
+}
 REFINED = {"distrusted": 0.1, "window": 50, "threshold": "pairs", "delay": 0.2, "decoupling": 0.0}
 # Log-probabilities -20 and -30, the reference's -22 and -28, lengths 10 and 12, a KL of 3.
 GOLDEN_ROW = Row(
-    -20, -30, -22, -28, 10, 12, mismatched_chosen=-40, mismatched_rejected=-40, ref_mismatched_chosen=-43, ref_mismatched_rejected=-43
+    -20,
+    -30,
+    -22,
+    -28,
+    10,
+    12,
+    mismatched_chosen=-40,
+    mismatched_rejected=-40,
+    ref_mismatched_chosen=-43,
+    ref_mismatched_rejected=-43,
 )
 # Ratios 1.5 and 2.25 of two desirable tokens, 0.4 of an undesirable one; values 0.1, 0.2 and 0.4.
 PPO_ROW = Row(
@@ -164,7 +179,12 @@ def sft_chosen(rows: Sequence[Row], m: Any) -> float:
         "TRL's `sft` with `sigmoid` pools the tokens of a batch; IRPO weighs the DPO term; "
         "HALOs' reward accuracy compares chosen of one prompt with rejected of another"
     ),
-    settings=[{"beta": 0.1}, {"beta": 2.0}, {"beta": 0.1, "sft_weight": 0.5}, {"beta": 1.0, "sft_weight": 2.0}],
+    settings=[
+        {"beta": 0.1},
+        {"beta": 2.0},
+        {"beta": 0.1, "sft_weight": 0.5},
+        {"beta": 1.0, "sft_weight": 2.0},
+    ],
     golden=0.5130152524,
     at_first_step=lambda rows, m: math.log(2) + m.sft_weight * sft_chosen(rows, m),
 )
@@ -187,7 +207,12 @@ def dpo(rows: Sequence[Row], m: Any) -> float:
 def cdpo(rows: Sequence[Row], m: Any) -> float:
     """Mitchell 2023: cross-entropy between the label's probability 1 - eps and sigma(beta delta)."""
     eps = m.label_smoothing
-    return mean([(1 - eps) * minus_log_sigmoid(m.beta * row.delta) + eps * minus_log_sigmoid(-m.beta * row.delta) for row in rows])
+    return mean(
+        [
+            (1 - eps) * minus_log_sigmoid(m.beta * row.delta) + eps * minus_log_sigmoid(-m.beta * row.delta)
+            for row in rows
+        ]
+    )
 
 
 SPA_THRESHOLD = 0.6  # In checks a label with a lower confidence is distrusted.
@@ -214,11 +239,19 @@ def spa(rows: Sequence[Row], m: Any, threshold: float = SPA_THRESHOLD) -> float:
     losses = []
     for row in rows:
         share = m.alpha if sigmoid(m.beta * row.delta) < threshold else 0.0
-        losses.append((1 - share) * minus_log_sigmoid(m.beta * row.delta) + share * minus_log_sigmoid(-m.beta * row.delta))
+        losses.append(
+            (1 - share) * minus_log_sigmoid(m.beta * row.delta)
+            + share * minus_log_sigmoid(-m.beta * row.delta)
+        )
     return mean(losses)
 
 
-def extrapolated(policy: Sequence[Sequence[float]], reference: Sequence[Sequence[float]], tokens: Sequence[int], extent: float) -> float:
+def extrapolated(
+    policy: Sequence[Sequence[float]],
+    reference: Sequence[Sequence[float]],
+    tokens: Sequence[int],
+    extent: float,
+) -> float:
     """2406.04412, eq. 11 and 12: log-probability of tokens under the imagined model.
 
     Its logits are (1 + lambda) h - lambda h_ref, token by token.
@@ -321,7 +354,14 @@ def slic(rows: Sequence[Row], m: Any) -> float:
 def simpo(rows: Sequence[Row], m: Any) -> float:
     """2405.14734, eq. 6."""
     return mean(
-        [minus_log_sigmoid(m.beta / row.chosen_length * row.chosen - m.beta / row.rejected_length * row.rejected - m.gamma) for row in rows]
+        [
+            minus_log_sigmoid(
+                m.beta / row.chosen_length * row.chosen
+                - m.beta / row.rejected_length * row.rejected
+                - m.gamma
+            )
+            for row in rows
+        ]
     )
 
 
@@ -342,7 +382,9 @@ def _odds(mean_logps: float) -> float:
 def orpo(rows: Sequence[Row], m: Any) -> float:
     """2403.07691, eq. 6 and 7: NLL + lambda · L_OR."""
     nll = mean([-row.chosen / row.chosen_length for row in rows])
-    ratios = [_odds(row.chosen / row.chosen_length) / _odds(row.rejected / row.rejected_length) for row in rows]
+    ratios = [
+        _odds(row.chosen / row.chosen_length) / _odds(row.rejected / row.rejected_length) for row in rows
+    ]
     return nll + m.lambda_or * mean([minus_log_sigmoid(math.log(ratio)) for ratio in ratios])
 
 
@@ -439,7 +481,10 @@ def bradley_terry(rows: Sequence[Rewards]) -> float:
 )
 def csft(rows: Sequence[Row], m: Any) -> float:
     """HALOs, per token: every completion counts once, whatever its label; the label is in the prompt."""
-    return mean([-row.chosen / row.chosen_length for row in rows] + [-row.rejected / row.rejected_length for row in rows])
+    return mean(
+        [-row.chosen / row.chosen_length for row in rows]
+        + [-row.rejected / row.rejected_length for row in rows]
+    )
 
 
 @dataclass(frozen=True)
@@ -466,7 +511,9 @@ def judged(rows: Sequence[Row]) -> list[Judged]:
     for row in rows:
         for side in ("chosen", "rejected"):
             n = getattr(row, f"{side}_length")
-            policy, reference, values = (spread(getattr(row, name), n) for name in (side, f"ref_{side}", f"value_{side}"))
+            policy, reference, values = (
+                spread(getattr(row, name), n) for name in (side, f"ref_{side}", f"value_{side}")
+            )
             completions.append(Judged(policy, reference, values, desirable=side == "chosen"))
     return completions
 
@@ -485,8 +532,13 @@ def ppo_parts(completions: Sequence[Judged], m: Any) -> PpoParts:
         reward = 1.0 if each.desirable else -1.0
         after = [*each.values[1:], 0.0]
         td_error = [(reward if t == n - 1 else 0.0) + m.gamma * after[t] - each.values[t] for t in range(n)]
-        advantages += [math.fsum((m.gamma * m.gae_lambda) ** (k - t) * td_error[k] for k in range(t, n)) for t in range(n)]
-        errors += [(each.values[t] - (reward * m.gamma ** (n - 2 - t) if t < n - 1 else 0.0)) ** 2 for t in range(n)]
+        advantages += [
+            math.fsum((m.gamma * m.gae_lambda) ** (k - t) * td_error[k] for k in range(t, n))
+            for t in range(n)
+        ]
+        errors += [
+            (each.values[t] - (reward * m.gamma ** (n - 2 - t) if t < n - 1 else 0.0)) ** 2 for t in range(n)
+        ]
         drift += [b - a for a, b in zip(each.policy, each.reference, strict=True)]
     centre = mean(advantages)
     deviation = math.sqrt(mean([(a - centre) ** 2 for a in advantages]) + 1e-8)
@@ -509,7 +561,14 @@ def ppo_total(parts: PpoParts, m: Any) -> float:
     settings=[
         {"clip": 0.5, **HALOS},
         {"clip": 0.25, **HALOS},
-        {"clip": 0.8, "gamma": 0.7, "gae_lambda": 0.4, "value_weight": 1.5, "kl_weight": 2.0, "value_max_grad_norm": 1.0},
+        {
+            "clip": 0.8,
+            "gamma": 0.7,
+            "gae_lambda": 0.4,
+            "value_weight": 1.5,
+            "kl_weight": 2.0,
+            "value_max_grad_norm": 1.0,
+        },
     ],
     # TD errors: .99 x .2 - .1 = .098, 1 - .2 = .8 and -1 - .4 = -1.4; advantages .098 + .9405 x .8 = .8504,
     # .8, -1.4, their mean .0834666667 and variance 1.1007600356, whitened .7309897465, .6829518251,

@@ -62,7 +62,9 @@ class Prescribed(torch.nn.Module):
         self.table = torch.nn.Parameter(torch.tensor(rows, dtype=torch.float64))
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.table[input_ids[:, 0] - FIRST_PROMPT, input_ids[:, 1] - 1][:, None])
+        return SimpleNamespace(
+            logits=self.table[input_ids[:, 0] - FIRST_PROMPT, input_ids[:, 1] - 1][:, None]
+        )
 
 
 class RewardBench:
@@ -82,7 +84,9 @@ class RewardBench:
         method = RewardModel.model_validate(TRAINING | training)
         settings = RewardModelSettings(method=method, max_length=MAX_LENGTH, dtype="float32", seed=0)
         pairs, callback = self.bench.pairs, callback or TrainerCallback()
-        job = TrainingJob(settings, self.model(), self.bench.tokenizer, pairs, {}, self.bench.folder, callback)
+        job = TrainingJob(
+            settings, self.model(), self.bench.tokenizer, pairs, {}, self.bench.folder, callback
+        )
         return load(name_of(BestOfN)).make_trainer(job)
 
     def first_step(self, **training: Any) -> FirstStep:
@@ -94,9 +98,14 @@ class RewardBench:
     def prescribed(self, rows: Sequence[Rewards]) -> tuple[float, torch.Tensor, dict[str, float]]:
         """Returns (loss, its gradient by the table (pairs, 2), logged numbers) at prescribed rewards."""
         model, metrics = Prescribed(rows), self._trainer._metrics["train"]
-        features = [{"chosen_ids": [FIRST_PROMPT + i, 1], "rejected_ids": [FIRST_PROMPT + i, 2, 2]} for i in range(len(rows))]
+        features = [
+            {"chosen_ids": [FIRST_PROMPT + i, 1], "rejected_ids": [FIRST_PROMPT + i, 2, 2]}
+            for i in range(len(rows))
+        ]
         metrics.clear()
-        loss = self._trainer.compute_loss(model, self._trainer.data_collator([feature | {"row": 0} for feature in features]))
+        loss = self._trainer.compute_loss(
+            model, self._trainer.data_collator([feature | {"row": 0} for feature in features])
+        )
         loss.backward()
         assert model.table.grad is not None
         return loss.item(), model.table.grad, {name: values[-1] for name, values in metrics.items()}
@@ -149,7 +158,12 @@ def no_difference(rewards: RewardBench) -> Check:
     rows = _batches()[1]
     shifted = [(chosen + 7, rejected + 7) for chosen, rejected in rows]
     equal = deviation(rewards.prescribed([(chosen, chosen) for chosen, _ in rows])[0], math.log(2))
-    return Check("loss", "equal rewards, shifts", max(equal, deviation(rewards.prescribed(shifted)[0], bradley_terry(rows))), EXACT)
+    return Check(
+        "loss",
+        "equal rewards, shifts",
+        max(equal, deviation(rewards.prescribed(shifted)[0], bradley_terry(rows))),
+        EXACT,
+    )
 
 
 def equation(rewards: RewardBench) -> Check:
@@ -164,7 +178,10 @@ def gradient(rewards: RewardBench, step: float = 1e-5) -> Check:
         gradients = rewards.prescribed(rows)[1]
         for i, (chosen, rejected) in enumerate(rows):
             for j, (a, b) in enumerate(((step, 0.0), (0.0, step))):
-                up, down = (bradley_terry([*rows[:i], (chosen + sign * a, rejected + sign * b), *rows[i + 1 :]]) for sign in (1, -1))
+                up, down = (
+                    bradley_terry([*rows[:i], (chosen + sign * a, rejected + sign * b), *rows[i + 1 :]])
+                    for sign in (1, -1)
+                )
                 worst = worst_of(worst, deviation(gradients[i, j].item(), (up - down) / (2 * step)))
     return Check("gradient", "gradient", worst, GRADIENT)
 

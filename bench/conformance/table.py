@@ -66,7 +66,10 @@ def print_table() -> bool:
     text = f"{total - len(failed)} of {total} checks passed in {time.monotonic() - began:.0f} s. The numbers are the largest relative "
     text += "deviations from the equation: loss and gradient in float64 at prescribed log-probabilities, real batch in float32."
     console.print(text, highlight=False)
-    console.print(f"\nTRL {TRL_VERSION} compared with v1.9.0, for which the methods were first written down:", highlight=False)
+    console.print(
+        f"\nTRL {TRL_VERSION} compared with v1.9.0, for which the methods were first written down:",
+        highlight=False,
+    )
     for line in TRL_MOVED:
         console.print(f"- {line}", highlight=False, markup=False)
     for line in failed:

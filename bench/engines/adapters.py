@@ -34,11 +34,19 @@ def add_adapter(model: PreTrainedModel, settings: Adapter, seed: int) -> None:
         target_modules=list(settings.target_modules) or "all-linear",
         task_type="CAUSAL_LM",
     )
-    linear = sorted({name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)})
+    linear = sorted(
+        {
+            name.rpartition(".")[2]
+            for name, layer in model.named_modules()
+            if isinstance(layer, torch.nn.Linear)
+        }
+    )
     heads = [name for name, layer in model.named_modules() if layer is model.get_output_embeddings()]
     if unknown := [name for name in settings.target_modules if name not in linear or name in heads]:
         known = ", ".join(name for name in linear if name not in heads)
-        raise ValueError(f"adapter.target_modules must name linear layers of the model, got {', '.join(unknown)}; known: {known}")
+        raise ValueError(
+            f"adapter.target_modules must name linear layers of the model, got {', '.join(unknown)}; known: {known}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.add_adapter(config)
@@ -64,17 +72,26 @@ def is_adapted(model: PreTrainedModel) -> bool:
 
 def check_finite(weights: Mapping[str, torch.Tensor]) -> None:
     """Raises FloatingPointError if weights hold NaN or infinite values; the error names one tensor."""
-    bad = {name: value for name, value in weights.items() if value.is_floating_point() and not torch.isfinite(value).all()}
+    bad = {
+        name: value
+        for name, value in weights.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    }
     if bad:
         name, value = next(iter(bad.items()))
         n_nan, n_infinite = int(value.isnan().sum()), int(value.isinf().sum())
         count = f"{name} holds {n_nan} NaN and {n_infinite} infinite values of {value.numel()}"
         more = f", and {len(bad) - 1} more of {len(weights)} tensors have such values" if len(bad) > 1 else ""
-        raise FloatingPointError(f"the trained weights are not finite ({count}{more}). Lower the learning rate.")
+        raise FloatingPointError(
+            f"the trained weights are not finite ({count}{more}). Lower the learning rate."
+        )
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, torch.Tensor] | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Save a model, or only its adapter if it has one, with its tokenizer.
 

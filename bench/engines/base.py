@@ -43,7 +43,10 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
 
 
 def in_batches(
-    lengths: Sequence[int], batch_size: int, compute: Callable[[list[int]], Sequence[float]], progress: Progress = silent
+    lengths: Sequence[int],
+    batch_size: int,
+    compute: Callable[[list[int]], Sequence[float]],
+    progress: Progress = silent,
 ) -> list[float]:
     """One number per row, in the rows' order.
 
@@ -86,7 +89,9 @@ def named_errors(folder: Path, config: Mapping[str, Any], file: str = "config.js
         raise
     except Exception as error:
         unknown = error.args[0] if isinstance(error, KeyError) and error.args else None
-        setting = next((key for key, value in _settings(config) if isinstance(value, str) and value == unknown), None)
+        setting = next(
+            (key for key, value in _settings(config) if isinstance(value, str) and value == unknown), None
+        )
         message = printable(" ".join(str(error).split()))[:300]
         unsupported = f"this version of transformers does not support {setting}={message}"
         why = f"{type(error).__name__}: {message}" if setting is None else unsupported
@@ -113,11 +118,17 @@ def load_config(folder: Path, of: Any = None, **settings: Any) -> Any:
 
     trusted = trusts_code(folder)
     with named_errors(folder, read_config(folder)):
-        config: Any = (of or AutoConfig).from_pretrained(folder, local_files_only=True, trust_remote_code=trusted, **settings)
+        config: Any = (of or AutoConfig).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trusted, **settings
+        )
     config._attn_implementation = None  # This sets it for all parts of the config.
     config._experts_implementation = None
     quantized = getattr(config, "quantization_config", None)
-    method = (quantized if isinstance(quantized, dict) else vars(quantized)).get("quant_method") if quantized else None
+    method = (
+        (quantized if isinstance(quantized, dict) else vars(quantized)).get("quant_method")
+        if quantized
+        else None
+    )
     if method not in QUANTIZED:
         raise ValueError(
             f"the weights in {folder} are quantised by {method}, which needs code from the hub. Use a model with float weights."
@@ -148,7 +159,11 @@ class Vocabulary:
             raise ValueError(f"prompts of the model in {folder} must end in {expected}, got {control}")
         self.suppressed: list[int] = [self.tokenizer.convert_tokens_to_ids(token) for token in controls]  # type: ignore[misc]
         has_own = (whole / "generation_config.json").is_file()
-        own = GenerationConfig.from_pretrained(whole, local_files_only=True) if has_own else GenerationConfig.from_model_config(config)
+        own = (
+            GenerationConfig.from_pretrained(whole, local_files_only=True)
+            if has_own
+            else GenerationConfig.from_model_config(config)
+        )
         named = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         self.ends: set[int] = {self.tokenizer.eos_token_id, *(token for token in named if token is not None)}  # type: ignore[arg-type]
         self.size: int = config.get_text_config().vocab_size
@@ -157,4 +172,6 @@ class Vocabulary:
         """The completion in the sampled ids: all of them up to the first one that ends a completion."""
         end = next((i for i, token in enumerate(ids) if token in self.ends), None)
         kept = list(ids if end is None else ids[: end + 1])
-        return DrawnCompletion(str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None)
+        return DrawnCompletion(
+            str(self.tokenizer.decode(kept, skip_special_tokens=True)).strip(), kept, end is not None
+        )

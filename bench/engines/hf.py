@@ -49,7 +49,9 @@ COPY_AGAIN = "Copy the whole folder again, or save the model with save_pretraine
 POSITION_TABLES = ("wpe", "positions_embed", "embed_positions", "position_embeddings", "pos_encoding")
 
 
-def load_model(path: Path, dtype: str, loading: Loading = USUAL, base: Path | None = None, *, trainable: bool = False) -> PreTrainedModel:
+def load_model(
+    path: Path, dtype: str, loading: Loading = USUAL, base: Path | None = None, *, trainable: bool = False
+) -> PreTrainedModel:
     """A model read from its folder, on the GPU if there is one.
 
     It is always a fresh one, never a copy of a model that a trainer has changed. An adapter's folder is read
@@ -73,7 +75,15 @@ def load_model(path: Path, dtype: str, loading: Loading = USUAL, base: Path | No
     return model.to(device()).eval()
 
 
-def load_tensors(of: Any, folder: Path, dtype: str, *, new_head: bool = False, settings: Mapping[str, Any] = {}, **ways: Any) -> Any:
+def load_tensors(
+    of: Any,
+    folder: Path,
+    dtype: str,
+    *,
+    new_head: bool = False,
+    settings: Mapping[str, Any] = {},
+    **ways: Any,
+) -> Any:
     """A model of the transformers class `of`, with all its tensors read from a folder; `settings` change its
     config.
 
@@ -97,7 +107,8 @@ def load_tensors(of: Any, folder: Path, dtype: str, *, new_head: bool = False, s
     body = f"{model.base_model_prefix}."
     misshaped = [one for one in loading_info["mismatched_keys"] if not new_head or one[0].startswith(body)]
     missing, unexpected = (
-        {name for name in loading_info[kind] if not new_head or name.startswith(body)} for kind in ("missing_keys", "unexpected_keys")
+        {name for name in loading_info[kind] if not new_head or name.startswith(body)}
+        for kind in ("missing_keys", "unexpected_keys")
     )
     check_loaded_tensors(folder, missing, unexpected, misshaped)
     return model
@@ -110,7 +121,9 @@ def load_adapter_into(model: PreTrainedModel, folder: Path, *, trainable: bool =
     """
     check_finite_files(folder, tree_stamp(folder))
     with named_errors(folder, read_config(folder, ADAPTER), ADAPTER):
-        loading_info = model.load_adapter(str(folder), is_trainable=trainable, use_safetensors=True, ignore_mismatched_sizes=True)
+        loading_info = model.load_adapter(
+            str(folder), is_trainable=trainable, use_safetensors=True, ignore_mismatched_sizes=True
+        )
     keys = loading_info.missing_keys, loading_info.unexpected_keys, loading_info.mismatched_keys
     check_loaded_tensors(folder, *keys, of=ADAPTER)
 
@@ -129,7 +142,11 @@ def check_loaded_tensors(
     tied weights nor most buffers that it computes itself; the other buffers are OLD_BUFFERS.
     """
     unexpected = [name for name in unexpected if not OLD_BUFFERS.search(name)]
-    faults = [f"{fault} {_some(names)}" for fault, names in (("missing:", missing), ("the model has no place for", unexpected)) if names]
+    faults = [
+        f"{fault} {_some(names)}"
+        for fault, names in (("missing:", missing), ("the model has no place for", unexpected))
+        if names
+    ]
     if misshaped:
         name, given, expected = min(misshaped)
         more = f", and {len(misshaped) - 1} more tensors" if len(misshaped) > 1 else ""
@@ -149,7 +166,11 @@ def check_finite_files(folder: Path, stamp: str) -> None:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  # It is no dict.
                 value = tensors.get_tensor(name)
-                if value.is_floating_point() and value.numel() and not all(bound.isfinite() for bound in _bounds(value)):
+                if (
+                    value.is_floating_point()
+                    and value.numel()
+                    and not all(bound.isfinite() for bound in _bounds(value))
+                ):
                     n = int((~value.float().isfinite()).sum())
                     why = f"{name} holds {n} NaN or infinite values of {value.numel()}"
                     raise ValueError(
@@ -178,7 +199,9 @@ def check_weights(folder: Path, adapter: Path | None = None) -> None:
 
 def _some(names: Collection[str]) -> str:
     first = sorted(names)[:3]
-    return ", ".join(first) + (f" and {len(names) - len(first)} more tensors" if len(names) > len(first) else "")
+    return ", ".join(first) + (
+        f" and {len(names) - len(first)} more tensors" if len(names) > len(first) else ""
+    )
 
 
 def device() -> str:
@@ -195,15 +218,23 @@ def _loading_arguments(loading: Loading, dtype: str) -> dict[str, Any]:
 
     Raises ValueError if they need a missing GPU or package.
     """
-    arguments: dict[str, Any] = {} if loading.attention == "auto" else {"attn_implementation": loading.attention}
+    arguments: dict[str, Any] = (
+        {} if loading.attention == "auto" else {"attn_implementation": loading.attention}
+    )
     if loading.attention == "flash_attention_2":
         if not torch.cuda.is_available() or not is_flash_attn_2_available():
-            raise ValueError("model.attention=flash_attention_2 needs a GPU and the flash-attn package. Use model.attention=sdpa.")
+            raise ValueError(
+                "model.attention=flash_attention_2 needs a GPU and the flash-attn package. Use model.attention=sdpa."
+            )
         if dtype != "bfloat16":
-            raise ValueError(f"model.attention=flash_attention_2 needs model.dtype=bfloat16, got model.dtype={dtype}")
+            raise ValueError(
+                f"model.attention=flash_attention_2 needs model.dtype=bfloat16, got model.dtype={dtype}"
+            )
     if loading.quantized:
         if find_spec("bitsandbytes") is None:
-            raise ValueError("adapter=qlora needs the package bitsandbytes. Run: pip install -e '.[qlora]', or use adapter=lora.")
+            raise ValueError(
+                "adapter=qlora needs the package bitsandbytes. Run: pip install -e '.[qlora]', or use adapter=lora."
+            )
         from transformers import BitsAndBytesConfig
 
         arguments["quantization_config"] = BitsAndBytesConfig(
@@ -239,7 +270,10 @@ def check_fit(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
             "Use the tokenizer that belongs to the model."
         )
     named: Any = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named] if named is not None else [])}
+    ends = {
+        tokenizer.eos_token_id,
+        *(named if isinstance(named, list) else [named] if named is not None else []),
+    }
     check_rendering(path, tokenizer, ends)
     return ends
 
@@ -249,7 +283,10 @@ def has_position_table(model: Any) -> bool:
 
     Other models compute positions.
     """
-    return any(name.rsplit(".", 1)[-1] in POSITION_TABLES for name, _ in [*model.named_modules(), *model.named_buffers()])
+    return any(
+        name.rsplit(".", 1)[-1] in POSITION_TABLES
+        for name, _ in [*model.named_modules(), *model.named_buffers()]
+    )
 
 
 class TransformersEngine:
@@ -271,14 +308,20 @@ class TransformersEngine:
         self.ends = check_fit(path, self.model, self.tokenizer)
         self._scores = False  # Whether the model is already prepared for `logps`.
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[DrawnCompletion]:
+    def generate(
+        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent
+    ) -> list[DrawnCompletion]:
         """One completion per prompt, in the prompts' order. The same prompts, decoding and seed give the same
         completions.
 
         Prompts are batched by length. Each batch samples from a generator of its own, seeded by `seed` and
         the batch's position. Raises ValueError for prompts longer than the model's positions.
         """
-        places, longest, new = positions(self.model.config.to_dict()), max(map(len, prompts), default=0), decoding.max_new_tokens
+        places, longest, new = (
+            positions(self.model.config.to_dict()),
+            max(map(len, prompts), default=0),
+            decoding.max_new_tokens,
+        )
         if places is not None and longest >= places:
             raise ValueError(
                 f"a prompt of {longest} tokens leaves no room for a completion: the model has {places} positions. Remove such prompts."
@@ -302,11 +345,22 @@ class TransformersEngine:
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        mask = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device
+        )
         sampling: dict[str, Any] = {"do_sample": False}
         if decoding.temperature:
-            sampling = {"do_sample": True, "temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-        limits: dict[str, Any] = {"max_new_tokens": decoding.max_new_tokens, "eos_token_id": sorted(self.ends), "pad_token_id": pad}
+            sampling = {
+                "do_sample": True,
+                "temperature": decoding.temperature,
+                "top_p": decoding.top_p,
+                "top_k": 0,
+            }
+        limits: dict[str, Any] = {
+            "max_new_tokens": decoding.max_new_tokens,
+            "eos_token_id": sorted(self.ends),
+            "pad_token_id": pad,
+        }
         if self.vocabulary.suppressed:
             limits["suppress_tokens"] = self.vocabulary.suppressed
         out = self.model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **limits, **sampling)
@@ -323,7 +377,11 @@ class TransformersEngine:
             self._scores = True
 
         def sums(batch: list[int]) -> list[float]:
-            return per_token_logps(self.model, [rows[i] for i in batch], self.tokenizer.pad_token_id, self.dtype).sum(dim=1).tolist()
+            return (
+                per_token_logps(self.model, [rows[i] for i in batch], self.tokenizer.pad_token_id, self.dtype)
+                .sum(dim=1)
+                .tolist()
+            )
 
         return in_batches([len(row.whole) for row in rows], self.batch_size, sums, progress)
 

@@ -57,7 +57,11 @@ def _task_manager(include: Path | None, names: Sequence[str]) -> Iterator[Any]:
 
     with contextlib.chdir(include or Path.cwd()), _leaving_no_bytecode():
         own = TaskManager(include_path=str(include), include_defaults=False) if include else None
-        yield own if own and set(names) <= set(own.all_subtasks) else TaskManager(include_path=str(include) if include else None)
+        yield (
+            own
+            if own and set(names) <= set(own.all_subtasks)
+            else TaskManager(include_path=str(include) if include else None)
+        )
 
 
 @contextlib.contextmanager
@@ -85,9 +89,13 @@ def faults(tasks: Sequence[str], include: Path | None) -> list[str]:
     request = json.dumps({"tasks": list(tasks), "include": str(include) if include else None})
     environment = os.environ | {"PYTHONPATH": python_path()}
     command = [sys.executable, "-P", "-m", "bench.engines.lm_eval", request]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False, errors="replace")
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", env=environment, check=False, errors="replace"
+    )
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"its process ended with exit code {done.returncode}"])[-1]
+        last = (done.stderr.strip().splitlines() or [f"its process ended with exit code {done.returncode}"])[
+            -1
+        ]
         return [f"lm_eval cannot load its tasks (forgetting.tasks): {last}"]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -105,9 +113,8 @@ def _faults(tasks: Sequence[str], include: Path | None) -> Iterator[str]:
                 manager.load([name])
             except Exception as error:  # Errors of datasets, of the hub, or of a task's own code.
                 why = secrets.excerpt(str(error), 300)
-                way_out = (
-                    "The data of lm_eval's tasks come from the hub the first time: connect to it once, or set forgetting.include_path."
-                )
+                way_out = "The data of lm_eval's tasks come from the hub the first time: connect to it once, or set "
+                way_out += "forgetting.include_path."
                 yield f"task {name} (forgetting.tasks) cannot be loaded, {type(error).__name__}: {why}. {way_out}"
 
 
@@ -122,7 +129,9 @@ def main(request: str) -> None:
 # Running tasks --------------------------------------------------------------------------------------------------------
 
 
-def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, include: Path | None) -> Evaluation:
+def evaluate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, include: Path | None
+) -> Evaluation:
     """Run the tasks with a model. `include`: folder of the user's own tasks."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -202,7 +211,9 @@ def _questions_digest(samples: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _answers(task: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[TaskAnswer]:
     for sample in samples:
-        values = {name: value for name in sample["metrics"] if (value := _finite(sample.get(name))) is not None}
+        values = {
+            name: value for name in sample["metrics"] if (value := _finite(sample.get(name))) is not None
+        }
         yield TaskAnswer(task, int(sample["doc_id"]), sample["filter"], values)
 
 

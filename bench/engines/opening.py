@@ -9,7 +9,9 @@ from bench.engines.base import Engine
 from bench.store.stage_settings import GenerateSettings, LogpsSettings, SampleSettings
 
 
-def open_engine(settings: SampleSettings | LogpsSettings | GenerateSettings, inputs: Mapping[str, Path]) -> Engine:
+def open_engine(
+    settings: SampleSettings | LogpsSettings | GenerateSettings, inputs: Mapping[str, Path]
+) -> Engine:
     """The engine that the settings name, with its policy loaded.
 
     `inputs`: the policy's folder `model`, and for an adapter its base model's folder `base`.

@@ -49,7 +49,13 @@ class PairRM(DebertaV2PreTrainedModel):
         super().__init__(config)
         self.pretrained_model = DebertaV2Model(config)
         size, dropped = config.hidden_size, getattr(config, "drop_out", 0.0)
-        layers = [nn.Dropout(dropped), nn.Linear(2 * size, size), nn.Tanh(), nn.Dropout(dropped), nn.Linear(size, config.n_tasks)]
+        layers = [
+            nn.Dropout(dropped),
+            nn.Linear(2 * size, size),
+            nn.Tanh(),
+            nn.Dropout(dropped),
+            nn.Linear(size, config.n_tasks),
+        ]
         self.head_layer = nn.Sequential(*layers)
         self.post_init()
 
@@ -63,7 +69,9 @@ class PairRM(DebertaV2PreTrainedModel):
         for name in MARK_IDS:
             is_mark = input_ids == getattr(self.config, name)
             if not bool((is_mark.sum(dim=1) == 1).all()):
-                raise ValueError(f"every pair of PairRM must hold the token {name}={getattr(self.config, name)} exactly once")
+                raise ValueError(
+                    f"every pair of PairRM must hold the token {name}={getattr(self.config, name)} exactly once"
+                )
             places.append(is_mark.int().argmax(dim=1))
         rows = torch.arange(len(input_ids), device=input_ids.device)
         source, first, second = (hidden[rows, place] for place in places)
@@ -79,7 +87,9 @@ class PairRMScorer:
 
     def __init__(self, folder: Path, dtype: str, batch_size: int):
         place = model_folder(folder)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            place, local_files_only=True, trust_remote_code=False
+        )
         model: Any = load_tensors(PairRM, place, dtype)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval().float()
         self.dtype, self.batch_size = dtype, batch_size
@@ -101,7 +111,12 @@ class PairRMScorer:
         Raises FloatingPointError if one is not finite.
         """
         rows = [self.ids(pair) for pair in pairs]
-        logits = in_batches(list(map(len, rows)), self.batch_size, lambda batch: self._batch([rows[i] for i in batch]), progress)
+        logits = in_batches(
+            list(map(len, rows)),
+            self.batch_size,
+            lambda batch: self._batch([rows[i] for i in batch]),
+            progress,
+        )
         return finite(logits, "logits")
 
     @torch.inference_mode()
@@ -136,4 +151,8 @@ class TextScorer:
 
 def load_ranker(folder: Path, dtype: str, batch_size: int, as_text: AsText) -> PairRMScorer | TextScorer:
     """The comparing model of a folder, loaded."""
-    return PairRMScorer(folder, dtype, batch_size) if is_pair_rm(folder) else TextScorer(folder, dtype, batch_size, as_text)
+    return (
+        PairRMScorer(folder, dtype, batch_size)
+        if is_pair_rm(folder)
+        else TextScorer(folder, dtype, batch_size, as_text)
+    )

@@ -25,7 +25,11 @@ from bench.models.tokenize import Ids, load_tokenizer, model_folder
 
 def load_classifier(path: Path, dtype: str, **settings: Any) -> PreTrainedModel:
     """A sequence classifier read from a folder, on the GPU if there is one."""
-    return load_tensors(AutoModelForSequenceClassification, model_folder(path), dtype, **settings).to(device()).eval()
+    return (
+        load_tensors(AutoModelForSequenceClassification, model_folder(path), dtype, **settings)
+        .to(device())
+        .eval()
+    )
 
 
 def new_reward_model(path: Path, dtype: str, seed: int) -> PreTrainedModel:
@@ -48,7 +52,9 @@ class Scorer:
         self.tokenizer = load_tokenizer(path)
         model: Any = load_classifier(path, dtype)
         if model.config.num_labels != 1:
-            raise ValueError(f"a reward model must have one output, got num_labels={model.config.num_labels} ({model_folder(path)})")
+            raise ValueError(
+                f"a reward model must have one output, got num_labels={model.config.num_labels} ({model_folder(path)})"
+            )
         self.model = model.float()
         self.dtype, self.batch_size = dtype, batch_size
         self._pad = self.model.config.get_text_config().pad_token_id
@@ -64,14 +70,21 @@ class Scorer:
             pad = next(token for token in range(len(used) + 1) if token not in used)
         self.model.config.get_text_config().pad_token_id = pad
         lengths = [len(row.whole) for row in rows]
-        rewards = in_batches(lengths, self.batch_size, lambda batch: self._batch([rows[i].whole for i in batch], pad), progress)
+        rewards = in_batches(
+            lengths, self.batch_size, lambda batch: self._batch([rows[i].whole for i in batch], pad), progress
+        )
         return finite(rewards, "rewards")
 
     @torch.inference_mode()
     def _batch(self, rows: Sequence[list[int]], pad: int) -> list[float]:
         ids, mask = padded(rows, pad, self.model.device)
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().squeeze(-1).tolist()
+            return (
+                self.model(input_ids=ids, attention_mask=mask, use_cache=False)
+                .logits.float()
+                .squeeze(-1)
+                .tolist()
+            )
 
 
 def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,5 +97,7 @@ def padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> tuple[t
 def finite(values: list[float], name: str) -> list[float]:
     """The values themselves. Raises FloatingPointError if one of them is not finite."""
     if bad := [value for value in values if not math.isfinite(value)]:
-        raise FloatingPointError(f"{len(bad)} of {len(values)} {name} are not finite; the first one is {bad[0]}")
+        raise FloatingPointError(
+            f"{len(bad)} of {len(values)} {name} are not finite; the first one is {bad[0]}"
+        )
     return values

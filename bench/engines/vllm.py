@@ -57,7 +57,14 @@ class Child:
         line = [serving.python or sys.executable, "-P", str(CHILD), str(os.getpid()), str(write_end)]
         log, self._logging = secrets.pipe_into(self.log)
         self.process = subprocess.Popen(
-            line, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[write_end], env=environment, encoding="utf-8", bufsize=1
+            line,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            pass_fds=[write_end],
+            env=environment,
+            encoding="utf-8",
+            bufsize=1,
         )
         os.close(write_end)
         os.close(log)
@@ -115,7 +122,9 @@ class _Kept:
         sizes = {name: value for name, value in read_config(folder).items() if name not in NOT_ARCHITECTURE}
         architecture = hash_key([sizes, dtype, rank, serving.model_dump(mode="json")])
         weights = str(folder), tree_stamp(folder)
-        if self.child is not None and (self.child.process.poll() is not None or architecture != self.architecture):
+        if self.child is not None and (
+            self.child.process.poll() is not None or architecture != self.architecture
+        ):
             self.close()
         if self.child is not None and weights != self.weights:
             with contextlib.suppress(VllmFailed):
@@ -125,7 +134,9 @@ class _Kept:
                 self.close()
         if self.child is None:
             child = Child(serving)
-            ENGINE_VERSIONS["vllm"] = child.ask("start", model=str(folder), arguments=_arguments(dtype, serving, rank))["version"]
+            ENGINE_VERSIONS["vllm"] = child.ask(
+                "start", model=str(folder), arguments=_arguments(dtype, serving, rank)
+            )["version"]
             self.child, self.architecture, self.weights = child, architecture, weights
         return self.child
 
@@ -143,11 +154,22 @@ class _Kept:
 
 
 def _arguments(dtype: str, serving: Serving, rank: int | None) -> dict[str, Any]:
-    lora = {} if rank is None else {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
-    arguments: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": serving.tensor_parallel_size, **lora, **serving.arguments}
+    lora = (
+        {}
+        if rank is None
+        else {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank)}
+    )
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "tensor_parallel_size": serving.tensor_parallel_size,
+        **lora,
+        **serving.arguments,
+    }
     if HAS_GPU:
         arguments["gpu_memory_utilization"] = serving.gpu_memory_utilization
-    return arguments if serving.max_model_len is None else arguments | {"max_model_len": serving.max_model_len}
+    return (
+        arguments if serving.max_model_len is None else arguments | {"max_model_len": serving.max_model_len}
+    )
 
 
 KEPT = _Kept()
@@ -162,7 +184,9 @@ class VllmEngine:
     or template that cannot be used.
     """
 
-    def __init__(self, path: Path, dtype: str, serving: Serving, control: str | None = None, base: Path | None = None):
+    def __init__(
+        self, path: Path, dtype: str, serving: Serving, control: str | None = None, base: Path | None = None
+    ):
         from bench.engines.hf import check_weights
 
         self.vocabulary = Vocabulary(path, control, base)
@@ -186,14 +210,25 @@ class VllmEngine:
         check_weights(folder, adapter)
         self._load = folder, dtype, serving, rank
 
-    def generate(self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent) -> list[DrawnCompletion]:
+    def generate(
+        self, prompts: Sequence[list[int]], decoding: Decoding, seed: int, progress: Progress = silent
+    ) -> list[DrawnCompletion]:
         """One completion per prompt, in the prompts' order."""
-        sampling: dict[str, Any] = {"temperature": decoding.temperature, "max_tokens": decoding.max_new_tokens}
+        sampling: dict[str, Any] = {
+            "temperature": decoding.temperature,
+            "max_tokens": decoding.max_new_tokens,
+        }
         sampling |= {"top_p": decoding.top_p} if decoding.temperature else {}
         sampling |= {"stop_token_ids": sorted(self.vocabulary.ends)}
-        sampling |= {"logit_bias": {str(token): NEVER for token in self.vocabulary.suppressed}} if self.vocabulary.suppressed else {}
+        sampling |= (
+            {"logit_bias": {str(token): NEVER for token in self.vocabulary.suppressed}}
+            if self.vocabulary.suppressed
+            else {}
+        )
         seeds = [seed * 1_000_003 + place for place in range(len(prompts))]
-        reply = self._ask("generate", progress, prompts=list(prompts), seeds=seeds, sampling=sampling, **self._adapter)
+        reply = self._ask(
+            "generate", progress, prompts=list(prompts), seeds=seeds, sampling=sampling, **self._adapter
+        )
         progress(len(prompts), len(prompts))
         return [self.vocabulary.to_completion(ids) for ids in reply["ids"]]
 
@@ -205,8 +240,15 @@ class VllmEngine:
         nats. Raises ValueError for an adapter.
         """
         if self._adapter:
-            raise ValueError("vLLM cannot compute log-probabilities with an adapter. Use engine.logps=transformers.")
-        reply = self._ask("logps", progress, prompts=[row.prompt for row in rows], completions=[row.completion for row in rows])
+            raise ValueError(
+                "vLLM cannot compute log-probabilities with an adapter. Use engine.logps=transformers."
+            )
+        reply = self._ask(
+            "logps",
+            progress,
+            prompts=[row.prompt for row in rows],
+            completions=[row.completion for row in rows],
+        )
         progress(len(rows), len(rows))
         return list(reply["logps"])
 

@@ -68,14 +68,20 @@ class RunningEngine:
         return {}
 
     def generate(
-        self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: dict[str, Any], adapter: str | None = None
+        self,
+        prompts: Sequence[list[int]],
+        seeds: Sequence[int],
+        sampling: dict[str, Any],
+        adapter: str | None = None,
     ) -> dict[str, Any]:
         """Completions of prompts, as token ids, in the prompts' order. `adapter`: its folder."""
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
         bias = {int(token): value for token, value in sampling.pop("logit_bias", {}).items()}
-        parameters = [SamplingParams(seed=seed, detokenize=False, logit_bias=bias or None, **sampling) for seed in seeds]
+        parameters = [
+            SamplingParams(seed=seed, detokenize=False, logit_bias=bias or None, **sampling) for seed in seeds
+        ]
         lora = None
         if adapter is not None:  # A new number each time, so that vLLM reuses nothing of another adapter.
             self.adapters += 1
@@ -89,8 +95,12 @@ class RunningEngine:
         parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         whole = [before + after for before, after in zip(prompts, completions, strict=True)]
         sums = []
-        for ids, before, done in zip(whole, prompts, self._run(whole, [parameters] * len(whole)), strict=True):
-            sums.append(sum(done.prompt_logprobs[place][ids[place]].logprob for place in range(len(before), len(ids))))
+        for ids, before, done in zip(
+            whole, prompts, self._run(whole, [parameters] * len(whole)), strict=True
+        ):
+            sums.append(
+                sum(done.prompt_logprobs[place][ids[place]].logprob for place in range(len(before), len(ids)))
+            )
         return {"logps": sums}
 
     def _run(self, prompts: Sequence[list[int]], parameters: Sequence[Any], lora: Any = None) -> list[Any]:

@@ -35,7 +35,9 @@ HAS_GPU = Path("/dev/nvidia0").exists()
 # For vLLM on a machine without a GPU. Without the first variable vLLM reserves nearly all memory; the second
 # one avoids a compiler.
 CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"} | ({} if HAS_GPU else CPU_ENVIRONMENT)
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"} | (
+    {} if HAS_GPU else CPU_ENVIRONMENT
+)
 
 
 def vllm_command(folder: Path, name: str, dtype: str, port: int, more: Sequence[str]) -> list[str]:
@@ -43,7 +45,18 @@ def vllm_command(folder: Path, name: str, dtype: str, port: int, more: Sequence[
 
     It runs the module, because vLLM's builds for CPUs have no `vllm` script.
     """
-    words = ["--model", str(folder), "--served-model-name", name, "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)]
+    words = [
+        "--model",
+        str(folder),
+        "--served-model-name",
+        name,
+        "--dtype",
+        dtype,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     words += [] if HAS_GPU else ["--enforce-eager"]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, *more]
 
@@ -61,7 +74,11 @@ class Servers:
         Does not wait until the server is ready.
         """
         settings = stage.settings
-        if not isinstance(settings, LanguageJudgeSettings) or settings.asking is None or settings.asking.server != "vllm":
+        if (
+            not isinstance(settings, LanguageJudgeSettings)
+            or settings.asking is None
+            or settings.asking.server != "vllm"
+        ):
             return None
         source = stage.inputs["model"]
         folder = source.path  # type: ignore[union-attr]  # It is a folder of the user's.
@@ -71,7 +88,10 @@ class Servers:
             port, log = free_port(), self.logs / f"{model_key}.server.log"
             command = vllm_command(folder, folder.name, settings.dtype, port, settings.server_args)
             process = start(command, log)
-            self.running[model_key] = process, ServerPlace(f"http://127.0.0.1:{port}/v1", process.pid, str(log))
+            self.running[model_key] = (
+                process,
+                ServerPlace(f"http://127.0.0.1:{port}/v1", process.pid, str(log)),
+            )
         return dataclasses.asdict(self.running[model_key][1])
 
     def close(self) -> None:
@@ -116,12 +136,19 @@ def wait_until_ready(place: ServerPlace, timeout_s: float = START_S) -> None:
     """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{place.base_url}/models", timeout=5) as reply:
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"{place.base_url}/models", timeout=5) as reply,
+        ):
             if reply.status == 200:
                 return
         if not is_alive(place.pid):
             log = Path(place.log)
-            lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()] if log.exists() else []
+            lines = (
+                [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+                if log.exists()
+                else []
+            )
             last = lines[-1][:200] if lines else "its log is empty"
             raise RuntimeError(f"the judge's model server ended while it was starting: {last} (log: {log})")
         time.sleep(0.25)

@@ -25,7 +25,16 @@ from bench.config import Adapter, Hardware, LocalModel, WorldModel
 from bench.forecast.row_counts import ScratchData, learnt, model_folder, sample
 from bench.forecast.stage_time import n_completions, passes, token_bound
 from bench.models.hub import read_config
-from bench.models.model_size import BYTES, Memory, Shape, checkpoints, read_shape, scoring_memory, training_memory, writing_memory
+from bench.models.model_size import (
+    BYTES,
+    Memory,
+    Shape,
+    checkpoints,
+    read_shape,
+    scoring_memory,
+    training_memory,
+    writing_memory,
+)
 from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
 from bench.records import Conversation, completion_columns, read_items, read_jsonl, read_rows
@@ -132,8 +141,13 @@ class Sizes:
                 n, mean = self._rows(cell, stage, ("train",), settings.max_length)
                 tokens = n * mean * settings.method.num_train_epochs
                 reference = tokens if "reference_model" in inputs else 0
-                return Work(trained=tokens, scored=n * mean * settings.method.forward_only + reference, context=mean)
-            case LogpsSettings(rows="preferences", max_length=int(most)) | RewardScoreSettings(rows="preferences", max_length=int(most)):
+                return Work(
+                    trained=tokens, scored=n * mean * settings.method.forward_only + reference, context=mean
+                )
+            case (
+                LogpsSettings(rows="preferences", max_length=int(most))
+                | RewardScoreSettings(rows="preferences", max_length=int(most))
+            ):
                 n, mean = self._rows(cell, stage, settings.splits, most)
                 return Work(scored=n * mean * passes(settings), context=mean)
             case LogpsSettings() | RewardScoreSettings():
@@ -148,7 +162,9 @@ class Sizes:
         n, new = n_completions(stage.inputs["items"]) * draws, settings.decoding.max_new_tokens
         prompt = self._prompt(cell, stage.inputs["items"])
         at_once = VLLM_SEQUENCES if settings.engine == "vllm" else settings.batch_size
-        return Work(scored=n * prompt, written=n * new, steps=math.ceil(n / at_once) * new, context=prompt + new / 2)
+        return Work(
+            scored=n * prompt, written=n * new, steps=math.ceil(n / at_once) * new, context=prompt + new / 2
+        )
 
     # Rows and their tokens
 
@@ -161,9 +177,15 @@ class Sizes:
         n, total = 0, 0.0
         for split in splits:
             rows = read_rows(folder / f"{split}.jsonl")
-            columns = len([c for c in completion_columns(rows[0]) if not c.startswith("mismatched")]) if rows else 0
+            columns = (
+                len([c for c in completion_columns(rows[0]) if not c.startswith("mismatched")]) if rows else 0
+            )
             n += columns * len(rows)
-            total += columns * len(rows) * self._mean(cell, f"{preferences.key}/{split}", learnt(sample(rows)), most)
+            total += (
+                columns
+                * len(rows)
+                * self._mean(cell, f"{preferences.key}/{split}", learnt(sample(rows)), most)
+            )
         return n, total / n if n else 0.0
 
     def _prompt(self, cell: CellPlan, items: Stage | Source) -> float:
@@ -175,12 +197,17 @@ class Sizes:
         except (AttributeError, OSError, ValueError):  # A model has to write the inputs first.
             return 0.0
         prompts = [
-            [*item.context, *({"role": "text" if item.plain else "user", "content": turn} for turn in item.turns)]
+            [
+                *item.context,
+                *({"role": "text" if item.plain else "user", "content": turn} for turn in item.turns),
+            ]
             for item in sample(read_items(folder))
         ]
         return self._mean(cell, items.key, prompts, cell.cell.model.max_length, opens=True)
 
-    def _mean(self, cell: CellPlan, what: str, rows: Iterable[Messages], most: int, opens: bool = False) -> float:
+    def _mean(
+        self, cell: CellPlan, what: str, rows: Iterable[Messages], most: int, opens: bool = False
+    ) -> float:
         """Mean tokens of rows, each cut at `most`. Without a tokenizer that works without torch, `most`."""
         folder = model_folder(cell)
         if (what, folder) not in self._means:
@@ -197,21 +224,41 @@ class Sizes:
         dtype, gpu, weights = getattr(settings, "dtype", "float32"), self.hardware, 0
         lora = _adapter(stage)
         adapter = shape.adapter(lora.rank, lora.target_modules) if lora else 0
-        held: dict[str, Any] = {"adapter": adapter, "quantized": bool(getattr(getattr(settings, "loading", None), "quantized", None))}
-        flops, checkpointing = work.flops(shape, adapter), checkpoints(getattr(settings, "gradient_checkpointing", False), shape.parameters)
+        held: dict[str, Any] = {
+            "adapter": adapter,
+            "quantized": bool(getattr(getattr(settings, "loading", None), "quantized", None)),
+        }
+        flops, checkpointing = (
+            work.flops(shape, adapter),
+            checkpoints(getattr(settings, "gradient_checkpointing", False), shape.parameters),
+        )
         again = work.trained * shape.forward_flops(work.context, adapter) if checkpointing else 0
         seconds = (flops + again) / (gpu.peak_tflops * 1e12 * gpu.mfu)
         longest = getattr(settings, "max_length", None) or math.ceil(2 * work.context)
         if work.trained:
-            training = getattr(settings, "method", None) or getattr(settings, "training", None) or settings.pretraining
+            training = (
+                getattr(settings, "method", None)
+                or getattr(settings, "training", None)
+                or settings.pretraining
+            )
             twice = _paired(stage) or getattr(training, "with_partners", False)
             sequences = _at_once(settings, training, gpu.devices) * (2 if twice else 1)
             optimizer = getattr(training, "optimizer", SFT_OPTIMIZER)
-            of_batch: dict[str, Any] = {"optimizer": optimizer, "sequences": sequences, "length": longest, "checkpointing": checkpointing}
-            memory = training_memory(shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch, **held)
+            of_batch: dict[str, Any] = {
+                "optimizer": optimizer,
+                "sequences": sequences,
+                "length": longest,
+                "checkpointing": checkpointing,
+            }
+            memory = training_memory(
+                shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch, **held
+            )
             weights = 4 * adapter or shape.parameters * BYTES[dtype]
             if "reference_model" in stage.inputs:
-                memory = replace(memory, weights=memory.weights + shape.weight_bytes("float32", held["quantized"]) + 4 * adapter)
+                memory = replace(
+                    memory,
+                    weights=memory.weights + shape.weight_bytes("float32", held["quantized"]) + 4 * adapter,
+                )
         elif work.written:
             reading = shape.weight_bytes(dtype, held["quantized"]) + 4 * adapter
             seconds = max(seconds, work.steps * reading / (gpu.bandwidth_gbs * 1e9 * gpu.mbu))
@@ -226,7 +273,9 @@ class Sizes:
 def _adapter(stage: Stage) -> Adapter | None:
     """Adapter that a stage trains, or that of the model that it reads."""
     model = stage.inputs.get("model")
-    settings = stage.settings if stage.kind == "train" else model.settings if isinstance(model, Stage) else None
+    settings = (
+        stage.settings if stage.kind == "train" else model.settings if isinstance(model, Stage) else None
+    )
     return getattr(settings, "adapter", None)
 
 
@@ -250,7 +299,11 @@ def _paired(stage: Stage) -> bool:
     """Whether a training row is two sequences: a pair, for a method that does not split it into two rows."""
     preferences = stage.inputs.get("preferences")
     feedback = getattr(getattr(stage.settings, "method", None), "feedback", "pairs")
-    return isinstance(preferences, Stage) and feedback == "pairs" and getattr(preferences.settings, "form", "paired") == "paired"
+    return (
+        isinstance(preferences, Stage)
+        and feedback == "pairs"
+        and getattr(preferences.settings, "form", "paired") == "paired"
+    )
 
 
 def shape_of(cell: CellPlan) -> Shape:

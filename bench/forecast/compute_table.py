@@ -17,7 +17,11 @@ from bench.store.store import Store
 
 def wanted(cells: Sequence[CellPlan], size: str) -> list[CellPlan]:
     """Cells to be sized: those of pretrained models; those of the world only with size=stages or cells."""
-    return [cell for cell in cells if isinstance(cell.cell.model, LocalModel if size == "auto" else LocalModel | WorldModel)]
+    return [
+        cell
+        for cell in cells
+        if isinstance(cell.cell.model, LocalModel if size == "auto" else LocalModel | WorldModel)
+    ]
 
 
 @dataclass
@@ -33,7 +37,9 @@ STAGE_COLUMNS = ("kind", "to do", "tokens", "PFLOPs", "GPU-hours", "GB a device"
 CELL_COLUMNS = ("cell", "tokens", "PFLOPs", "GPU-hours alone", "GPU-hours to do")
 
 
-def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hardware: Hardware, keep: Keep, size: str) -> SizeReport | None:
+def report(
+    cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hardware: Hardware, keep: Keep, size: str
+) -> SizeReport | None:
     """Sizes of the cells and of the stages to do. None where no cell is to be sized."""
     chosen = wanted(cells, size)
     if not chosen:
@@ -58,20 +64,42 @@ def report(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Store, hard
         some = [sized for stage, sized in waiting.items() if stage.kind == kind]
         largest = f"{max(s.memory.total for s in some) / 1e9:,.3g}" if some else ""
         table.append([kind, str(len(some)), *_total(some), largest])
-    lines = [*_model_lines(shapes, every.values(), hardware), *_time_lines(of_cell, every, waiting, hardware), *lines]
-    folders = {folder for cell in chosen if (folder := model_folder(cell)) and not any(folder.glob("*.safetensors"))}
-    lines += [f"{folder} has no weights yet: finished stages are recognised once the weights are there" for folder in sorted(folders)]
-    lines += _measured_lines({stage: sized for stage, sized in every.items() if stage.kind == "train" and stage not in waiting}, store)
+    lines = [
+        *_model_lines(shapes, every.values(), hardware),
+        *_time_lines(of_cell, every, waiting, hardware),
+        *lines,
+    ]
+    folders = {
+        folder for cell in chosen if (folder := model_folder(cell)) and not any(folder.glob("*.safetensors"))
+    }
+    lines += [
+        f"{folder} has no weights yet: finished stages are recognised once the weights are there"
+        for folder in sorted(folders)
+    ]
+    lines += _measured_lines(
+        {stage: sized for stage, sized in every.items() if stage.kind == "train" and stage not in waiting},
+        store,
+    )
     lines += _memory_lines(waiting, hardware)
     lines += _disk_lines(waiting, keep)
     how = (
-        f"are counted by the model's tokenizer on a sample of about {SAMPLE} rows" if sizes.counted else "are as many as max_length allows"
+        f"are counted by the model's tokenizer on a sample of about {SAMPLE} rows"
+        if sizes.counted
+        else "are as many as max_length allows"
     )
-    lines.append(f"tokens of rows and prompts {how}; completions still to be written count at their largest length")
+    lines.append(
+        f"tokens of rows and prompts {how}; completions still to be written count at their largest length"
+    )
     if any(stage.kind == "tasks" for stage in to_do):
-        lines.append("tasks of lm-evaluation-harness are not counted: their documents are read only during a run")
+        lines.append(
+            "tasks of lm-evaluation-harness are not counted: their documents are read only during a run"
+        )
     of_cells = [
-        [cell.name, *_total(of_stage.values()), _total(sized for stage, sized in of_stage.items() if stage in waiting)[2]]
+        [
+            cell.name,
+            *_total(of_stage.values()),
+            _total(sized for stage, sized in of_stage.items() if stage in waiting)[2],
+        ]
         for cell in chosen
         if size == "cells" and (of_stage := of_cell.get(cell.key)) is not None
     ]
@@ -82,7 +110,11 @@ def _total(sized: Iterable[Sized]) -> tuple[str, str, str]:
     """(tokens, PFLOPs, GPU-hours) as texts."""
     some = list(sized)
     hours = sum(s.gpu_hours for s in some)
-    return f"{sum(s.work.tokens for s in some):,.0f}", f"{sum(s.flops for s in some) / 1e15:,.3g}", f"{hours:,.3g}"
+    return (
+        f"{sum(s.work.tokens for s in some):,.0f}",
+        f"{sum(s.flops for s in some) / 1e15:,.3g}",
+        f"{hours:,.3g}",
+    )
 
 
 def _model_lines(shapes: Mapping[str, Shape], sized: Iterable[Sized], gpu: Hardware) -> Iterator[str]:
@@ -96,10 +128,17 @@ def _model_lines(shapes: Mapping[str, Shape], sized: Iterable[Sized], gpu: Hardw
 
 
 def _time_lines(
-    of_cell: Mapping[str, Mapping[Stage, Sized]], every: Mapping[Stage, Sized], waiting: Mapping[Stage, Sized], gpu: Hardware
+    of_cell: Mapping[str, Mapping[Stage, Sized]],
+    every: Mapping[Stage, Sized],
+    waiting: Mapping[Stage, Sized],
+    gpu: Hardware,
 ) -> Iterator[str]:
     hours = sum(s.gpu_hours for s in waiting.values())
-    dollars = f", ${hours * gpu.price_per_hour:,.2f} at ${gpu.price_per_hour:g} an hour" if gpu.price_per_hour is not None else ""
+    dollars = (
+        f", ${hours * gpu.price_per_hour:,.2f} at ${gpu.price_per_hour:g} an hour"
+        if gpu.price_per_hour is not None
+        else ""
+    )
     yield f"to do: {hours:,.3g} GPU-hours{dollars}"
     alone = sum(s.gpu_hours for of_stage in of_cell.values() for s in of_stage.values())
     shared = sum(s.gpu_hours for s in every.values())
@@ -110,8 +149,14 @@ def _time_lines(
 
 def _measured_lines(trainings: Mapping[Stage, Sized], store: Store) -> Iterator[str]:
     """Measured tokens and speed of finished trainings against their forecast, one line per device."""
-    done = ((sized, store.manifest(stage)) for stage, sized in trainings.items() if store.is_done(stage) and sized.work.trained)
-    by_device = grouped((str(m.recorded.get("device", "?")), (sized, m)) for sized, m in done if "tokens" in m.counts)
+    done = (
+        (sized, store.manifest(stage))
+        for stage, sized in trainings.items()
+        if store.is_done(stage) and sized.work.trained
+    )
+    by_device = grouped(
+        (str(m.recorded.get("device", "?")), (sized, m)) for sized, m in done if "tokens" in m.counts
+    )
     for device, some in by_device.items():
         times = sum(m.counts["tokens"] for _, m in some) / sum(s.work.trained for s, _ in some)
         rate = sum(s.flops for s, _ in some) / sum(m.timings["wall_s"] for _, m in some) / 1e12
@@ -125,7 +170,11 @@ def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str
     if training:
         most = max(training, key=lambda sized: sized.memory.total)
         memory, kept = most.memory, most.checkpointing
-        parts = ((memory.weights, "weights"), (memory.gradients, "gradients"), (memory.optimizer, "optimizer"))
+        parts = (
+            (memory.weights, "weights"),
+            (memory.gradients, "gradients"),
+            (memory.optimizer, "optimizer"),
+        )
         counted = ", ".join(f"{size_words(size)} {name}" for size, name in parts)
         choice = f"{'with' if kept else 'without'} gradient checkpointing"
         other = f"{size_words(memory.otherwise)} {'without' if kept else 'with'}: model.gradient_checkpointing={str(not kept).lower()}"
@@ -135,17 +184,25 @@ def _memory_lines(waiting: Mapping[Stage, Sized], gpu: Hardware) -> Iterator[str
     worst = max(waiting.values(), key=lambda sized: sized.memory.total)
     if worst.memory.total > gpu.memory_gb * 1e9:
         helps = worst.work.trained and not worst.checkpointing
-        ways = [*(["model.gradient_checkpointing=true"] if helps else []), "more devices (accelerate=fsdp accelerate.devices=N)"]
+        ways = [
+            *(["model.gradient_checkpointing=true"] if helps else []),
+            "more devices (accelerate=fsdp accelerate.devices=N)",
+        ]
         way_out = ", ".join([*ways, "a smaller batch, or a larger GPU"])
         yield f"too large: {size_words(worst.memory.total)} a device is more than the {gpu.memory_gb:g} GB of {gpu.name}: use {way_out}"
 
 
 def _disk_lines(waiting: Mapping[Stage, Sized], keep: Keep) -> Iterator[str]:
-    models, adapters = ([s.weights for s in waiting.values() if s.weights and bool(s.adapter) == adapted] for adapted in (False, True))
+    models, adapters = (
+        [s.weights for s in waiting.values() if s.weights and bool(s.adapter) == adapted]
+        for adapted in (False, True)
+    )
     if not models and not adapters:
         return
     parts = [(models, "models"), (adapters, "adapters")]
-    what = ", ".join(f"{len(some)} {name} to train, {size_words(max(some))} each" for some, name in parts if some)
+    what = ", ".join(
+        f"{len(some)} {name} to train, {size_words(max(some))} each" for some, name in parts if some
+    )
     stays = {"weights": [*models, *adapters], "adapters": adapters, "numbers": []}[keep]
     left = f"keep={keep} leaves {size_words(sum(stays)) if stays else 'no weights'}"
     at_most = f", {size_words(sum(models) + sum(adapters))} at most during the run"

@@ -58,13 +58,20 @@ class JudgeCost:
 
 def judge_costs(stages: Sequence[Stage], store: Store) -> dict[Stage, JudgeCost]:
     """Cost of every stage that asks a language model as a judge."""
-    return {stage: _cost(stage, stage.settings, store) for stage in stages if isinstance(stage.settings, LanguageJudgeSettings)}
+    return {
+        stage: _cost(stage, stage.settings, store)
+        for stage in stages
+        if isinstance(stage.settings, LanguageJudgeSettings)
+    }
 
 
-def with_costs(forecast: Mapping[Stage, StageForecast], costs: Mapping[Stage, JudgeCost]) -> dict[Stage, StageForecast]:
+def with_costs(
+    forecast: Mapping[Stage, StageForecast], costs: Mapping[Stage, JudgeCost]
+) -> dict[Stage, StageForecast]:
     """Forecasts with the tokens of judge stages filled in."""
     return {
-        stage: replace(estimate, tokens=cost.tokens) if (cost := costs.get(stage)) else estimate for stage, estimate in forecast.items()
+        stage: replace(estimate, tokens=cost.tokens) if (cost := costs.get(stage)) else estimate
+        for stage, estimate in forecast.items()
     }
 
 
@@ -87,7 +94,9 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
         written = "the policy's samples"
     paths = {role: store.folder(source) for role, source in stage.inputs.items()}
     judge: Any = load(settings).make_judge(settings, paths, refuse_to_ask, silent)
-    requests = list({shown.request.digest: shown.request for shown in judge.requests(items, completions)}.values())
+    requests = list(
+        {shown.request.digest: shown.request for shown in judge.requests(items, completions)}.values()
+    )
     count, counter = _counter(stage, settings, store)
     prompt = sum(count(request) for request in requests)
     completion, replies = _reply_tokens(stage, requests, store)
@@ -96,7 +105,13 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     if price is not None:
         dollars = price.dollars(prompt, completion, batch=settings.asking.batch_wait_s is not None)
         counter = f"{counter}; prices of {price.date}"
-    return JudgeCost(len(requests), prompt, completion, dollars, (f"{source_words[0] if source_words else written}{replies}", counter))
+    return JudgeCost(
+        len(requests),
+        prompt,
+        completion,
+        dollars,
+        (f"{source_words[0] if source_words else written}{replies}", counter),
+    )
 
 
 # Items and completions ----------------------------------------------------------------------------------------------------
@@ -116,11 +131,24 @@ def _stand_ins(source: Stage, items: Sequence[Item], store: Store) -> tuple[list
     stand_in = " word" * longest
     if isinstance(settings, SampleSettings):
         draws = range(settings.draws)
-        samples = [Completion(item.id, item.turns[:1], [f"{draw}{stand_in}"], [], [], draw) for item in items for draw in draws]
+        samples = [
+            Completion(item.id, item.turns[:1], [f"{draw}{stand_in}"], [], [], draw)
+            for item in items
+            for draw in draws
+        ]
         return samples, f"samples of {longest} tokens, the most allowed"
-    how = "completions as long as the baseline's" if items[0].baseline else f"completions of {longest} tokens, the most allowed"
-    texts = [[f"{text}." for text in item.baseline] if item.baseline else [stand_in] * len(item.turns) for item in items]
-    return [Completion(item.id, item.turns, text, [], []) for item, text in zip(items, texts, strict=True)], how
+    how = (
+        "completions as long as the baseline's"
+        if items[0].baseline
+        else f"completions of {longest} tokens, the most allowed"
+    )
+    texts = [
+        [f"{text}." for text in item.baseline] if item.baseline else [stand_in] * len(item.turns)
+        for item in items
+    ]
+    return [
+        Completion(item.id, item.turns, text, [], []) for item, text in zip(items, texts, strict=True)
+    ], how
 
 
 def _similar_completions(source: Stage, store: Store) -> list[Completion] | None:
@@ -131,7 +159,9 @@ def _similar_completions(source: Stage, store: Store) -> list[Completion] | None
     items = source.inputs["items"].key
     assert isinstance(source.settings, GenerateSettings | SampleSettings)
     draws = getattr(source.settings, "draws", None)
-    similar = [m for m in store.history() if m.kind == source.kind and m.inputs.get("items", {}).get("key") == items]
+    similar = [
+        m for m in store.history() if m.kind == source.kind and m.inputs.get("items", {}).get("key") == items
+    ]
     similar = [m for m in similar if m.settings.get("draws") == draws]
     if not similar:
         return None
@@ -155,14 +185,23 @@ def _counter(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> tup
     model = str(settings.model)
     if (encoding := _tiktoken(model)) is not None:
         # OpenAI's own count of its chat format: 3 tokens per message, and 3 that open the reply.
-        return lambda r: 3 + sum(3 + len(encoding.encode(f"{m['role']}\n{m['content']}", disallowed_special=())) for m in r.messages), (
-            f"tokens by tiktoken ({encoding.name})"
+        return (
+            lambda r: (
+                3
+                + sum(
+                    3 + len(encoding.encode(f"{m['role']}\n{m['content']}", disallowed_special=()))
+                    for m in r.messages
+                )
+            ),
+            (f"tokens by tiktoken ({encoding.name})"),
         )
     if (measured := _measured(settings, store)) is not None:
         return lambda r: round(
             _characters(r) / measured
         ), f"tokens at {measured:.2f} characters each, measured on this judge's earlier replies"
-    return lambda r: round(_characters(r) / CHARACTERS_A_TOKEN), f"tokens at {CHARACTERS_A_TOKEN:g} characters each, a rule of thumb"
+    return lambda r: round(
+        _characters(r) / CHARACTERS_A_TOKEN
+    ), f"tokens at {CHARACTERS_A_TOKEN:g} characters each, a rule of thumb"
 
 
 def _characters(request: Request) -> int:
@@ -220,5 +259,7 @@ def _reply_tokens(stage: Stage, requests: Sequence[Request], store: Store) -> tu
         if call.completion_tokens is not None
     ]
     if known:
-        return round(statistics.fmean(known) * len(requests)), ", replies as long as this judge's earlier ones"
+        return round(
+            statistics.fmean(known) * len(requests)
+        ), ", replies as long as this judge's earlier ones"
     return sum(limits), ", replies as long as max_tokens lets them be"

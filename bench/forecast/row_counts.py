@@ -19,7 +19,18 @@ from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import check_conversations
 from bench.readers.splits import FILE
-from bench.records import Completion, Conversation, Item, Pair, Unpaired, completion_columns, read_items, read_jsonl, read_rows, write_jsonl
+from bench.records import (
+    Completion,
+    Conversation,
+    Item,
+    Pair,
+    Unpaired,
+    completion_columns,
+    read_items,
+    read_jsonl,
+    read_rows,
+    write_jsonl,
+)
 from bench.stages import data, generate
 from bench.store.keys import Source, Stage
 from bench.store.stage_run import Progress, StageRun
@@ -72,7 +83,11 @@ class ScratchData:
 
     def _make(self, stage: Stage) -> tuple[Path, Counts]:
         writes = self.stand_in is not None and isinstance(stage.settings, GenerateSettings | SampleSettings)
-        inputs = {role: self.folder(source) for role, source in stage.inputs.items() if role == "items" or not writes}
+        inputs = {
+            role: self.folder(source)
+            for role, source in stage.inputs.items()
+            if role == "items" or not writes
+        }
         if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # A hub model that is not downloaded yet.
             del inputs[TOKENIZER]
         out = self.root / stage.key
@@ -158,14 +173,20 @@ def _lines_of_cell(cell: CellPlan, scratch: ScratchData) -> Iterator[str]:
         yield f"  {same} share their prompt with a held-out row: dropped from the train rows"
     if same := _same("items", counts):
         yield f"  {same} have a prompt that the judge uses too: dropped (data.overlap={settings.overlap})"
-    if (overlap := cell.roles.get("overlap")) is not None and (same := _same("items", scratch.load(overlap)[1])):
+    if (overlap := cell.roles.get("overlap")) is not None and (
+        same := _same("items", scratch.load(overlap)[1])
+    ):
         yield f"  {same} have a prompt that the judge uses too: they are trained on"
 
 
 def _reads_files(stage: Stage) -> bool:
     """Whether a data stage is made of files alone and can be made before anything has run."""
     sources = [source for role, source in stage.inputs.items() if role != TOKENIZER]
-    return stage.kind == "data" and bool(sources) and all(isinstance(source, Source) or _reads_files(source) for source in sources)
+    return (
+        stage.kind == "data"
+        and bool(sources)
+        and all(isinstance(source, Source) or _reads_files(source) for source in sources)
+    )
 
 
 def _dropped_and_noted(split: str, counts: Counts) -> str:
@@ -175,7 +196,11 @@ def _dropped_and_noted(split: str, counts: Counts) -> str:
     parts = []
     for kind in ("dropped", "noted"):
         start = f"{split}/{kind}/"
-        if reasons := [f"{n:,} {name.removeprefix(start)}" for name, n in sorted(counts.items()) if name.startswith(start)]:
+        if reasons := [
+            f"{n:,} {name.removeprefix(start)}"
+            for name, n in sorted(counts.items())
+            if name.startswith(start)
+        ]:
             parts.append(f"{'kept with a note' if kind == 'noted' else kind}: {', '.join(reasons)}")
     return "; ".join([f" of {counts[f'{split}/read']:,} read", *parts])
 
@@ -183,7 +208,11 @@ def _dropped_and_noted(split: str, counts: Counts) -> str:
 def _same(of: str, counts: Counts) -> str:
     """Number of train rows that share a prompt with `of` (heldout or items), in words; empty for 0."""
     exact, nearly = (counts.get(f"overlap/{of}/{how}", 0) for how in ("exact", "normalised"))
-    return f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} apart from case and spaces)" if exact + nearly else ""
+    return (
+        f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} apart from case and spaces)"
+        if exact + nearly
+        else ""
+    )
 
 
 def _tokens(cell: CellPlan, rows: Sequence[Pair] | Sequence[Unpaired]) -> str:
@@ -211,5 +240,7 @@ def sample(rows: Sequence[Any]) -> Sequence[Any]:
 
 def model_folder(cell: CellPlan) -> Path | None:
     """Folder of the user's model; None in the controlled world."""
-    models = (stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate"))
+    models = (
+        stage.inputs.get("model") for stage in cell.stages if stage.kind in ("sft", "train", "generate")
+    )
     return next((source.path for source in models if isinstance(source, Source)), None)

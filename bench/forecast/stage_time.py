@@ -74,7 +74,9 @@ def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, StageForecas
         if traits not in nearest:
             known = paces.get(planned.kind, {})
             least = min((len(traits[1] ^ other) for other in known), default=0)
-            nearest[traits] = [pace for other, some in known.items() if len(traits[1] ^ other) == least for pace in some]
+            nearest[traits] = [
+                pace for other, some in known.items() if len(traits[1] ^ other) == least for pace in some
+            ]
         near = [pace.seconds_a_token for pace in nearest[traits] if tokens <= FAR * pace.tokens]
         forecast[planned] = StageForecast(statistics.median(near) * (tokens or 1) if near else None, tokens)
     return forecast
@@ -92,7 +94,11 @@ class Pace(NamedTuple):
 def _traits(stage: Stage) -> Traits:
     own = frozenset(_flat(keyed_settings(stage.settings)))
     model = stage.inputs.get("model")
-    return own | {(f"model.{name}", value) for name, value in _traits(model)} if isinstance(model, Stage) else own
+    return (
+        own | {(f"model.{name}", value) for name, value in _traits(model)}
+        if isinstance(model, Stage)
+        else own
+    )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,9 +156,15 @@ def token_bound(stage: Stage) -> int:
         case LogpsSettings(rows="completions") | RewardScoreSettings(rows="completions"):
             return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
         case LogpsSettings(max_length=int(most)) | RewardScoreSettings(max_length=int(most)):
-            return sum(_completions(inputs["preferences"], split) for split in settings.splits) * int(passes(settings)) * most
+            return (
+                sum(_completions(inputs["preferences"], split) for split in settings.splits)
+                * int(passes(settings))
+                * most
+            )
         case TrainSettings() | RewardModelSettings():
-            return math.ceil(_completions(inputs["preferences"], "train") * settings.max_length * passes(settings))
+            return math.ceil(
+                _completions(inputs["preferences"], "train") * settings.max_length * passes(settings)
+            )
     return 0
 
 
@@ -177,7 +189,9 @@ def n_completions(items: Stage | Source) -> int:
         questions = {"pairwise": n * (n - 1), "criteria": n * MOST_CRITERIA}.get(items.settings.prompt, n)
         return n_completions(items.inputs["items"]) * questions
     of_world = (PromptData, NewPromptData, DemonstratedData, PromptRequestData, WrittenPromptData)
-    assert isinstance(items.settings, (*of_world, NextPromptData, FilePromptData, LocalPromptData, JudgeItemData))
+    assert isinstance(
+        items.settings, (*of_world, NextPromptData, FilePromptData, LocalPromptData, JudgeItemData)
+    )
     return items.settings.n * getattr(items.settings, "n_turns", 1)
 
 
@@ -185,7 +199,10 @@ def _completions(preferences: Stage | Source, split: str) -> int:
     """Largest number of completions in a split of preference rows. 0 for a user's file, not read here."""
     if isinstance(preferences, Stage) and isinstance(preferences.settings, LoopPairData):
         seen = [source for source in preferences.inputs.values() if isinstance(source, Stage)]
-        return sum(2 * n_completions(s.inputs["items"]) if s.kind == "label" else _completions(s, split) for s in seen)
+        return sum(
+            2 * n_completions(s.inputs["items"]) if s.kind == "label" else _completions(s, split)
+            for s in seen
+        )
     if not (isinstance(preferences, Stage) and isinstance(preferences.settings, PairData)):
         return 0
     labels = preferences.inputs[split]

@@ -45,16 +45,23 @@ class AskedPreference(AskingJudge):
         instruction = item.turns[0]
         for first in (False, True) if self.order == "both" else (policy_first(instruction),):
             one, two = (ours[0], item.baseline[0]) if first else (item.baseline[0], ours[0])
-            messages = self.annotator.template.fill({"instruction": instruction, "output_1": one, "output_2": two})
+            messages = self.annotator.template.fill(
+                {"instruction": instruction, "output_1": one, "output_2": two}
+            )
             yield self.make_request(item, turn, first, messages, self.annotator.digest)
 
     def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
-        about = about_texts(ours[0], item.baseline[0] if item.baseline else None) | {"category": item.category}
+        about = about_texts(ours[0], item.baseline[0] if item.baseline else None) | {
+            "category": item.category
+        }
         if not item.baseline:
             return Verdict(item.id, self.name, unscored=NO_BASELINE, **about)
         if not replies:
             return Verdict(item.id, self.name, preference=0.5, **about)
-        readings = [read_preference(reply, self.annotator.parser, self.annotator.parser_kwargs) for _, reply in replies]
+        readings = [
+            read_preference(reply, self.annotator.parser, self.annotator.parser_kwargs)
+            for _, reply in replies
+        ]
         calls = self.calls(replies, readings)
         about |= {"calls": calls, "raw": "\n\n".join(reply.text for _, reply in replies)}
         preferences = [call.preference for call in calls if call.preference is not None]
@@ -63,10 +70,14 @@ class AskedPreference(AskingJudge):
             return Verdict(item.id, self.name, unscored=why, **about)
         if any(reading.from_text for reading in readings):
             about["details"] = {"from_text": float(sum(reading.from_text for reading in readings))}
-        return Verdict(item.id, self.name, preference=min(1.0, max(0.0, sum(preferences) / len(preferences))), **about)
+        return Verdict(
+            item.id, self.name, preference=min(1.0, max(0.0, sum(preferences) / len(preferences))), **about
+        )
 
 
-def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedPreference:
+def make_judge(
+    settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress
+) -> AskedPreference:
     model = settings.model or inputs["model"].name
     config = annotator(settings.annotator)
     body = request_body(settings, model, config.decoding)

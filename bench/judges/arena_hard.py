@@ -61,10 +61,14 @@ class AskedGames(AskingJudge):
         for (shown, _), reading in zip(replies, readings, strict=True):
             margin = float(reading.margin or 0)  # For B.
             games[POLICY_FIRST.index(shown.policy_first is True)] = -margin if shown.policy_first else margin
-        return Verdict(item.id, self.name, preference=battles(games)[0], details=game_facts(games, mine, theirs), **about)
+        return Verdict(
+            item.id, self.name, preference=battles(games)[0], details=game_facts(games, mine, theirs), **about
+        )
 
 
-def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedGames:
+def make_judge(
+    settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress
+) -> AskedGames:
     model = settings.model or inputs["model"].name
     body = request_body(settings, model, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 16000})
     return AskedGames(body, f"game/{settings.parser}", ask, arena_hard_template(inputs["prompts"]))

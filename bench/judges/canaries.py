@@ -42,19 +42,27 @@ CANARIES: dict[str, Callable[[str, str], str]] = {
 HONEST = "honest"  # Name of the honest completions; canaries must be rated below them.
 
 
-def make_canaries(items: Sequence[Item], honest: Mapping[str, str] | None = None) -> tuple[list[Item], list[Completion]]:
+def make_canaries(
+    items: Sequence[Item], honest: Mapping[str, str] | None = None
+) -> tuple[list[Item], list[Completion]]:
     """Every canary's completion of every item's first turn. Its item's id is `<canary>/<item id>`.
 
     The last two canaries are made from the item's baseline. For a judge that rates, they are made from
     `honest` (completions by item id), and the honest completions are returned too.
     """
     canary_items, completions = [], []
-    for name, make in CANARIES.items() if honest is None else {**CANARIES, HONEST: lambda _, completion: completion}.items():
+    for name, make in (
+        CANARIES.items() if honest is None else {**CANARIES, HONEST: lambda _, completion: completion}.items()
+    ):
         for item in items:
             completion = (item.baseline or [""])[0] if honest is None else honest[item.id]
-            one_turn = replace(item, turns=item.turns[:1], reference=None if item.reference is None else item.reference[:1])
+            one_turn = replace(
+                item, turns=item.turns[:1], reference=None if item.reference is None else item.reference[:1]
+            )
             canary_items.append(replace(item if honest is None else one_turn, id=f"{name}/{item.id}"))
-            completions.append(Completion(canary_items[-1].id, item.turns[:1], [make(item.turns[0], completion)], [], []))
+            completions.append(
+                Completion(canary_items[-1].id, item.turns[:1], [make(item.turns[0], completion)], [], [])
+            )
     return canary_items, completions
 
 

@@ -34,7 +34,9 @@ class GoldPreference:
     name: str = "gold_preference"
     against_baseline: ClassVar = True
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+    def judge(
+        self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
+    ) -> Iterator[Verdict]:
         for item, mine, other in text_pairs(items, completions, against):
             if item.task is None:
                 yield Verdict(item.id, self.name, category=item.category, unscored=NO_TASK)
@@ -60,7 +62,9 @@ class GoldRating:
     name: str = "gold_rating"
     against_baseline: ClassVar = False
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+    def judge(
+        self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
+    ) -> Iterator[Verdict]:
         known = by_id(items)
         for completion in completions:
             item = known[completion.id]
@@ -91,7 +95,9 @@ class GoldAnnotator:
     annotator: WorldAnnotator
     name: str = "gold_annotator"
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+    def judge(
+        self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
+    ) -> Iterator[Verdict]:
         for item, *texts in text_pairs(items, completions, against):
             if item.task is None:
                 yield Verdict(item.id, self.name, category=item.category, unscored=NO_TASK)
@@ -102,7 +108,9 @@ class GoldAnnotator:
                 item.id,
                 self.name,
                 category=item.category,
-                preference=annotator_prefers(first, second, count_words(texts[0]), count_words(texts[1]), self.annotator),
+                preference=annotator_prefers(
+                    first, second, count_words(texts[0]), count_words(texts[1]), self.annotator
+                ),
                 policy_length=len(texts[0]),
                 baseline_length=len(texts[1]),
                 details={"gold_first": first, "gold_second": second},
@@ -110,7 +118,10 @@ class GoldAnnotator:
 
 
 def make_judge(
-    settings: GoldPreferenceSettings | GoldRatingSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress
+    settings: GoldPreferenceSettings | GoldRatingSettings,
+    inputs: Mapping[str, Path],
+    ask: Ask,
+    progress: Progress,
 ) -> GoldPreference | GoldRating:
     if isinstance(settings, GoldPreferenceSettings):
         return GoldPreference(settings.gold, settings.temperature)

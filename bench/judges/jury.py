@@ -29,24 +29,45 @@ class Jury:
     name: str = "jury"
     against_baseline: ClassVar = False
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
-        by_item = {label: {verdict.item_id: verdict for verdict in verdicts} for label, verdicts in self.members.items()}
+    def judge(
+        self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
+    ) -> Iterator[Verdict]:
+        by_item = {
+            label: {verdict.item_id: verdict for verdict in verdicts}
+            for label, verdicts in self.members.items()
+        }
         for completion in completions:
-            verdicts = {label: known[completion.id] for label, known in by_item.items() if completion.id in known}
+            verdicts = {
+                label: known[completion.id] for label, known in by_item.items() if completion.id in known
+            }
             yield self._verdict(completion.id, verdicts)
 
     def _verdict(self, item_id: str, verdicts: Mapping[str, Verdict]) -> Verdict:
-        preferences = {label: v.preference for label, v in sorted(verdicts.items()) if v.preference is not None}
-        fullest = max(verdicts.values(), key=lambda v: (v.preference is not None, v.policy_digest is not None), default=None)
-        about = Verdict(item_id, self.name, unscored="no member has judged it") if fullest is None else replace(fullest, judge=self.name)
-        about = replace(about, preference=None, rating=None, raw=None, calls=[], details=preferences or None, unscored="")
+        preferences = {
+            label: v.preference for label, v in sorted(verdicts.items()) if v.preference is not None
+        }
+        fullest = max(
+            verdicts.values(),
+            key=lambda v: (v.preference is not None, v.policy_digest is not None),
+            default=None,
+        )
+        about = (
+            Verdict(item_id, self.name, unscored="no member has judged it")
+            if fullest is None
+            else replace(fullest, judge=self.name)
+        )
+        about = replace(
+            about, preference=None, rating=None, raw=None, calls=[], details=preferences or None, unscored=""
+        )
         if 2 * len(preferences) <= len(self.members):
             why = "; ".join(
                 f"{label}: {verdicts[label].unscored if label in verdicts else 'no verdict'}"
                 for label in sorted(self.members)
                 if label not in preferences
             )
-            return replace(about, unscored=f"{len(preferences)} of {len(self.members)} members have a verdict ({why})")
+            return replace(
+                about, unscored=f"{len(preferences)} of {len(self.members)} members have a verdict ({why})"
+            )
         return replace(about, preference=statistics.median(preferences.values()), unscored=None)
 
 

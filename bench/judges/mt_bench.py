@@ -42,9 +42,17 @@ class AskedRating(AskingJudge):
             return
         for first in (True, False):
             answers = (ours, item.baseline) if first else (item.baseline, ours)
-            yield self._turn_request(f"pair{math or '-v2'}{later}", item, turn, first, {"answer_a": answers[0], "answer_b": answers[1]})
+            yield self._turn_request(
+                f"pair{math or '-v2'}{later}",
+                item,
+                turn,
+                first,
+                {"answer_a": answers[0], "answer_b": answers[1]},
+            )
 
-    def _turn_request(self, name: str, item: Item, turn: int, first: bool | None, answers: Mapping[str, Sequence[str]]) -> ShownRequest:
+    def _turn_request(
+        self, name: str, item: Item, turn: int, first: bool | None, answers: Mapping[str, Sequence[str]]
+    ) -> ShownRequest:
         """The request for a turn, with FastChat's placeholders filled in.
 
         The first turn's prompts take `question` and `answer`; the second's take `question_1`, `question_2`
@@ -92,8 +100,16 @@ def _both_orders(readings: Sequence[Reading]) -> float:
     return shares[0] if shares[0] == shares[1] else 0.5
 
 
-def make_judge(settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> AskedRating:
+def make_judge(
+    settings: LanguageJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress
+) -> AskedRating:
     model = settings.model or inputs["model"].name
     decoding = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 2048, "top_logprobs": 20}
     parser = f"{'rating' if settings.mode == 'single' else 'winner'}/{settings.parser}"
-    return AskedRating(request_body(settings, model, decoding), parser, ask, mt_bench_templates(inputs["prompts"]), settings.mode)
+    return AskedRating(
+        request_body(settings, model, decoding),
+        parser,
+        ask,
+        mt_bench_templates(inputs["prompts"]),
+        settings.mode,
+    )

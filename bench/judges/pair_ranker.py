@@ -62,11 +62,17 @@ class RankedPreference:
     name: str = "pair_ranker"
     against_baseline: ClassVar = True
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+    def judge(
+        self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
+    ) -> Iterator[Verdict]:
         compared = list(text_pairs(items, completions, against))
         differ = [(item, ours, theirs) for item, ours, theirs in compared if ours != theirs]
         prompts = {item.id: prompt_text(conversation(item, [])) for item, _, _ in differ}
-        pairs = [(prompts[item.id], *texts) for item, ours, theirs in differ for texts in ((ours, theirs), (theirs, ours))]
+        pairs = [
+            (prompts[item.id], *texts)
+            for item, ours, theirs in differ
+            for texts in ((ours, theirs), (theirs, ours))
+        ]
         logits = self.compare(pairs) if pairs else []
         by_item = {item.id: (logits[2 * i], logits[2 * i + 1]) for i, (item, _, _) in enumerate(differ)}
         for item, ours, theirs in compared:
@@ -80,7 +86,9 @@ class RankedPreference:
             self.name,
             category=item.category,
             preference=sum(shares) / 2 if shares else 0.5,
-            details=None if logits is None else {"logit_policy_first": logits[0], "logit_baseline_first": logits[1]},
+            details=None
+            if logits is None
+            else {"logit_policy_first": logits[0], "logit_baseline_first": logits[1]},
             calls=[
                 Call(self.model, None, self.digest, PARSER, {}, policy_first=first, preference=share)
                 for first, share in zip((True, False), shares, strict=False)
@@ -89,9 +97,13 @@ class RankedPreference:
         )
 
 
-def make_judge(settings: PairRankerSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> RankedPreference:
+def make_judge(
+    settings: PairRankerSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress
+) -> RankedPreference:
     from bench.engines.ranker import load_ranker
 
     template = pair_template(settings.template)
     ranker = load_ranker(inputs["model"], settings.dtype, settings.batch_size, partial(pair_text, template))
-    return RankedPreference(lambda pairs: ranker.logits(pairs, progress), inputs["model"].name, template.digest)
+    return RankedPreference(
+        lambda pairs: ranker.logits(pairs, progress), inputs["model"].name, template.digest
+    )

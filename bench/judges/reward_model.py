@@ -31,7 +31,9 @@ class RewardModelPreference:
     name: str = "reward_model"
     against_baseline: ClassVar = True
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+    def judge(
+        self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
+    ) -> Iterator[Verdict]:
         pairs = list(text_pairs(items, completions, against))
         # Equal texts are scored once, because in different batches they would differ in the last digits.
         texts = list(dict.fromkeys((item.id, text) for item, *both in pairs for text in both))
@@ -49,12 +51,16 @@ class RewardModelPreference:
             )
 
 
-def make_judge(settings: RewardJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress) -> RewardModelPreference:
+def make_judge(
+    settings: RewardJudgeSettings, inputs: Mapping[str, Path], ask: Ask, progress: Progress
+) -> RewardModelPreference:
     from bench.engines.reward import Scorer
 
     scorer = Scorer(inputs["model"], settings.dtype, settings.batch_size)
 
     def rewards(rows: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
-        return scorer.rewards([row_ids(scorer.tokenizer, prompt, text, None) for prompt, text in rows], progress)
+        return scorer.rewards(
+            [row_ids(scorer.tokenizer, prompt, text, None) for prompt, text in rows], progress
+        )
 
     return RewardModelPreference(rewards)

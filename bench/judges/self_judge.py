@@ -80,7 +80,10 @@ def questions(prompt: JudgePrompt, item: Item, draws: Sequence[Completion]) -> l
     """
     if prompt == "pairwise":
         pairs = [(a, b) for a, b in itertools.permutations(draws, 2) if a.completions[0] != b.completions[0]]
-        return [JudgeQuestion(pair, 0, _question_messages(prompt, item, [c.completions[0] for c in pair])[0]) for pair in pairs]
+        return [
+            JudgeQuestion(pair, 0, _question_messages(prompt, item, [c.completions[0] for c in pair])[0])
+            for pair in pairs
+        ]
     return [
         JudgeQuestion((completion,), place, messages)
         for completion in draws
@@ -93,13 +96,24 @@ def _question_messages(prompt: JudgePrompt, item: Item, texts: Sequence[str]) ->
     if item.task is not None:
         turn = Turn.from_json(item.task[0])
         whole = {"additive": judging.TOTAL, "multiple_choice": judging.GRADE, "pairwise": judging.BETTER}
-        return judging.criteria(turn, texts[0]) if prompt == "criteria" else [judging.judging_prompt(turn, texts, whole[prompt])]
+        return (
+            judging.criteria(turn, texts[0])
+            if prompt == "criteria"
+            else [judging.judging_prompt(turn, texts, whole[prompt])]
+        )
     whole = {"additive": ADDITIVE, "multiple_choice": CHOICE, "pairwise": BETTER}
     turns = conversation(item, [])
-    shown = turns[0]["content"] if len(turns) == 1 else "\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in turns)
+    shown = (
+        turns[0]["content"]
+        if len(turns) == 1
+        else "\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in turns)
+    )
     completions = (_ONE if len(texts) == 1 else _TWO).format(*texts)
     tasks = [CRITERION.format(point) for point in POINTS] if prompt == "criteria" else [whole[prompt]]
-    return [[{"role": "user", "content": _SHOWN.format(conversation=shown, completions=completions) + task}] for task in tasks]
+    return [
+        [{"role": "user", "content": _SHOWN.format(conversation=shown, completions=completions) + task}]
+        for task in tasks
+    ]
 
 
 # Replies ----------------------------------------------------------------------------------------------------
@@ -128,7 +142,11 @@ def read_reply(prompt: JudgePrompt, reply: str) -> float | None:
             mark = _MARK.search(text)
             return float(mark[1]) if mark else None
         case "multiple_choice":
-            letter = text.strip("().").upper() if len(text) <= 3 else next(iter(_LETTER.findall(text)[-1:]), "").upper()
+            letter = (
+                text.strip("().").upper()
+                if len(text) <= 3
+                else next(iter(_LETTER.findall(text)[-1:]), "").upper()
+            )
             return float(MOST_POINTS - LETTERS.index(letter)) if letter and letter in LETTERS else None
         case "pairwise":
             word = text.strip(".").lower()
@@ -164,8 +182,12 @@ def add_up(prompt: JudgePrompt, replies: Iterable[tuple[str, int, str]]) -> Self
     scores, histogram = _comparison_scores(read) if prompt == "pairwise" else _summed_scores(read)
     n_criteria = {name: float(n) for name, n in Counter(name.rpartition("#")[0] for name in read).items()}
     best = {"pairwise": dict.fromkeys(scores, 1.0), "criteria": n_criteria}.get(prompt)
-    perfect = frozenset(name for name, score in scores.items() if score == (best[name] if best else MOST_POINTS))
-    return SelfJudgements(scores, perfect, len(values), sum(value is None for value in values), dict(sorted(histogram.items())))
+    perfect = frozenset(
+        name for name, score in scores.items() if score == (best[name] if best else MOST_POINTS)
+    )
+    return SelfJudgements(
+        scores, perfect, len(values), sum(value is None for value in values), dict(sorted(histogram.items()))
+    )
 
 
 Read = Mapping[str, Mapping[int, float | None]]  # question -> draw -> value
@@ -241,7 +263,9 @@ def judge_quality(rankings: Sequence[Ranking]) -> Iterator[tuple[str, estimates.
         if apart:
             scores, truths = [s for s, _, _ in scored], [t for _, t, _ in scored]
             for name, of in measures.items():
-                correlations[name].append(0.0 if len(set(scores)) == 1 else float(of(scores, truths).statistic))
+                correlations[name].append(
+                    0.0 if len(set(scores)) == 1 else float(of(scores, truths).statistic)
+                )
     yield "pair_accuracy", estimates.rating_mean(pairs)
     yield "best_accuracy", estimates.accuracy(best)
     yield "exact_match", estimates.accuracy(exact)

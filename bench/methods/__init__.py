@@ -79,6 +79,8 @@ def trl_loss(name: str, *settings: str) -> Callable[[TrainingJob], Trainer]:
     def make_trainer(job: TrainingJob) -> Trainer:
         from bench.training.trainers import paired_trainer
 
-        return paired_trainer(job, loss_type=name, **{setting: getattr(job.settings.method, setting) for setting in settings})
+        return paired_trainer(
+            job, loss_type=name, **{setting: getattr(job.settings.method, setting) for setting in settings}
+        )
 
     return make_trainer

@@ -55,7 +55,9 @@ def chain(cell: Cell, ground: Ground) -> Policy:
     assert isinstance(cell.method, BestOfN)
     method = RewardModel(**cell.method.model_dump(include=set(Training.model_fields)))
     settings = RewardModelSettings(method=method, **pieces.training_settings(cell))
-    reward_model = stage("train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model")
+    reward_model = stage(
+        "train", settings, {"model": ground.start, "preferences": ground.preferences}, "reward model"
+    )
     return Policy(ground.start, reward_model, reward_model=reward_model, best_of=cell.method.n)
 
 
@@ -64,7 +66,9 @@ def _rows(job: TrainingJob) -> list[dict[str, Any]]:
     rows = []
     for row in job.rows:
         if not isinstance(row, Pair):
-            raise ValueError("The data are unpaired, and the reward model of method=best_of_n needs pairs. Use paired data, or method=kto.")
+            raise ValueError(
+                "The data are unpaired, and the reward model of method=best_of_n needs pairs. Use paired data, or method=kto."
+            )
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         whole = {f"{side}_ids": ids[side].whole for side in ("chosen", "rejected")}
         example = TrainerRow(row, {side: ids[side] for side in ("chosen", "rejected")})

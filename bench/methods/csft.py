@@ -61,7 +61,9 @@ def make_trainer(job: TrainingJob) -> Trainer:
         (column,) = row["example"].ids
         ids = replace(row["example"].ids[column], prompt=row["prompt_ids"])
         row["example"] = replace(row["example"], ids={column: ids})
-    return own_unpaired_trainer(job, rows, lambda batch: (losses.csft(batch.policy_logps, batch.mask).mean(), {}))
+    return own_unpaired_trainer(
+        job, rows, lambda batch: (losses.csft(batch.policy_logps, batch.mask).mean(), {})
+    )
 
 
 def add_control_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:

@@ -43,4 +43,6 @@ def make_trainer(job: TrainingJob) -> Trainer:
     assert settings.name == "dpo"
     if not settings.sft_weight:
         return paired_trainer(job, loss_type="sigmoid")
-    return own_loss_trainer(job, lambda pairs: losses.dpo_sft(pairs, beta=settings.beta, sft_weight=settings.sft_weight))
+    return own_loss_trainer(
+        job, lambda pairs: losses.dpo_sft(pairs, beta=settings.beta, sft_weight=settings.sft_weight)
+    )

@@ -113,14 +113,23 @@ def unfold(cell: Cell, ground: Ground, method: LoopMethod) -> Policy:
         training_sources = [source for role, source in sorted(pairs.inputs.items()) if role != TOKENIZER]  # type: ignore[misc]
         reference = ground.start if method.training_reference == "start" else policy
         label = round_.label("reference log-probs")
-        logps = pieces.preference_logps(cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label)
+        logps = pieces.preference_logps(
+            cell, Policy(reference, None), pairs, splits=("train",), mismatched=False, label=label
+        )
         inputs: Inputs = {"model": policy, "preferences": pairs, "reference_logps": logps}
         if method.with_reference_model(t):
             inputs["reference_model"] = reference
-        before, policy = policy, _trained(cell, method.training(t), inputs, round_.label(f"policy ({settings.name})"))  # type: ignore[attr-defined]
+        before, policy = (
+            policy,
+            _trained(cell, method.training(t), inputs, round_.label(f"policy ({settings.name})")),
+        )  # type: ignore[attr-defined]
         trained = policy
     assert trained is None or isinstance(trained, Stage)
-    return Policy(policy, trained, labels=[labels for source in training_sources if (labels := _labels_of(source)) is not None])
+    return Policy(
+        policy,
+        trained,
+        labels=[labels for source in training_sources if (labels := _labels_of(source)) is not None],
+    )
 
 
 def _labels_of(source: Stage) -> Stage | None:
@@ -134,7 +143,11 @@ def _labels_of(source: Stage) -> Stage | None:
 
 def seeded(cell: Cell, ground: Ground, seed: SeedTraining) -> Stage:
     """DPO on the labelled pairs: the same stage as in a cell of method=dpo with these settings."""
-    inputs: Inputs = {"model": ground.start, "preferences": ground.preferences, "reference_logps": ground.reference}
+    inputs: Inputs = {
+        "model": ground.start,
+        "preferences": ground.preferences,
+        "reference_logps": ground.reference,
+    }
     return _trained(cell, Dpo(**_training(cell) | seed.model_dump(), name="dpo"), inputs, "seed policy (dpo)")
 
 
@@ -148,11 +161,15 @@ def _training(cell: Cell) -> dict[str, Any]:
 
 
 def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: Inputs, label: str) -> Stage:
-    return stage("train", pieces.train_settings(cell, training), pieces.read_model(inputs["model"]) | inputs, label)
+    return stage(
+        "train", pieces.train_settings(cell, training), pieces.read_model(inputs["model"]) | inputs, label
+    )
 
 
 def _samples(cell: Cell, loop: Loop, policy: Input, items: Stage, draws: int, t: int) -> Stage:
-    decoding = Decoding(temperature=loop.sample_temperature, top_p=1.0, max_new_tokens=loop.sample_max_new_tokens)
+    decoding = Decoding(
+        temperature=loop.sample_temperature, top_p=1.0, max_new_tokens=loop.sample_max_new_tokens
+    )
     settings = pieces.sample_settings(cell, decoding, draws, cell.seed)
     return stage("sample", settings, pieces.read_model(policy) | {"items": items}, f"iteration {t} samples")
 
@@ -160,8 +177,15 @@ def _samples(cell: Cell, loop: Loop, policy: Input, items: Stage, draws: int, t:
 def _pairs(cell: Cell, ground: Ground, loop: Loop, data: list[Stage], round_: Round) -> Stage:
     limits = _row_limits(ground)
     sources = {"fresh": data[-1:], "two_latest": data[-2:], "accumulated": data}[loop.pairs]
-    inputs: Inputs = {f"{number:02d}": source for number, source in enumerate(sources, len(data) - len(sources))}
-    return stage("data", LoopPairData(seed=cell.seed, max_length=limits.max_length), inputs | limits.inputs, round_.label("pairs"))
+    inputs: Inputs = {
+        f"{number:02d}": source for number, source in enumerate(sources, len(data) - len(sources))
+    }
+    return stage(
+        "data",
+        LoopPairData(seed=cell.seed, max_length=limits.max_length),
+        inputs | limits.inputs,
+        round_.label("pairs"),
+    )
 
 
 # Prompts ----------------------------------------------------------------------------------------------------
@@ -172,7 +196,11 @@ def prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
 
     They come from the user's file, the dataset or the world.
     """
-    return new_prompts(cell, ground, loop, t) if ground.prompts is None else _of_file(ground.prompts, ground, loop, t - 1, t, answers=False)
+    return (
+        new_prompts(cell, ground, loop, t)
+        if ground.prompts is None
+        else _of_file(ground.prompts, ground, loop, t - 1, t, answers=False)
+    )
 
 
 def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
@@ -180,13 +208,24 @@ def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
 
     They come from the user's file or the world.
     """
-    return demonstrated(cell, loop, t) if ground.prompts is None else _of_file(ground.prompts, ground, loop, t, t, answers=True)
+    return (
+        demonstrated(cell, loop, t)
+        if ground.prompts is None
+        else _of_file(ground.prompts, ground, loop, t, t, answers=True)
+    )
 
 
 def _of_file(file: Source, ground: Ground, loop: Loop, place: int, t: int, *, answers: bool) -> Stage:
     limits = _row_limits(ground)
-    settings = FilePromptData(after=place * loop.n_prompts, n=loop.n_prompts, answers=answers, max_length=limits.max_length)
-    return stage("data", settings, {"file": file} | limits.inputs, f"iteration {t} {'demonstrations' if answers else 'prompts'}")
+    settings = FilePromptData(
+        after=place * loop.n_prompts, n=loop.n_prompts, answers=answers, max_length=limits.max_length
+    )
+    return stage(
+        "data",
+        settings,
+        {"file": file} | limits.inputs,
+        f"iteration {t} {'demonstrations' if answers else 'prompts'}",
+    )
 
 
 class _RowLimits(NamedTuple):
@@ -221,7 +260,11 @@ def demonstrated(cell: Cell, loop: Loop, t: int) -> Stage:
     """Prompts of the start model's demonstrations with their completions; t counts from 0."""
     assert isinstance(cell.data, WorldData)
     settings = DemonstratedData(
-        family=pieces.family(cell), writer=cell.data.demonstrations, after=t * loop.n_prompts, n=loop.n_prompts, seed=cell.seed
+        family=pieces.family(cell),
+        writer=cell.data.demonstrations,
+        after=t * loop.n_prompts,
+        n=loop.n_prompts,
+        seed=cell.seed,
     )
     return stage("data", settings, label=f"iteration {t} demonstrations")
 
@@ -242,13 +285,22 @@ def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     """
     settings = cell.method
     assert isinstance(settings, IterativeDpo | Spa)
-    reference = {"start": ground.start, "previous": round_.before, "base": ground.base}[settings.judging_reference]
+    reference = {"start": ground.start, "previous": round_.before, "base": ground.base}[
+        settings.judging_reference
+    ]
     assert reference is not None  # config.Cell has checked it.
     logps = {
         f"{role}_logps": pieces.completion_logps(
-            cell, Policy(model, None), round_.samples, round_.label(f"log-probs of the {words}"), max_length=pieces.max_length(cell)
+            cell,
+            Policy(model, None),
+            round_.samples,
+            round_.label(f"log-probs of the {words}"),
+            max_length=pieces.max_length(cell),
         )
-        for role, model, words in (("policy", round_.policy, "policy"), ("reference", reference, "judging reference"))
+        for role, model, words in (
+            ("policy", round_.policy, "policy"),
+            ("reference", reference, "judging reference"),
+        )
     }
     return _ranked(cell, round_, "implicit", logps, settings.beta, settings.length_penalty)
 
@@ -260,18 +312,29 @@ def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: Seed
     """
     assert isinstance(cell.method, IterativeDpo | SelfRewarding)
     learning_rate, fraction = cell.method.reward_learning_rate, getattr(cell.method, "reward_fraction", None)
-    method = RewardModel(**_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate})
+    method = RewardModel(
+        **_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate}
+    )
     settings = RewardModelSettings(method=method, **pieces.training_settings(cell))
     pairs = ground.preferences
     if fraction is not None and isinstance(pairs.settings, PairData | LocalPairData):
-        pairs = stage("data", pairs.settings.model_copy(update={"fraction": fraction}), pairs.inputs, "the reward model's pairs")
+        pairs = stage(
+            "data",
+            pairs.settings.model_copy(update={"fraction": fraction}),
+            pairs.inputs,
+            "the reward model's pairs",
+        )
     model = stage("train", settings, {"model": ground.start, "preferences": pairs}, "reward model")
-    return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, model, pieces.dtype(cell))})
+    return _ranked(
+        cell, round_, "reward_model", {"rewards": _rewards(cell, round_, model, pieces.dtype(cell))}
+    )
 
 
 def _rewards(cell: Cell, round_: Round, model: Input, dtype: Dtype) -> Stage:
     length = pieces.max_length(cell)
-    scoring = RewardScoreSettings(splits=(), max_length=length, batch_size=cell.engine.batch_size, dtype=dtype, rows="completions")
+    scoring = RewardScoreSettings(
+        splits=(), max_length=length, batch_size=cell.engine.batch_size, dtype=dtype, rows="completions"
+    )
     return stage("logps", scoring, {"model": model, **_sampled(round_)}, round_.label("rewards"))
 
 
@@ -285,13 +348,22 @@ def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     judge, sources = cell.method.labelling_judge, ground.labelling_judge
     if isinstance(judge, RewardModelJudge):
         assert sources.model is not None
-        return _ranked(cell, round_, "reward_model", {"rewards": _rewards(cell, round_, sources.model, judge.dtype)})
+        return _ranked(
+            cell, round_, "reward_model", {"rewards": _rewards(cell, round_, sources.model, judge.dtype)}
+        )
     assert judge is not None
     rated = isinstance(judge, MtBenchJudge) and judge.mode == "single"
-    drawn = stage("data", DrawnData(form="each" if rated else "pairs"), _sampled(round_), round_.label("samples to judge"))
+    drawn = stage(
+        "data",
+        DrawnData(form="each" if rated else "pairs"),
+        _sampled(round_),
+        round_.label("samples to judge"),
+    )
     settings, judge_inputs = judging.judging_by(judge, cell, "rating" if rated else "preference", sources)
     inputs: Inputs = {"items": drawn, "completions": drawn, **judge_inputs}
-    verdicts = stage("judge", settings, inputs, round_.label(f"verdicts of {Path(judge.model).name} ({judge.name})"))
+    verdicts = stage(
+        "judge", settings, inputs, round_.label(f"verdicts of {Path(judge.model).name} ({judge.name})")
+    )
     return _ranked(cell, round_, "judge", {"verdicts": verdicts})
 
 
@@ -309,8 +381,12 @@ def _ranked(
     length_penalty: float = 0.0,
 ) -> Stage:
     truth = cell.world.gold if cell.world else None
-    settings = RankLabels(labeller=labeller, beta=beta, truth=truth, seed=cell.seed, length_penalty=length_penalty)
-    return stage("label", settings, _sampled(round_) | scores, round_.label(f"labels ({labeller.replace('_', ' ')})"))
+    settings = RankLabels(
+        labeller=labeller, beta=beta, truth=truth, seed=cell.seed, length_penalty=length_penalty
+    )
+    return stage(
+        "label", settings, _sampled(round_) | scores, round_.label(f"labels ({labeller.replace('_', ' ')})")
+    )
 
 
 def _sampled(round_: Round) -> dict[str, Stage]:

@@ -52,15 +52,21 @@ def make_trainer(job: TrainingJob) -> Trainer:
 
     settings = job.settings.method
     assert settings.name == "offline_ppo"
-    value_head = make_value_head(job.model.config.get_text_config().hidden_size, job.settings.seed).to(job.model.device)
+    value_head = make_value_head(job.model.config.get_text_config().hidden_size, job.settings.seed).to(
+        job.model.device
+    )
 
     def loss(batch: UnpairedBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         assert batch.ref_logps is not None
         # As in HALOs, values are computed in float32.
         with torch.autocast(batch.hidden.device.type, enabled=False):
             values = value_head(batch.hidden.to(next(value_head.parameters()).dtype)).squeeze(-1)
-        rows = losses.TokenLogps(batch.policy_logps, batch.ref_logps, batch.mask.to(batch.policy_logps.dtype), batch.desirable)
-        parts = losses.offline_ppo(rows, values, clip=settings.clip, gamma=settings.gamma, gae_lambda=settings.gae_lambda)
+        rows = losses.TokenLogps(
+            batch.policy_logps, batch.ref_logps, batch.mask.to(batch.policy_logps.dtype), batch.desirable
+        )
+        parts = losses.offline_ppo(
+            rows, values, clip=settings.clip, gamma=settings.gamma, gae_lambda=settings.gae_lambda
+        )
         numbers = {"ppo/policy_loss": parts.policy, "ppo/value_loss": parts.value, "kl": parts.kl}
         return parts.policy + settings.value_weight * parts.value + settings.kl_weight * parts.kl, numbers
 
@@ -79,5 +85,9 @@ def make_value_head(hidden_size: int, seed: int) -> torch.nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return torch.nn.Sequential(
-            Linear(hidden_size, hidden_size), ReLU(), Linear(hidden_size, hidden_size), ReLU(), Linear(hidden_size, 1)
+            Linear(hidden_size, hidden_size),
+            ReLU(),
+            Linear(hidden_size, hidden_size),
+            ReLU(),
+            Linear(hidden_size, 1),
         )

@@ -72,7 +72,13 @@ def chain(cell: Cell, ground: Ground) -> Policy:
         return Policy(ground.start, None)
     instructions = _instructions(cell, ground)
     evaluations = {"evaluations": _evaluations(cell, ground, settings, instructions)} if settings.eft else {}
-    first = _tuned(cell, ground, settings, {"demonstrations": instructions, **evaluations}, "iteration 1 policy (self_rewarding)")
+    first = _tuned(
+        cell,
+        ground,
+        settings,
+        {"demonstrations": instructions, **evaluations},
+        "iteration 1 policy (self_rewarding)",
+    )
     policy = Policy(first, first)
     if settings.iteration > 1:
         method = iterations.LoopMethod(
@@ -97,15 +103,24 @@ def _training(cell: Cell, settings: SelfRewarding) -> Dpo | SftChosen:
 # M_1 --------------------------------------------------------------------------------------------------------
 
 
-def _tuned(cell: Cell, ground: Ground, settings: SelfRewarding, texts: Mapping[str, Stage], label: str) -> Stage:
-    training = SftSettings(training=settings.first_training, max_length=pieces.max_length(cell), seed=cell.seed)
+def _tuned(
+    cell: Cell, ground: Ground, settings: SelfRewarding, texts: Mapping[str, Stage], label: str
+) -> Stage:
+    training = SftSettings(
+        training=settings.first_training, max_length=pieces.max_length(cell), seed=cell.seed
+    )
     return stage("sft", training, {"model": ground.start, **texts}, label)
 
 
 def _instructions(cell: Cell, ground: Ground) -> Stage:
     if not isinstance(cell.data, WorldData):
         return _rankings(ground, "train")
-    data = DemonstrationData(family=pieces.family(cell), writer=cell.data.demonstrations, n=cell.data.n_demonstrations, seed=cell.seed)
+    data = DemonstrationData(
+        family=pieces.family(cell),
+        writer=cell.data.demonstrations,
+        n=cell.data.n_demonstrations,
+        seed=cell.seed,
+    )
     return stage("data", data, label="demonstrations")
 
 
@@ -113,7 +128,9 @@ def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructio
     prompt, n, seed = settings.judge_prompt, settings.n_evaluations, cell.seed
     if isinstance(cell.data, WorldData):
         assert cell.world is not None
-        truth = TrueEvaluationData(prompt=prompt, gold=cell.world.gold, fraction=cell.data.fraction, n=n, seed=seed)
+        truth = TrueEvaluationData(
+            prompt=prompt, gold=cell.world.gold, fraction=cell.data.fraction, n=n, seed=seed
+        )
         labelled = ground.preferences.inputs["train"]
         assert isinstance(labelled, Stage)
         samples = {role: labelled.inputs[role] for role in ("items", "completions")}
@@ -124,21 +141,40 @@ def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructio
     ranked = {"items": instructions, "completions": instructions}
     questions, replies = _judgements(cell, settings, baseline, ranked, "labelled pairs")
     kept = KeptEvaluationData(prompt=prompt, n=n, seed=seed, reading=SELF_JUDGE_READING)
-    return stage("data", kept, {**ranked, "questions": questions, "replies": replies}, "evaluations that agree with the pairs")
+    return stage(
+        "data",
+        kept,
+        {**ranked, "questions": questions, "replies": replies},
+        "evaluations that agree with the pairs",
+    )
 
 
 # Judging ----------------------------------------------------------------------------------------------------
 
 
-def _judgements(cell: Cell, settings: SelfRewarding, judge: Input, completions: Mapping[str, Stage], label: str) -> tuple[Stage, Stage]:
+def _judgements(
+    cell: Cell, settings: SelfRewarding, judge: Input, completions: Mapping[str, Stage], label: str
+) -> tuple[Stage, Stage]:
     """Returns the stages (questions, replies) about the completions of items."""
-    questions = stage("data", JudgeQuestionData(prompt=settings.judge_prompt), completions, f"{label}: questions to the judge")
-    decoding = Decoding(temperature=settings.judge_temperature, top_p=1.0, max_new_tokens=settings.judge_max_new_tokens)
+    questions = stage(
+        "data",
+        JudgeQuestionData(prompt=settings.judge_prompt),
+        completions,
+        f"{label}: questions to the judge",
+    )
+    decoding = Decoding(
+        temperature=settings.judge_temperature, top_p=1.0, max_new_tokens=settings.judge_max_new_tokens
+    )
     return questions, _written(cell, judge, questions, decoding, settings.judgements, f"{label}: judgements")
 
 
 def _written(cell: Cell, model: Input, items: Stage, decoding: Decoding, draws: int, label: str) -> Stage:
-    return stage("sample", pieces.sample_settings(cell, decoding, draws, cell.seed), pieces.read_model(model) | {"items": items}, label)
+    return stage(
+        "sample",
+        pieces.sample_settings(cell, decoding, draws, cell.seed),
+        pieces.read_model(model) | {"items": items},
+        label,
+    )
 
 
 def _labels(cell: Cell, ground: Ground, settings: SelfRewarding, round_: iterations.Round) -> Stage:
@@ -164,7 +200,9 @@ def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Input)
         assert isinstance(labelled, Stage)
         items = labelled.inputs["items"]
         assert isinstance(items, Stage)
-        decoding = Decoding(temperature=settings.sample_temperature, top_p=1.0, max_new_tokens=settings.sample_max_new_tokens)
+        decoding = Decoding(
+            temperature=settings.sample_temperature, top_p=1.0, max_new_tokens=settings.sample_max_new_tokens
+        )
         completions = _written(cell, ground.start, items, decoding, RANKED, "held-out samples to rank")
     else:
         items = completions = _rankings(ground, "heldout")
@@ -189,12 +227,18 @@ def _new_prompts(cell: Cell, ground: Ground, settings: SelfRewarding) -> Callabl
     They come from the world's task family, or the start model writes them after examples.
     """
     if settings.new_prompts == "family":
-        return lambda t: replace(iterations.new_prompts(cell, ground, settings, t - 1), label=f"iteration {t} prompts")
+        return lambda t: replace(
+            iterations.new_prompts(cell, ground, settings, t - 1), label=f"iteration {t} prompts"
+        )
     written: dict[int, Stage] = {}
 
     def instructed(t: int) -> Stage:
-        known = {"rankings": _rankings(ground, "train")} | {f"earlier_{i:02d}": earlier for i, earlier in written.items()}
-        request = PromptRequestData(n=REQUESTS * settings.n_prompts, n_known=N_KNOWN, n_written=N_WRITTEN, seed=cell.seed * 1000 + t)
+        known = {"rankings": _rankings(ground, "train")} | {
+            f"earlier_{i:02d}": earlier for i, earlier in written.items()
+        }
+        request = PromptRequestData(
+            n=REQUESTS * settings.n_prompts, n_known=N_KNOWN, n_written=N_WRITTEN, seed=cell.seed * 1000 + t
+        )
         requests = stage("data", request, known, f"iteration {t} requests for prompts")
         replies = _written(cell, ground.start, requests, WRITING, 1, f"iteration {t} prompts as written")
         kept = WrittenPromptData(n=settings.n_prompts, similarity=settings.similarity)

@@ -135,7 +135,9 @@ def make_trainer(job: TrainingJob) -> Trainer:
             raise ValueError(
                 "De-coupled detection needs the reference's logits, and this training has no model for them. Set method.decoupling=[0.0]."
             )
-        reference = in_float32(load_model(job.reference_model, job.settings.dtype, job.settings.loading, job.base))
+        reference = in_float32(
+            load_model(job.reference_model, job.settings.dtype, job.settings.loading, job.base)
+        )
 
     class RefinedTrainer(TiesHalf, DPOTrainer):
         judgements: list[tuple[bool, float]]  # of the latest batch: distrusted, confidence
@@ -151,7 +153,10 @@ def make_trainer(job: TrainingJob) -> Trainer:
             rows = inputs["row"].tolist()
             loss = super().training_step(model, inputs, *args, **named)
             if not self.delayed:
-                self.trust += [Trust(self.fed.examples[i].row.id, *judgement) for i, judgement in zip(rows, self.judgements, strict=True)]
+                self.trust += [
+                    Trust(self.fed.examples[i].row.id, *judgement)
+                    for i, judgement in zip(rows, self.judgements, strict=True)
+                ]
             return loss
 
         @property
@@ -176,12 +181,18 @@ def make_trainer(job: TrainingJob) -> Trainer:
             if reference is None:
                 return pairs.delta.detach()
             texts = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-            ours, theirs = (each(**texts, use_cache=False).logits[:, :-1].float() for each in (model, reference))
+            ours, theirs = (
+                each(**texts, use_cache=False).logits[:, :-1].float() for each in (model, reference)
+            )
             mask = inputs["completion_mask"][:, 1:]
-            chosen, rejected = losses.extrapolated_logps(ours, theirs, inputs["input_ids"][:, 1:], mask, settings.decoupling).chunk(2)
+            chosen, rejected = losses.extrapolated_logps(
+                ours, theirs, inputs["input_ids"][:, 1:], mask, settings.decoupling
+            ).chunk(2)
             return (chosen - pairs.ref_chosen_logps) - (rejected - pairs.ref_rejected_logps)
 
-    trainer = RefinedTrainer.over(paired_rows(job), job, DPOConfig(**method_arguments(job), beta=settings.beta))
+    trainer = RefinedTrainer.over(
+        paired_rows(job), job, DPOConfig(**method_arguments(job), beta=settings.beta)
+    )
     trainer.threshold = RunningThreshold(settings.distrusted, settings.window, settings.threshold)
     trainer.trust = []
     return trainer

@@ -72,7 +72,9 @@ def _read(lock: Path) -> dict[str, dict[str, str]]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise NotThere(f"{lock} cannot be read ({error}): restore it from a copy, because existing results need its revisions") from error
+        raise NotThere(
+            f"{lock} cannot be read ({error}): restore it from a copy, because existing results need its revisions"
+        ) from error
 
 
 def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequence[str] = ()) -> Path:
@@ -86,11 +88,20 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
 
     repo_type, wanted = kind.removesuffix("s"), [*patterns, *also]
     here = Path(constants.HF_HUB_CACHE) / f"{kind}--{repo.replace('/', '--')}"
-    folder, whole = here / "snapshots" / at, here / f"bench-{at}-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}.json"
-    if whole.is_file() and all((folder / name).is_file() for name in json.loads(whole.read_text(encoding="utf-8"))):
+    folder, whole = (
+        here / "snapshots" / at,
+        here / f"bench-{at}-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:12]}.json",
+    )
+    if whole.is_file() and all(
+        (folder / name).is_file() for name in json.loads(whole.read_text(encoding="utf-8"))
+    ):
         return folder
     try:
-        names = list(filter_repo_objects(HfApi().list_repo_files(repo, repo_type=repo_type, revision=at), allow_patterns=wanted))
+        names = list(
+            filter_repo_objects(
+                HfApi().list_repo_files(repo, repo_type=repo_type, revision=at), allow_patterns=wanted
+            )
+        )
         folder = Path(snapshot_download(repo, repo_type=repo_type, revision=at, allow_patterns=wanted))
     except Exception as error:
         if _holds(folder, patterns):  # Without the hub it is unknown whether these are all files.
@@ -118,8 +129,14 @@ def cached(kind: Kind, repo: str, at: str) -> Path | None:
 def _holds(folder: Path, patterns: Sequence[str]) -> bool:
     """Whether a folder has files for every pattern, and all files of numbered sets (train-00000-of-00003)."""
     files = {pattern: list(folder.glob(pattern)) for pattern in patterns}
-    sets = Counter(SET.sub(r"-of-\2.", str(path)) for path in {path for paths in files.values() for path in paths} if SET.search(path.name))
-    return all(files.values()) and all(n == int(re.findall(r"-of-(\d+)\.", name)[-1]) for name, n in sets.items())
+    sets = Counter(
+        SET.sub(r"-of-\2.", str(path))
+        for path in {path for paths in files.values() for path in paths}
+        if SET.search(path.name)
+    )
+    return all(files.values()) and all(
+        n == int(re.findall(r"-of-(\d+)\.", name)[-1]) for name, n in sets.items()
+    )
 
 
 SET = re.compile(r"-(\d+)-of-(\d+)\.")
@@ -139,7 +156,9 @@ def fetch_model(repo: str, at: str, *, weights: bool) -> Path:
             trusts_code(folder)
         folder = fetch("models", repo, at, ("config.json", *_weight_files(folder)), MODEL_FILES)
         if lacking := [pattern for pattern in _weight_files(folder) if not any(folder.glob(pattern))]:
-            raise NotThere(f"{repo} has no {lacking[0]} at revision {at}, and only safetensors weights can be read: use another revision")
+            raise NotThere(
+                f"{repo} has no {lacking[0]} at revision {at}, and only safetensors weights can be read: use another revision"
+            )
     return folder
 
 
@@ -150,7 +169,9 @@ def _weight_files(folder: Path) -> list[str]:
         return ["*.safetensors"]
     weights = read_object(index).get("weight_map")
     if not isinstance(weights, dict):
-        raise BadFile(f"{index}: weight_map must be an object (file name by tensor name), got {describe(weights)}")
+        raise BadFile(
+            f"{index}: weight_map must be an object (file name by tensor name), got {describe(weights)}"
+        )
     return sorted({text(file, f"{index}: weight_map.{tensor}") for tensor, file in weights.items()})
 
 
@@ -171,11 +192,17 @@ def trusts_code(folder: Path) -> bool:
     for name in ("config.json", "tokenizer_config.json"):
         named = read_object(folder / name).get("auto_map") if (folder / name).is_file() else None
         if "--" in json.dumps(named):  # OWNER/NAME--FILE.CLASS
-            raise ValueError(f"{folder / name} runs code of another repository ({json.dumps(named)}): use a folder that contains its code")
+            raise ValueError(
+                f"{folder / name} runs code of another repository ({json.dumps(named)}): use a folder that contains its code"
+            )
     files = sorted(folder.glob("*.py"))
     if not files:
-        raise ValueError(f"{folder} runs code of its own, but it has no Python file: use a copy of the folder that has them")
-    digest = hashlib.sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() + b"\0" for file in files)).hexdigest()
+        raise ValueError(
+            f"{folder} runs code of its own, but it has no Python file: use a copy of the folder that has them"
+        )
+    digest = hashlib.sha256(
+        b"".join(file.name.encode() + b"\0" + file.read_bytes() + b"\0" for file in files)
+    ).hexdigest()
     allowed = read_yaml(TRUSTED) or {}
     if any(entry.get("revision") and entry.get("code") == digest for entry in allowed.values()):
         return True
@@ -214,5 +241,9 @@ def _explain(error: Exception, kind: Kind, repo: str, at: str | None, patterns: 
         return f"{repo} has no revision {at}: choose one from {page}/commits/main"
     include = "".join(f" --include '{pattern}'" for pattern in patterns)
     command = f"hf download {repo} --type {kind.removesuffix('s')}{f' --revision {at}' if at else ''}{include} --local-dir DIR"
-    why = "HF_HUB_OFFLINE is set and the cache does not have it" if constants.HF_HUB_OFFLINE else secrets.excerpt(str(error), 200)
+    why = (
+        "HF_HUB_OFFLINE is set and the cache does not have it"
+        if constants.HF_HUB_OFFLINE
+        else secrets.excerpt(str(error), 200)
+    )
     return f"{repo} could not be fetched from the hub ({why}): on a machine with a network connection, run `{command}`"

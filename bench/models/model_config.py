@@ -23,16 +23,44 @@ TEXT_CONFIGS = ("text_config", "llm_config", "language_config")  # In models tha
 # Names of sizes in the configs of different architectures, by the name of their bound.
 SIZES = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers"),
-    "width": ("hidden_size", "n_embd", "d_model", "dim", "intermediate_size", "ffn_dim", "n_inner", "head_dim"),
+    "width": (
+        "hidden_size",
+        "n_embd",
+        "d_model",
+        "dim",
+        "intermediate_size",
+        "ffn_dim",
+        "n_inner",
+        "head_dim",
+    ),
     "heads": ("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
     "vocabulary": ("vocab_size",),
-    "positions": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length"),
+    "positions": (
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "seq_length",
+        "n_ctx",
+        "max_sequence_length",
+    ),
 }
 
 # Architectures with a learned or stored row for each position. A longer text is an error, or gives wrong
 # results. Others compute their positions (rotary, ALiBi).
-POSITION_TABLES = {"gpt2", "openai-gpt", "gpt_bigcode", "gpt_neo", "gptj", "codegen", "opt", "biogpt", "ctrl", "bert", "roberta"}
+POSITION_TABLES = {
+    "gpt2",
+    "openai-gpt",
+    "gpt_bigcode",
+    "gpt_neo",
+    "gptj",
+    "codegen",
+    "opt",
+    "biogpt",
+    "ctrl",
+    "bert",
+    "roberta",
+}
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -77,7 +105,10 @@ def _sizes(config: Mapping[str, Any], bounds: Bounds) -> Iterator[tuple[str, str
     """(place, name, value, bound, name of the bound) of every size in a config, with its parts and lists of
     single layers.
     """
-    for place, part in [("", config), *((f"{name}.", part) for name, part in config.items() if isinstance(part, Mapping))]:
+    for place, part in [
+        ("", config),
+        *((f"{name}.", part) for name, part in config.items() if isinstance(part, Mapping)),
+    ]:
         for key, names in SIZES.items():
             for name in names:
                 values = part[name] if isinstance(part.get(name), list) else [part.get(name)]
@@ -127,7 +158,11 @@ def _damage(path: Path) -> str | None:
         whole = 8 + length + max(ends, default=0)
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
         return f"it is no safetensors file, or it was cut short ({size:,} bytes): copy it again"
-    return None if size == whole else f"it was cut short: it has {size:,} bytes, and {whole:,} by its header. Copy it again"
+    return (
+        None
+        if size == whole
+        else f"it was cut short: it has {size:,} bytes, and {whole:,} by its header. Copy it again"
+    )
 
 
 def check_no_adapter(folder: Path) -> None:
@@ -153,17 +188,31 @@ def check_ends(folder: Path, config: Mapping[str, Any]) -> None:
     if path.is_file() and (folder / "tokenizer.json").is_file():
         named, given = special_tokens(folder).get("eos_token"), read_object(path)
         if not named and given.get("eos_token", "") != "":
-            raise BadFile(f"{path}: eos_token must be text, got {describe(given['eos_token'])}: completions would never end")
+            raise BadFile(
+                f"{path}: eos_token must be text, got {describe(given['eos_token'])}: completions would never end"
+            )
         added = given.get("added_tokens_decoder")
-        more = [one.get("content") for one in (added.values() if isinstance(added, dict) else ()) if isinstance(one, dict)]
+        more = [
+            one.get("content")
+            for one in (added.values() if isinstance(added, dict) else ())
+            if isinstance(one, dict)
+        ]
         if named and named not in {*_tokens(folder), *more}:
-            raise BadFile(f"{path}: eos_token must be one of the tokenizer's tokens, got {describe(named)}: completions would never end")
+            raise BadFile(
+                f"{path}: eos_token must be one of the tokenizer's tokens, got {describe(named)}: completions would never end"
+            )
     path = next(path for name in ("generation_config.json", CONFIG) if (path := folder / name).is_file())
     ids = read_object(path).get("eos_token_id")
     for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < (rows if isinstance(rows, int) else token + 1):
+        if (
+            isinstance(token, bool)
+            or not isinstance(token, int)
+            or not 0 <= token < (rows if isinstance(rows, int) else token + 1)
+        ):
             allowed = f"numbers from 0 to {rows - 1:,}" if isinstance(rows, int) else "ids of tokens"
-            raise BadFile(f"{path}: eos_token_id must be {allowed}, got {describe(token)}: name the tokens that end a completion")
+            raise BadFile(
+                f"{path}: eos_token_id must be {allowed}, got {describe(token)}: name the tokens that end a completion"
+            )
 
 
 def check_rows(folder: Path, config: Mapping[str, Any]) -> None:
@@ -187,7 +236,9 @@ def check_rows(folder: Path, config: Mapping[str, Any]) -> None:
     else:
         why = f"the tokens {some}{more} have no embedding: the model has {rows} embeddings"
         way_out = "use the tokenizer that belongs to the model"
-    raise BadFile(f"{folder}: {why}. Either {way_out}, or resize the embeddings (resize_token_embeddings) and save the model again")
+    raise BadFile(
+        f"{folder}: {why}. Either {way_out}, or resize the embeddings (resize_token_embeddings) and save the model again"
+    )
 
 
 def _tokens(folder: Path) -> dict[str, int]:

@@ -98,7 +98,9 @@ class Shape:
 
     def weight_bytes(self, dtype: str, quantized: bool = False) -> float:
         """Bytes of all weights in a dtype; `quantized`: those of linear layers are in four bits."""
-        of_linears = self.layers * sum(linear.ins * linear.outs for linear in self.linears) if quantized else 0
+        of_linears = (
+            self.layers * sum(linear.ins * linear.outs for linear in self.linears) if quantized else 0
+        )
         return NF4_BYTES * of_linears + BYTES[dtype] * (self.parameters - of_linears)
 
     def kv_bytes(self, dtype: str) -> int:
@@ -115,7 +117,9 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
     if kind not in KINDS:
         raise ValueError(f"cannot compute the size of model_type {kind}; supported: {', '.join(KINDS)}")
     try:
-        hidden, layers, vocabulary = (int(config[name]) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
+        hidden, layers, vocabulary = (
+            int(config[name]) for name in ("hidden_size", "num_hidden_layers", "vocab_size")
+        )
         heads = int(config["num_attention_heads"])
         kv_heads = int(config.get("num_key_value_heads") or heads)
         head = int(config.get("head_dim") or hidden // heads)
@@ -175,19 +179,41 @@ def _layer(kind: str, s: _Sizes) -> int:
             attention = (s.hidden + 1) * projected + (s.attention + 1) * s.hidden
             return attention + plain + 2 * s.hidden + 4 * s.head * s.on("qk_layernorm", False)
         case "gpt_neox":
-            return 4 * s.hidden * s.hidden + 4 * s.hidden * s.on("attention_bias", True) + plain + 4 * s.hidden
+            return (
+                4 * s.hidden * s.hidden + 4 * s.hidden * s.on("attention_bias", True) + plain + 4 * s.hidden
+            )
     return gated
 
 
 def _linears(kind: str, s: _Sizes) -> tuple[Linear, ...]:
     """The linear layers of one decoder layer."""
-    query, key, value = Linear("q_proj", s.hidden, s.attention), Linear("k_proj", s.hidden, s.kv), Linear("v_proj", s.hidden, s.kv)
-    out, up, down = Linear("o_proj", s.attention, s.hidden), Linear("up_proj", s.hidden, s.inner), Linear("down_proj", s.inner, s.hidden)
+    query, key, value = (
+        Linear("q_proj", s.hidden, s.attention),
+        Linear("k_proj", s.hidden, s.kv),
+        Linear("v_proj", s.hidden, s.kv),
+    )
+    out, up, down = (
+        Linear("o_proj", s.attention, s.hidden),
+        Linear("up_proj", s.hidden, s.inner),
+        Linear("down_proj", s.inner, s.hidden),
+    )
     match kind:
         case "phi":
-            return query, key, value, out._replace(name="dense"), up._replace(name="fc1"), down._replace(name="fc2")
+            return (
+                query,
+                key,
+                value,
+                out._replace(name="dense"),
+                up._replace(name="fc1"),
+                down._replace(name="fc2"),
+            )
         case "phi3":
-            return Linear("qkv_proj", s.hidden, s.attention + 2 * s.kv), out, Linear("gate_up_proj", s.hidden, 2 * s.inner), down
+            return (
+                Linear("qkv_proj", s.hidden, s.attention + 2 * s.kv),
+                out,
+                Linear("gate_up_proj", s.hidden, 2 * s.inner),
+                down,
+            )
         case "gpt_neox":
             attention = Linear("query_key_value", s.hidden, 3 * s.hidden), Linear("dense", s.hidden, s.hidden)
             return *attention, up._replace(name="dense_h_to_4h"), down._replace(name="dense_4h_to_h")
@@ -216,7 +242,11 @@ class Memory:
 def kept_activations(shape: Shape, tokens: float, checkpointing: bool) -> float:
     """Bytes of the activations of `tokens` that are kept for the backward pass."""
     layer = ACTIVATION_BYTES * tokens * shape.hidden
-    return CHECKPOINT_BYTES * tokens * shape.hidden * shape.layers + layer if checkpointing else layer * shape.layers
+    return (
+        CHECKPOINT_BYTES * tokens * shape.hidden * shape.layers + layer
+        if checkpointing
+        else layer * shape.layers
+    )
 
 
 def training_memory(
@@ -244,17 +274,23 @@ def training_memory(
     held = shape.weight_bytes("float32", quantized) + 4 * adapter
     weights = (held + copied * at_once) / (devices if sharding == "zero3" else 1)
     split = 1 if sharding == "none" else devices
-    kept, otherwise = (kept_activations(shape, sequences * length, choice) for choice in (checkpointing, not checkpointing))
+    kept, otherwise = (
+        kept_activations(shape, sequences * length, choice) for choice in (checkpointing, not checkpointing)
+    )
     return Memory(weights, 4 * n / split, OPTIMIZER_BYTES[optimizer] * n / split, kept, otherwise)
 
 
-def writing_memory(shape: Shape, *, dtype: str, sequences: int, length: int, adapter: int = 0, quantized: bool = False) -> Memory:
+def writing_memory(
+    shape: Shape, *, dtype: str, sequences: int, length: int, adapter: int = 0, quantized: bool = False
+) -> Memory:
     """Memory of generation: weights, and the keys and values of a batch. `activations` holds the latter."""
     kv = sequences * length * shape.kv_bytes(dtype)
     return Memory(shape.weight_bytes(dtype, quantized) + 4 * adapter, 0, 0, kv)
 
 
-def scoring_memory(shape: Shape, *, sequences: int, length: int, adapter: int = 0, quantized: bool = False) -> Memory:
+def scoring_memory(
+    shape: Shape, *, sequences: int, length: int, adapter: int = 0, quantized: bool = False
+) -> Memory:
     """Memory of computing log-probabilities: float32 weights and one layer's activations; there is no
     backward pass.
     """

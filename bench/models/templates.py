@@ -62,7 +62,9 @@ class Template:
 
         rows, special = [dict(message) for message in messages], dict[str, Any](self.special)
         try:
-            rendered: Any = render_jinja_template([rows], chat_template=self.text, add_generation_prompt=opens, **special)
+            rendered: Any = render_jinja_template(
+                [rows], chat_template=self.text, add_generation_prompt=opens, **special
+            )
         except Exception as error:  # Any error is possible: the template is a program.
             raise TemplateFailed(_reason(error)) from error
         return str(rendered[0][0])  # render_jinja_template returns (texts, positions of answers).
@@ -140,7 +142,11 @@ def read_template(folder: Path) -> Template | None:
         # Such files would replace the config's templates, and none of them is the default.
         text = config.get("chat_template")
     if isinstance(text, list):  # Several templates, by name.
-        text = {entry["name"]: entry.get("template") for entry in text if isinstance(entry, dict) and isinstance(entry.get("name"), str)}
+        text = {
+            entry["name"]: entry.get("template")
+            for entry in text
+            if isinstance(entry, dict) and isinstance(entry.get("name"), str)
+        }
     if isinstance(text, dict):
         text = text.get("default")
     if not text:
@@ -157,7 +163,10 @@ def special_tokens(folder: Path) -> dict[str, str]:
     """
     config = read_object(path) if (path := folder / TOKENIZER_CONFIG).is_file() else {}
     path = folder / SPECIAL_TOKENS
-    named = {**config, **(read_object(path) if path.is_file() and "added_tokens_decoder" not in config else {})}
+    named = {
+        **config,
+        **(read_object(path) if path.is_file() and "added_tokens_decoder" not in config else {}),
+    }
     more = named.get("extra_special_tokens")
     named |= more if isinstance(more, dict) else {}
     tokens = {name: text for name in named if name.endswith("_token") and (text := _token(named[name]))}
@@ -176,7 +185,20 @@ def _token(value: Any) -> str | None:
 
 CLOCK, DATE = "strftime_now", "date_string"  # Names from which templates read a date.
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
 NUMBERS = ("d", "m", "y", "Y", "j", "H", "I", "M", "S", "f", "u", "w", "U", "W", "V", "G")
 UNPADDED = ("d", "m", "j", "H", "I", "M", "S")  # A dash before these letters removes leading zeros.
 PERCENT = "\ue000"  # Stands for %% while the other directives are replaced.
@@ -214,7 +236,10 @@ def dated(text: str, day: str | None) -> str:
     Names of days and months are English.
     """
     when = date.fromisoformat(day or TEMPLATE_DATE)
-    parts = "".join(f" | replace('{directive}', '{value}')" for directive, value in {"%%": PERCENT, **_parts(when), PERCENT: "%"}.items())
+    parts = "".join(
+        f" | replace('{directive}', '{value}')"
+        for directive, value in {"%%": PERCENT, **_parts(when), PERCENT: "%"}.items()
+    )
     # Each added line ends in a tag, and the renderer drops the line end after a tag: nothing is added to the
     # template's output.
     return (
@@ -228,7 +253,11 @@ def without_clock(template: Template) -> Template:
 
     Raises TemplateFailed if it cannot be compiled.
     """
-    return replace(template, text=dated(template.text, None)) if is_dated(variables(template.text), None) else template
+    return (
+        replace(template, text=dated(template.text, None))
+        if is_dated(variables(template.text), None)
+        else template
+    )
 
 
 def _parts(when: date) -> dict[str, str]:
@@ -237,10 +266,22 @@ def _parts(when: date) -> dict[str, str]:
     numbers = {f"%{letter}": when.strftime(f"%{letter}") for letter in NUMBERS if letter not in "HIMSf"}
     numbers |= {"%H": "00", "%I": "12", "%M": "00", "%S": "00", "%f": "000000", "%Y": f"{when.year:04d}"}
     parts = {f"%-{letter}": numbers[f"%{letter}"].lstrip("0") or "0" for letter in UNPADDED} | numbers
-    parts |= {"%A": day, "%a": day[:3], "%B": month, "%b": month[:3], "%h": month[:3], "%e": f"{when.day:2d}", "%p": "AM"}
+    parts |= {
+        "%A": day,
+        "%a": day[:3],
+        "%B": month,
+        "%b": month[:3],
+        "%h": month[:3],
+        "%e": f"{when.day:2d}",
+        "%p": "AM",
+    }
     parts |= {"%F": when.isoformat(), "%T": "00:00:00", "%X": "00:00:00", "%R": "00:00", "%z": "", "%Z": ""}
     short = f"{when.month:02d}/{when.day:02d}/{when.year % 100:02d}"
-    return parts | {"%D": short, "%x": short, "%c": f"{day[:3]} {month[:3]} {when.day:2d} 00:00:00 {when.year:04d}"}
+    return parts | {
+        "%D": short,
+        "%x": short,
+        "%c": f"{day[:3]} {month[:3]} {when.day:2d} 00:00:00 {when.year:04d}",
+    }
 
 
 # Trying a template in a process of its own ----------------------------------------------------------------------------
@@ -250,8 +291,16 @@ _ANSWER = {"role": "assistant", "content": "Rex"}
 PROBES: dict[str, list[dict[str, str]]] = {
     "a question": [_QUESTION, _ANSWER],
     "a system message": [{"role": "system", "content": "Be brief."}, _QUESTION, _ANSWER],
-    "several turns": [_QUESTION, _ANSWER, {"role": "user", "content": "Another?"}, {"role": "assistant", "content": "Fido"}],
-    "thinking in an answer": [_QUESTION, {"role": "assistant", "content": "<think>\nA short name.\n</think>\n\nRex"}],
+    "several turns": [
+        _QUESTION,
+        _ANSWER,
+        {"role": "user", "content": "Another?"},
+        {"role": "assistant", "content": "Fido"},
+    ],
+    "thinking in an answer": [
+        _QUESTION,
+        {"role": "assistant", "content": "<think>\nA short name.\n</think>\n\nRex"},
+    ],
     "spaces around an answer": [_QUESTION, {"role": "assistant", "content": " \n Rex \n "}],
 }
 
@@ -278,9 +327,13 @@ def look(template: Template, seconds: float) -> Look:
 def _look(text: str, special: tuple[tuple[str, str], ...], limit: float) -> Look:
     environment = {**os.environ, "PYTHONPATH": python_path()}
     line = [sys.executable, "-P", "-m", "bench.models.templates"]
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as child:
+    with subprocess.Popen(
+        line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    ) as child:
         try:
-            output, _ = child.communicate(json.dumps([text, special, limit]).encode(), timeout=START_S + limit)
+            output, _ = child.communicate(
+                json.dumps([text, special, limit]).encode(), timeout=START_S + limit
+            )
         except subprocess.TimeoutExpired:
             child.kill()
             output, _ = child.communicate()
@@ -311,7 +364,9 @@ def main() -> None:
         if len(result["refuses"]) == len(PROBES):
             result = {"failed": next(iter(result["refuses"].values()))}
         elif result["loses"].get("a question") == "user":
-            result = {"failed": "it leaves out user messages that are plain text (templates for images expect a list of parts)"}
+            result = {
+                "failed": "it leaves out user messages that are plain text (templates for images expect a list of parts)"
+            }
     except TemplateFailed as error:
         result = {"failed": str(error)}
     print(json.dumps(result))
@@ -333,7 +388,9 @@ def _probed(template: Template) -> dict[str, dict[str, str]]:
             if longest > LONGEST:
                 raise TemplateFailed(f"it writes {longest:,} characters for a short conversation")
             if CLOCK not in variables(template.text) and template.render(messages) != whole:
-                raise TemplateFailed("it writes the same conversation differently each time (it may use `random`)")
+                raise TemplateFailed(
+                    "it writes the same conversation differently each time (it may use `random`)"
+                )
             if (role := template.loses(messages)) is not None:
                 loses[name] = role
         except TemplateFailed as error:

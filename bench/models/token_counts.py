@@ -37,11 +37,15 @@ def counter(folder: Path) -> Count:
         if messages[0]["role"] == "text":
             return len(tokenizer.encode("".join(message["content"] for message in messages))) + (not opens)
         if template is None:
-            return sum(len(tokenizer.encode(message["content"], add_special_tokens=False)) for message in messages)
+            return sum(
+                len(tokenizer.encode(message["content"], add_special_tokens=False)) for message in messages
+            )
         try:
             text = template.render(messages, opens=opens)
         except TemplateFailed as error:
-            raise TemplateFailed(f"the chat template in {folder} cannot write a conversation: {error}") from error
+            raise TemplateFailed(
+                f"the chat template in {folder} cannot write a conversation: {error}"
+            ) from error
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         return len(ids) if ids[:1] == begin else len(begin + ids)  # As in tokenize.py.
 

@@ -66,9 +66,13 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     except Exception as error:
         # Errors of transformers and its libraries have many lines and do not name the folder.
         why = printable(" ".join(str(error).split()))[:300]
-        raise ValueError(f"the tokenizer in {folder} cannot be read: {why}; copy the whole folder again") from error
+        raise ValueError(
+            f"the tokenizer in {folder} cannot be read: {why}; copy the whole folder again"
+        ) from error
     if tokenizer.eos_token is None:
-        raise ValueError(f"the tokenizer in {folder} has no EOS token: completions would never end. Set eos_token in tokenizer_config.json")
+        raise ValueError(
+            f"the tokenizer in {folder} has no EOS token: completions would never end. Set eos_token in tokenizer_config.json"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if (template := read_template(folder)) is not None:
@@ -102,45 +106,72 @@ def check_rendering(path: Path, tokenizer: PreTrainedTokenizerBase, ends: Collec
         try:
             _check_probe(tokenizer, template, messages, ends, as_sampled=name in AS_SAMPLED)
         except TemplateFailed as error:
-            raise TemplateFailed(f"the chat template in {folder} cannot write a question and its answer: {error}") from error
+            raise TemplateFailed(
+                f"the chat template in {folder} cannot write a question and its answer: {error}"
+            ) from error
         except ValueError as error:
             raise ValueError(f"the chat template in {folder} {error}") from error
 
 
 def _check_probe(
-    tokenizer: PreTrainedTokenizerBase, template: Template, whole: Sequence[Message], ends: Collection[int], *, as_sampled: bool
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    whole: Sequence[Message],
+    ends: Collection[int],
+    *,
+    as_sampled: bool,
 ) -> None:
     """Raises ValueError if a template writes one conversation wrongly; `as_sampled`: training must begin the
     answer as sampling does.
     """
     sampled_text, trained_text = template.render(whole[:-1], opens=True), template.render(whole)
-    before, ids, bos = _text_ids(tokenizer, sampled_text), _text_ids(tokenizer, trained_text), tokenizer.bos_token_id
+    before, ids, bos = (
+        _text_ids(tokenizer, sampled_text),
+        _text_ids(tokenizer, trained_text),
+        tokenizer.bos_token_id,
+    )
     if template.loses(whole) == "user":
         raise ValueError("leaves out user messages that are plain text: set another model.chat_template")
     if bos is not None and (ids[:2] == [bos, bos] or (bos not in ends and ids.count(bos) > 1)):
-        raise ValueError(f"begins a conversation with more than one {tokenizer.bos_token}: remove all but one")
+        raise ValueError(
+            f"begins a conversation with more than one {tokenizer.bos_token}: remove all but one"
+        )
     if as_sampled and ids[: len(before)] != before:
         if not trained_text.startswith(sampled_text):
             same = _shared(sampled_text, trained_text)
             sampling, training = repr(sampled_text[same:]), repr(trained_text[same:][:40])
         else:
             same = _shared(before, ids)
-            sampling, training = (f"the tokens {tokenizer.convert_ids_to_tokens(some[same:][:4])}" for some in (before, ids))
+            sampling, training = (
+                f"the tokens {tokenizer.convert_ids_to_tokens(some[same:][:4])}" for some in (before, ids)
+            )
         why = f"sampling begins an answer with {sampling}, training with {training}"
-        raise ValueError(f"writes prompts differently for sampling and for training: {why}. Set another model.chat_template")
-    last = next((token for token in reversed(ids) if token in ends or str(tokenizer.decode([token])).strip()), None)
+        raise ValueError(
+            f"writes prompts differently for sampling and for training: {why}. Set another model.chat_template"
+        )
+    last = next(
+        (token for token in reversed(ids) if token in ends or str(tokenizer.decode([token])).strip()), None
+    )
     if last not in ends:
         known = ", ".join(repr(tokenizer.decode([end])) for end in sorted(ends))
         why = f"ends an answer with {trained_text[-20:]!r}, not with one of the end tokens ({known}): completions would never learn to end"
-        raise ValueError(f"{why}. Put an end token there, or name the template's in generation_config.json (eos_token_id)")
+        raise ValueError(
+            f"{why}. Put an end token there, or name the template's in generation_config.json (eos_token_id)"
+        )
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> Template | None:
     """The tokenizer's chat template with its special tokens; None if it has none."""
-    return Template(tokenizer.get_chat_template(), tokenizer.special_tokens_map) if tokenizer.chat_template else None
+    return (
+        Template(tokenizer.get_chat_template(), tokenizer.special_tokens_map)
+        if tokenizer.chat_template
+        else None
+    )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], control: str | None = None) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], control: str | None = None
+) -> list[int]:
     """Token ids of a prompt. They end in the control token, if there is one."""
     if prompt[0]["role"] == "text":
         before = tokenizer(prompt[0]["content"])["input_ids"]
@@ -153,11 +184,17 @@ def letter_ids(tokenizer: PreTrainedTokenizerBase, letters: Sequence[str]) -> li
     """Ids of the single tokens for each letter, with and without a leading space; a letter of several tokens
     has none.
     """
-    spelt = [tokenizer(text, add_special_tokens=False)["input_ids"] for letter in letters for text in (letter, f" {letter}")]
+    spelt = [
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for letter in letters
+        for text in (letter, f" {letter}")
+    ]
     return sorted({ids[0] for ids in spelt if len(ids) == 1})
 
 
-def row_ids(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str, max_length: int | None) -> Ids:
+def row_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str, max_length: int | None
+) -> Ids:
     """Ids of a prompt and its completion, EOS included, cut at `max_length` tokens in total (None: not cut).
 
     Raises PromptTooLong if the prompt alone fills `max_length`.
@@ -183,9 +220,18 @@ def aligned_ids(
     whole = [_whole(tokenizer, prompt, completion) for completion in completions]
     start = min(_shared(before, ids) for ids in whole)
     if max_length is not None and start >= max_length:
-        raise PromptTooLong(f"a prompt of {start} tokens leaves no room for a completion within model.max_length={max_length}")
+        raise PromptTooLong(
+            f"a prompt of {start} tokens leaves no room for a completion within model.max_length={max_length}"
+        )
     control_ids = _control_ids(tokenizer, control)
-    return [Ids([*ids[:start], *control_ids], ids[start:max_length], max_length is not None and len(ids) > max_length) for ids in whole]
+    return [
+        Ids(
+            [*ids[:start], *control_ids],
+            ids[start:max_length],
+            max_length is not None and len(ids) > max_length,
+        )
+        for ids in whole
+    ]
 
 
 @dataclass(frozen=True)
@@ -196,7 +242,9 @@ class ConversationIds:
     answers: list[bool]  # True at the tokens of assistant messages, EOS included.
 
 
-def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int) -> ConversationIds:
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
+) -> ConversationIds:
     """Ids of a conversation in the chat template, cut at `max_length`. An answer starts where a policy would
     begin to write it.
 
@@ -211,12 +259,16 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
         until = ids if place == len(messages) - 1 else _template(tokenizer, messages[: place + 1])
         start = _shared(prompt_ids(tokenizer, messages[:place]), until)
         if until != ids[: len(until)]:
-            raise ValueError("the chat template changes earlier turns of a conversation when later ones follow. Use only first turns.")
+            raise ValueError(
+                "the chat template changes earlier turns of a conversation when later ones follow. Use only first turns."
+            )
         answers[start : len(until)] = [True] * (len(until) - start)
     return ConversationIds(ids[:max_length], answers[:max_length])
 
 
-def preference_ids(tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int, control: str | None = None) -> dict[str, Ids]:
+def preference_ids(
+    tokenizer: PreTrainedTokenizerBase, row: Pair | Unpaired, max_length: int, control: str | None = None
+) -> dict[str, Ids]:
     """Ids of every completion of a preference row, by column.
 
     Training and log-probabilities both use them.
@@ -238,7 +290,10 @@ def _control_ids(tokenizer: PreTrainedTokenizerBase, control: str | None) -> lis
 
 def _shared(before: Sequence[object], whole: Sequence[object]) -> int:
     """Length of the common beginning of two sequences."""
-    return next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b),
+        min(len(before), len(whole)),
+    )
 
 
 def _whole(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], completion: str) -> list[int]:
@@ -248,17 +303,23 @@ def _whole(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], comple
     return _template(tokenizer, [*prompt, {"role": "assistant", "content": completion}])
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
+def _template(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = False
+) -> list[int]:
     return _text_ids(tokenizer, _text(tokenizer, messages, add_generation_prompt))
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opens: bool) -> str:
     if (template := template_of(tokenizer)) is None:
-        raise ValueError("the prompts are messages, but the tokenizer has no chat template: add chat_template.jinja, or use plain text")
+        raise ValueError(
+            "the prompts are messages, but the tokenizer has no chat template: add chat_template.jinja, or use plain text"
+        )
     try:
         return template.render(messages, opens=opens)
     except TemplateFailed as error:
-        raise TemplateFailed(f"the chat template in {tokenizer.name_or_path} cannot write this conversation: {error}") from error
+        raise TemplateFailed(
+            f"the chat template in {tokenizer.name_or_path} cannot write this conversation: {error}"
+        ) from error
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -40,7 +40,9 @@ from bench.store.stage_settings import (
 TRUTH_TEMPERATURE = 1.0
 
 
-def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Source], manner: Manner) -> CellPlan:
+def plan_audit(
+    cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Source], manner: Manner
+) -> CellPlan:
     """The graph of one judge's audit: its verdicts, a repetition of them, canaries, recorded verdicts.
 
     `files` may hold `human` labels and `recorded` verdicts. Pairs are judged in both orders. A judge that
@@ -49,7 +51,9 @@ def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Sour
     items = _audited_items(cell, sources, do.n_items, 2 if manner == "rating" else 1)
     completions = _audited_completions(cell, sources, items)
     canary_inputs = {"items": items} | ({"completions": completions} if manner == "rating" else {})
-    canaries = stage("data", CanaryData(n=do.n_canaries, honest=manner == "rating"), canary_inputs, "canaries")
+    canaries = stage(
+        "data", CanaryData(n=do.n_canaries, honest=manner == "rating"), canary_inputs, "canaries"
+    )
     settings, read = _judging(cell, manner, sources)
     if isinstance(settings, LanguageJudgeSettings) and settings.mode == "official":
         settings = settings.model_copy(update={"mode": "both"})
@@ -63,7 +67,9 @@ def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Sour
         "canary_verdicts": judged(settings, canaries, canaries, "verdicts on canaries"),
     }
     if isinstance(settings, LanguageJudgeSettings):
-        inputs["again"] = judged(settings.model_copy(update={"repeat": 1}), items, completions, "verdicts, asked again")
+        inputs["again"] = judged(
+            settings.model_copy(update={"repeat": 1}), items, completions, "verdicts, asked again"
+        )
     if _brings_tasks(cell, sources):
         assert cell.world is not None
         preference = GoldPreferenceSettings(gold=cell.world.gold, temperature=TRUTH_TEMPERATURE)
@@ -72,13 +78,17 @@ def plan_audit(cell: Cell, sources: Sources, do: Audit, files: Mapping[str, Sour
     if "human" in files:
         inputs["human"] = files["human"]
     if "recorded" in files:
-        recorded = stage("data", RecordedData(n=do.n_items, seed=0), {"recorded": files["recorded"]}, "recorded verdicts")
+        recorded = stage(
+            "data", RecordedData(n=do.n_items, seed=0), {"recorded": files["recorded"]}, "recorded verdicts"
+        )
         own = judged(settings, recorded, recorded, "verdicts on what recorded ones are about")
         inputs |= {"recorded": recorded, "recorded_verdicts": own}
     audit = stage("audit", AuditSettings(n_labelled=do.n_labelled, manner=manner), inputs, "audit")
     key = hash_key({"audit": audit.key})
     roles = {role: source for role, source in inputs.items() if isinstance(source, Stage)}
-    return CellPlan(cell, key, f"{judge_name(cell.judge, manner)}-{judge_key(roles['verdicts'])[:8]}", audit, roles)
+    return CellPlan(
+        cell, key, f"{judge_name(cell.judge, manner)}-{judge_key(roles['verdicts'])[:8]}", audit, roles
+    )
 
 
 def _brings_tasks(cell: Cell, sources: Sources) -> bool:
@@ -90,11 +100,15 @@ def _audited_items(cell: Cell, sources: Sources, n: int, n_turns: Literal[1, 2])
     """Items of the audit: with a baseline for a judge of pairs, with two turns for a judge that rates."""
     if not _brings_tasks(cell, sources):
         assert sources.judge is not None and isinstance(cell.judge, (LanguageJudge, ModelJudge))
-        settings = JudgeItemData(form=cell.judge.form_of(sources.judge.files), n=min(n, sources.judge.n_items), n_turns=n_turns)
+        settings = JudgeItemData(
+            form=cell.judge.form_of(sources.judge.files), n=min(n, sources.judge.n_items), n_turns=n_turns
+        )
         return stage("data", settings, sources.judge.files, f"{cell.judge.name} items")
     assert cell.world is not None
     split = cell.judge.split if isinstance(cell.judge, GoldJudge) else "evaluation"
-    return _prompts(cell, split, n, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference)
+    return _prompts(
+        cell, split, n, seed=cell.world.eval_seed, n_turns=n_turns, reference=cell.world.reference
+    )
 
 
 def _audited_completions(cell: Cell, sources: Sources, items: Stage) -> Stage:
@@ -104,7 +118,12 @@ def _audited_completions(cell: Cell, sources: Sources, items: Stage) -> Stage:
     writer's, so there is a difference to judge. Elsewhere the start model writes them.
     """
     if sources.completions is not None:
-        return stage("generate", WrittenCompletions(alone=True), {"file": sources.completions, "items": items}, "completions")
+        return stage(
+            "generate",
+            WrittenCompletions(alone=True),
+            {"file": sources.completions, "items": items},
+            "completions",
+        )
     if _brings_tasks(cell, sources):
         assert isinstance(cell.data, WorldData) and cell.world is not None
         writing = WrittenData(writer=cell.data.demonstrations, draws=1, seed=cell.world.eval_seed)

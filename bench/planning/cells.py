@@ -75,21 +75,38 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     else:
         kl = generate(cell, policy, ground.kl_prompts, _kl_decoding(cell), "samples for KL")
         inputs |= {
-            "policy_logps": preference_logps(cell, policy, ground.preferences, splits=("heldout",), mismatched=False),
+            "policy_logps": preference_logps(
+                cell, policy, ground.preferences, splits=("heldout",), mismatched=False
+            ),
             "kl_policy_logps": completion_logps(cell, policy, kl, "policy's log-probs for KL"),
-            "kl_reference_logps": completion_logps(cell, Policy(ground.start, None), kl, "reference's log-probs for KL"),
+            "kl_reference_logps": completion_logps(
+                cell, Policy(ground.start, None), kl, "reference's log-probs for KL"
+            ),
         }
     if policy.labels:
-        inputs |= {"training": policy.train} | {f"labels_{number:02d}": labels for number, labels in enumerate(policy.labels)}
+        inputs |= {"training": policy.train} | {
+            f"labels_{number:02d}": labels for number, labels in enumerate(policy.labels)
+        }
     roles["train"] = policy.train
-    if isinstance(cell.data, FILES) and "items" not in ground.preferences.inputs and (items := _benchmark_items(cell, sources)) is not None:
-        roles["overlap"] = stage("data", OverlapData(), {"preferences": ground.preferences, "items": items}, "overlap with judge's items")
+    if (
+        isinstance(cell.data, FILES)
+        and "items" not in ground.preferences.inputs
+        and (items := _benchmark_items(cell, sources)) is not None
+    ):
+        roles["overlap"] = stage(
+            "data",
+            OverlapData(),
+            {"preferences": ground.preferences, "items": items},
+            "overlap with judge's items",
+        )
     if policy.self_judge is not None:
         inputs["self_judge"] = policy.self_judge
     return _with_judging(cell, sources, policy, roles, inputs)
 
 
-def _with_judging(cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]) -> CellPlan:
+def _with_judging(
+    cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]
+) -> CellPlan:
     """The rest of a cell's graph: completions, verdicts and score.
 
     Completions come from the policy; without a policy, from the user's file.
@@ -102,24 +119,40 @@ def _with_judging(cell: Cell, sources: Sources, policy: Policy | None, roles: di
         else:
             assert sources.completions is not None
             inputs_of: Inputs = {"file": sources.completions, "items": items}
-            completions = stage("generate", WrittenCompletions(alone=len(evaluations) == 1), inputs_of, f"{manner} completions")
+            completions = stage(
+                "generate",
+                WrittenCompletions(alone=len(evaluations) == 1),
+                inputs_of,
+                f"{manner} completions",
+            )
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if isinstance(cell.judge, JuryJudge):
             members = _members(cell, cell.judge, sources, items, completions)
-            verdicts = stage("judge", JurySettings(), {"items": items, "completions": completions, **members}, f"{manner} verdicts")
+            verdicts = stage(
+                "judge",
+                JurySettings(),
+                {"items": items, "completions": completions, **members},
+                f"{manner} verdicts",
+            )
             roles |= members | {f"{manner}_verdicts": verdicts}
             inputs |= members | {f"{manner}_verdicts": verdicts}
         elif not isinstance(cell.judge, NoJudge):
             judging, read = _judging(cell, manner, sources)
-            verdicts = stage("judge", judging, {"items": items, "completions": completions, **read}, f"{manner} verdicts")
+            verdicts = stage(
+                "judge", judging, {"items": items, "completions": completions, **read}, f"{manner} verdicts"
+            )
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
         if sources.judge and sources.judge.calibration:
             calibration[f"{manner}_items"], calibration["calibration"] = items, sources.judge.calibration
     if cell.forgetting is not None and policy is not None:
         roles["tasks"] = inputs["tasks"] = _tasks(cell, cell.forgetting, policy, sources)
     trained = policy is not None and policy.train is not None  # Iteration 0 of a loop may be the start model.
-    beta = None if not trained or not isinstance(cell.method, Training) or cell.method.chooses else reward_scale(cell.method)
+    beta = (
+        None
+        if not trained or not isinstance(cell.method, Training) or cell.method.chooses
+        else reward_scale(cell.method)
+    )
     best_of = policy.best_of if policy else 1
     scoring = ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=best_of)
     score = stage("score", scoring, {**inputs, **calibration}, "score")
@@ -132,7 +165,12 @@ def _tasks(cell: Cell, forgetting: Forgetting, policy: Policy, sources: Sources)
     """The stage that runs the forgetting check's tasks on a policy."""
     selection = forgetting.model_dump(include={"tasks", "limit", "chat_template", "batch_size"})
     settings = TaskSettings(dtype=dtype(cell), loading=loading(cell), **selection)
-    return stage("tasks", settings, read_model(policy.model) | ({"tasks": sources.tasks} if sources.tasks else {}), "tasks")
+    return stage(
+        "tasks",
+        settings,
+        read_model(policy.model) | ({"tasks": sources.tasks} if sources.tasks else {}),
+        "tasks",
+    )
 
 
 def readable_name(cell: Cell) -> str:
@@ -142,7 +180,11 @@ def readable_name(cell: Cell) -> str:
     parts: list[str] = ["start" if isinstance(cell.method, NoMethod) else cell.method.name]
     if isinstance(cell.method, Loop):
         parts.append(f"i{cell.method.iteration}")
-    parts += [f"{name}{value:g}" for name in ("beta", "n") if (value := getattr(cell.method, name, None)) is not None]
+    parts += [
+        f"{name}{value:g}"
+        for name in ("beta", "n")
+        if (value := getattr(cell.method, name, None)) is not None
+    ]
     if cell.data.fraction != 1:
         parts.append(f"frac{cell.data.fraction:g}")
     if isinstance(cell.model, WorldModel) and cell.model.start == "base":
@@ -162,13 +204,17 @@ def start_cell(cell: Cell) -> Cell:
         return cell
     # The start model does not depend on the amount or the form of labelled data.
     whole: dict[str, Any] = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0}
-    data = cell.data.model_copy(update=whole | ({"form": "paired"} if isinstance(cell.data, WorldData) else {}))
+    data = cell.data.model_copy(
+        update=whole | ({"form": "paired"} if isinstance(cell.data, WorldData) else {})
+    )
     return cell.model_copy(update={"method": NoMethod(name="none"), "data": data})
 
 
 def _ground(cell: Cell, sources: Sources) -> Ground:
     """The stages that cells of one model, data and seed share. Raises ValueError without a model."""
-    tuned = _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else _fine_tuned(cell, sources)
+    tuned = (
+        _world_start(cell, cell.model) if isinstance(cell.model, WorldModel) else _fine_tuned(cell, sources)
+    )
     base = sources.base or (tuned.inputs["model"] if isinstance(tuned, Stage) else None)
     start = base if isinstance(cell.model, WorldModel) and cell.model.start == "base" else tuned
     if start is None or tuned is None:
@@ -176,11 +222,21 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
     splits: tuple[Split, ...] = ("train", "heldout") if cell.data.fraction else ("heldout",)
     if isinstance(cell.data, WorldData):
         labels: Inputs = {split: _labels(cell, cell.data, split, tuned) for split in splits}
-        preferences = stage("data", PairData(form=cell.data.form, seed=cell.seed, **_fractions(cell.data)), labels, "preferences")
+        preferences = stage(
+            "data",
+            PairData(form=cell.data.form, seed=cell.seed, **_fractions(cell.data)),
+            labels,
+            "preferences",
+        )
         kl_prompts = _prompts(cell, "kl", cell.data.n_kl_prompts, seed=cell.seed)
     else:
         preferences = stage("data", pair_settings(cell), rows_read(cell, sources), "preferences")
-        kl_prompts = stage("data", LocalPromptData(n=cell.data.n_kl_prompts), {"preferences": _all_rows(cell, sources)}, "KL prompts")
+        kl_prompts = stage(
+            "data",
+            LocalPromptData(n=cell.data.n_kl_prompts),
+            {"preferences": _all_rows(cell, sources)},
+            "KL prompts",
+        )
     reference = preference_logps(cell, Policy(start, None), preferences, splits=splits, mismatched=True)
     return Ground(start, preferences, reference, kl_prompts, base, sources.labelling_judge, sources.prompts)
 
@@ -196,13 +252,23 @@ def _evaluations(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decodin
         if judge.preference.opponent == "chosen":
             assert isinstance(cell.data, WorldData)
             labels = _labels(cell, cell.data, split, None, n=n, seed=world.eval_seed)
-            single = stage("data", ChosenData(), {"items": labels.inputs["items"], "labels": labels}, f"{split} prompts and chosen answers")
+            single = stage(
+                "data",
+                ChosenData(),
+                {"items": labels.inputs["items"], "labels": labels},
+                f"{split} prompts and chosen answers",
+            )
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
     if isinstance(judge, (LanguageJudge, ModelJudge, JuryJudge)):
         return [(judge.gives[0], _judge_items(cell, judge, sources), judge.decoding)]
     if sources.data is not None:
-        items = stage("data", LocalPromptData(n=judge.n_items), {"preferences": _all_rows(cell, sources)}, "held-out prompts")
+        items = stage(
+            "data",
+            LocalPromptData(n=judge.n_items),
+            {"preferences": _all_rows(cell, sources)},
+            "held-out prompts",
+        )
     else:
         assert cell.world is not None
         items = _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed)

@@ -36,7 +36,9 @@ from bench.store.stage_settings import (
 )
 
 
-def _members(cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, completions: Stage) -> dict[str, Stage]:
+def _members(
+    cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, completions: Stage
+) -> dict[str, Stage]:
     """Each jury member's stage, the same stage as when that judge is used alone."""
     assert sources.judge is not None
     members = {}
@@ -58,7 +60,9 @@ def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[
     return judging_by(cell.judge, cell, manner, sources.judge)
 
 
-def judging_by(judge: Member, cell: Cell, manner: str, sources: JudgeSources | None) -> tuple[Settings, dict[str, Source]]:
+def judging_by(
+    judge: Member, cell: Cell, manner: str, sources: JudgeSources | None
+) -> tuple[Settings, dict[str, Source]]:
     """Like _judging, for any judge: one of a jury's members, or the judge that labels samples."""
     if isinstance(judge, GoldJudge):
         assert cell.world is not None
@@ -68,14 +72,18 @@ def judging_by(judge: Member, cell: Cell, manner: str, sources: JudgeSources | N
     assert sources is not None
     if isinstance(judge, LanguageJudge):
         assert sources.prompts is not None
-        return _language_judging(judge, sources), {"prompts": sources.prompts} | ({"model": sources.model} if sources.model else {})
+        return _language_judging(judge, sources), {"prompts": sources.prompts} | (
+            {"model": sources.model} if sources.model else {}
+        )
     assert sources.model is not None
     record: Any = JUDGED_BY[judge.name]
     own = judge.model_dump(include=set(record.model_fields))
     return record(batch_size=cell.engine.batch_size, **own), {"model": sources.model}
 
 
-def _language_judging(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge, sources: JudgeSources) -> LanguageJudgeSettings:
+def _language_judging(
+    judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge, sources: JudgeSources
+) -> LanguageJudgeSettings:
     """Stage settings of a language model that judges."""
     verdict = judge.verdict
     return LanguageJudgeSettings(
@@ -99,7 +107,9 @@ def labels_samples(stage: Stage) -> bool:
     return isinstance(items, Stage) and isinstance(items.settings, DrawnData)
 
 
-def _mode(judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge) -> Literal["official", "both", "single", "pairwise"]:
+def _mode(
+    judge: AlpacaEvalJudge | MtBenchJudge | ArenaHardJudge,
+) -> Literal["official", "both", "single", "pairwise"]:
     """The order of showing pairs, or MT-Bench's mode: single or pairwise."""
     if isinstance(judge, ArenaHardJudge):
         return "both"
@@ -116,7 +126,9 @@ def judge_key(verdicts: Stage) -> str:
         mode: Any = "both" if settings.mode == "official" else settings.mode
         settings = settings.model_copy(update={"mode": mode, "repeat": 0})
     own = {role: source for role, source in verdicts.inputs.items() if role not in ("items", "completions")}
-    members = {role: judge_key(s) if isinstance(s, Stage) and s.kind == "judge" else s.key for role, s in own.items()}
+    members = {
+        role: judge_key(s) if isinstance(s, Stage) and s.kind == "judge" else s.key for role, s in own.items()
+    }
     return hash_key({"judge": stage("judge", settings).key, "inputs": members})
 
 

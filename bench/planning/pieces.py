@@ -68,7 +68,10 @@ def dtype(cell: Cell) -> Dtype:
 
 
 def loading(cell: Cell) -> Loading:
-    return Loading(attention=getattr(cell.model, "attention", "auto"), quantized="nf4" if cell.adapter.name == "qlora" else None)
+    return Loading(
+        attention=getattr(cell.model, "attention", "auto"),
+        quantized="nf4" if cell.adapter.name == "qlora" else None,
+    )
 
 
 def adapter(cell: Cell) -> Adapter | None:
@@ -76,13 +79,20 @@ def adapter(cell: Cell) -> Adapter | None:
 
 
 def train_settings(cell: Cell, method: Trained | RefinedDpo) -> TrainSettings:
-    return TrainSettings(method=method, adapter=adapter(cell), loading=loading(cell), **training_settings(cell))
+    return TrainSettings(
+        method=method, adapter=adapter(cell), loading=loading(cell), **training_settings(cell)
+    )
 
 
 def training_settings(cell: Cell) -> dict[str, Any]:
     """Settings shared by every training of a cell's model."""
     checkpointing = cell.model.gradient_checkpointing if isinstance(cell.model, LocalModel) else "auto"
-    return {"max_length": max_length(cell), "dtype": dtype(cell), "seed": cell.seed, "gradient_checkpointing": checkpointing}
+    return {
+        "max_length": max_length(cell),
+        "dtype": dtype(cell),
+        "seed": cell.seed,
+        "gradient_checkpointing": checkpointing,
+    }
 
 
 def read_model(model: Input) -> Inputs:
@@ -112,13 +122,20 @@ def pair_settings(cell: Cell) -> LocalPairData:
     data = cell.data
     assert isinstance(data, FILES)
     if isinstance(data, LocalData):
-        return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **_tokenizer_checks(cell, data), **_fractions(data))
+        return LocalPairData(
+            heldout_fraction=data.heldout_fraction,
+            seed=cell.seed,
+            **_tokenizer_checks(cell, data),
+            **_fractions(data),
+        )
     own = {name: getattr(data, name) for name in DatasetRows.model_fields.keys() - {"version"}}
     rows = DatasetRows(version=version(data.reading.reader), **own)
     # Held-out prompts cannot overlap with train rows.
     overlap = data.overlap if not isinstance(cell.judge, NoJudge | GoldJudge) else "report"
     of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, **_tokenizer_checks(cell, data)}
-    return LocalPairData(heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_fractions(data))
+    return LocalPairData(
+        heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_fractions(data)
+    )
 
 
 def _tokenizer_checks(cell: Cell, data: LocalData | DatasetData) -> dict[str, Any]:
@@ -139,21 +156,34 @@ def _file(cell: Cell, sources: Sources) -> Inputs:
     They decide the rows from which the model can learn.
     """
     if sources.data is None:
-        raise ValueError(f"Cannot plan a cell of data={cell.data.name}: no file or dataset was given (Sources.data).")
+        raise ValueError(
+            f"Cannot plan a cell of data={cell.data.name}: no file or dataset was given (Sources.data)."
+        )
     inputs: Inputs = {"file": sources.data}
     return inputs if sources.model is None else inputs | {TOKENIZER: sources.model}
 
 
 def _benchmark_items(cell: Cell, sources: Sources) -> Stage | None:
     """Items from the judge's own files; None for a judge that uses held-out prompts."""
-    if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge)) and sources.judge and sources.judge.files:
+    if (
+        isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge))
+        and sources.judge
+        and sources.judge.files
+    ):
         return _judge_items(cell, cell.judge, sources)
     return None
 
 
 def _all_rows(cell: Cell, sources: Sources) -> Stage:
     """All rows of the file. Evaluated prompts come from them, whatever the labelled fraction and the seed."""
-    whole = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0, "seed": 0, "overlap": "report", "max_length": None}
+    whole = {
+        "fraction": 1.0,
+        "desirable_fraction": 1.0,
+        "undesirable_fraction": 1.0,
+        "seed": 0,
+        "overlap": "report",
+        "max_length": None,
+    }
     return stage("data", pair_settings(cell).model_copy(update=whole), _file(cell, sources), "all rows")
 
 
@@ -162,8 +192,15 @@ def _fine_tuned(cell: Cell, sources: Sources) -> Input | None:
     if cell.sft is None or sources.model is None:
         return sources.model
     if sources.conversations is None:
-        raise ValueError(f"Cannot plan a cell of sft={cell.sft.name}: no training conversations were given (Sources.conversations).")
-    of_rows = ConversationData(version=version("conversations"), files=cell.sft.train_files, fraction=cell.sft.fraction, seed=cell.seed)
+        raise ValueError(
+            f"Cannot plan a cell of sft={cell.sft.name}: no training conversations were given (Sources.conversations)."
+        )
+    of_rows = ConversationData(
+        version=version("conversations"),
+        files=cell.sft.train_files,
+        fraction=cell.sft.fraction,
+        seed=cell.seed,
+    )
     conversations = stage("data", of_rows, {"file": sources.conversations}, "conversations")
     settings = ConversationSft(training=cell.sft.training, **training_settings(cell))
     return stage("sft", settings, {"model": sources.model, "conversations": conversations}, "start model")
@@ -174,13 +211,30 @@ def _world_start(cell: Cell, model: WorldModel) -> Stage:
     assert isinstance(cell.data, WorldData)
     data, training = cell.data, model.pretraining
     corpus = CorpusData(family=family(cell), n=training.steps * training.batch_size, seed=training.seed)
-    architecture = model.model_dump(include={"hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length"})
-    base = stage("sft", BaseSettings(**architecture, pretraining=training), {"corpus": stage("data", corpus, label="corpus")}, "base model")
+    architecture = model.model_dump(
+        include={"hidden_size", "num_layers", "num_heads", "intermediate_size", "max_length"}
+    )
+    base = stage(
+        "sft",
+        BaseSettings(**architecture, pretraining=training),
+        {"corpus": stage("data", corpus, label="corpus")},
+        "base model",
+    )
 
     def tuned(model_before: Stage, writer: Writer, sft: SftTraining, name: str) -> Stage:
-        demonstrations = DemonstrationData(family=family(cell), writer=writer, n=data.n_demonstrations, seed=cell.seed)
-        inputs = {"model": model_before, "demonstrations": stage("data", demonstrations, label=f"{name}demonstrations")}
-        return stage("sft", SftSettings(training=sft, max_length=model.max_length, seed=cell.seed), inputs, f"{name}start model")
+        demonstrations = DemonstrationData(
+            family=family(cell), writer=writer, n=data.n_demonstrations, seed=cell.seed
+        )
+        inputs = {
+            "model": model_before,
+            "demonstrations": stage("data", demonstrations, label=f"{name}demonstrations"),
+        }
+        return stage(
+            "sft",
+            SftSettings(training=sft, max_length=model.max_length, seed=cell.seed),
+            inputs,
+            f"{name}start model",
+        )
 
     if data.earlier:
         sft = model.sft.model_copy(update={"steps": data.earlier.steps})
@@ -188,12 +242,24 @@ def _world_start(cell: Cell, model: WorldModel) -> Stage:
     return tuned(base, data.demonstrations, model.sft, "")
 
 
-def _prompts(cell: Cell, split: Split, n: int, *, seed: int, n_turns: Literal[1, 2] = 1, reference: Writer | None = None) -> Stage:
-    settings = PromptData(family=family(cell), split=split, n=n, n_turns=n_turns, reference=reference, seed=seed)
+def _prompts(
+    cell: Cell,
+    split: Split,
+    n: int,
+    *,
+    seed: int,
+    n_turns: Literal[1, 2] = 1,
+    reference: Writer | None = None,
+) -> Stage:
+    settings = PromptData(
+        family=family(cell), split=split, n=n, n_turns=n_turns, reference=reference, seed=seed
+    )
     return stage("data", settings, label=f"{split} prompts{', two turns' if n_turns == 2 else ''}")
 
 
-def _labels(cell: Cell, data: WorldData, split: Split, tuned: Input | None, *, n: int = 0, seed: int | None = None) -> Stage:
+def _labels(
+    cell: Cell, data: WorldData, split: Split, tuned: Input | None, *, n: int = 0, seed: int | None = None
+) -> Stage:
     """The annotator's choice between two completions of each prompt of a split.
 
     The fine-tuned model or the demonstrations' writer writes the completions.
@@ -207,7 +273,9 @@ def _labels(cell: Cell, data: WorldData, split: Split, tuned: Input | None, *, n
         samples = stage("data", written, {"items": prompts}, f"{split} completions by the writer")
     else:
         assert tuned is not None
-        decoding = Decoding(temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens)
+        decoding = Decoding(
+            temperature=data.sample_temperature, top_p=1.0, max_new_tokens=data.sample_max_new_tokens
+        )
         sampling = sample_settings(cell, decoding, draws=2, seed=seed)
         samples = stage("sample", sampling, {"model": tuned, "items": prompts}, f"{split} samples")
     gold = GoldLabels(gold=cell.world.gold, annotator=data.annotator, seed=seed)
@@ -225,15 +293,32 @@ def inference_settings(cell: Cell) -> dict[str, Any]:
 
 def _generation_settings(cell: Cell) -> dict[str, Any]:
     """Settings of a stage that generates text: engine, loading, serving, batch size, dtype."""
-    return {"engine": cell.engine.name, "loading": loading(cell), "serving": _serving(cell), **inference_settings(cell)}
+    return {
+        "engine": cell.engine.name,
+        "loading": loading(cell),
+        "serving": _serving(cell),
+        **inference_settings(cell),
+    }
 
 
 def _serving(cell: Cell) -> Serving | None:
     engine = cell.engine
-    return Serving.model_validate(engine.model_dump(include=set(Serving.model_fields))) if isinstance(engine, Vllm) else None
+    return (
+        Serving.model_validate(engine.model_dump(include=set(Serving.model_fields)))
+        if isinstance(engine, Vllm)
+        else None
+    )
 
 
-def preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits: Sequence[str], mismatched: bool, label: str = "") -> Stage:
+def preference_logps(
+    cell: Cell,
+    policy: Policy,
+    preferences: Stage,
+    *,
+    splits: Sequence[str],
+    mismatched: bool,
+    label: str = "",
+) -> Stage:
     settings = LogpsSettings(
         rows="preferences",
         splits=tuple(splits),
@@ -248,11 +333,15 @@ def preference_logps(cell: Cell, policy: Policy, preferences: Stage, *, splits: 
 
 
 def _preference_rewards(cell: Cell, reward_model: Input, preferences: Stage) -> Stage:
-    settings = RewardScoreSettings(splits=("heldout",), max_length=max_length(cell), **inference_settings(cell))
+    settings = RewardScoreSettings(
+        splits=("heldout",), max_length=max_length(cell), **inference_settings(cell)
+    )
     return stage("logps", settings, {"model": reward_model, "preferences": preferences}, "held-out rewards")
 
 
-def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str, max_length: int | None = None) -> Stage:
+def completion_logps(
+    cell: Cell, policy: Policy, completions: Stage, label: str, max_length: int | None = None
+) -> Stage:
     by_vllm = isinstance(cell.engine, Vllm) and cell.engine.logps == "vllm"
     settings = LogpsSettings(
         rows="completions",
@@ -269,7 +358,9 @@ def completion_logps(cell: Cell, policy: Policy, completions: Stage, label: str,
     return stage("logps", settings, inputs, label)
 
 
-def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, judged: bool = False) -> Stage:
+def generate(
+    cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, judged: bool = False
+) -> Stage:
     """The stage that samples completions of the items.
 
     `judged`: the items are the judge's, so its temperatures by category apply.
@@ -282,7 +373,11 @@ def generate(cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label
         temperatures=cell.judge.temperatures if judged and isinstance(cell.judge, MtBenchJudge) else {},
         **_generation_settings(cell),
     )
-    inputs = read_model(policy.model) | {"items": items} | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
+    inputs = (
+        read_model(policy.model)
+        | {"items": items}
+        | ({} if policy.reward_model is None else {"reward_model": policy.reward_model})
+    )
     return stage("generate", settings, inputs, label)
 
 
@@ -296,7 +391,14 @@ def _judge_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sour
     """Items of the user's file, else the world's evaluation prompts against its reference writer."""
     if sources.judge is None or not sources.judge.files:
         assert cell.world is not None and judge.n_items is not None
-        return _prompts(cell, "evaluation", judge.n_items, seed=cell.world.eval_seed, n_turns=judge.turns, reference=cell.world.reference)
+        return _prompts(
+            cell,
+            "evaluation",
+            judge.n_items,
+            seed=cell.world.eval_seed,
+            n_turns=judge.turns,
+            reference=cell.world.reference,
+        )
     n = min(judge.n_items or sources.judge.n_items, sources.judge.n_items)
     of_items = JudgeItemData(form=judge.form_of(sources.judge.files), n=n, n_turns=judge.turns)
     return stage("data", of_items, sources.judge.files, f"{cell.judge.name} items")

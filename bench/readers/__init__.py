@@ -58,14 +58,19 @@ def find_files(path: Path, patterns: Sequence[str]) -> list[Path]:
         return [path]
     by_pattern = {pattern: sorted(path.glob(pattern)) for pattern in patterns}
     if missing := [pattern for pattern, files in by_pattern.items() if not files]:
-        present = ", ".join(sorted(str(file.relative_to(path)) for file in itertools.islice(path.rglob("*.*"), 8))) or "nothing"
+        present = (
+            ", ".join(sorted(str(file.relative_to(path)) for file in itertools.islice(path.rglob("*.*"), 8)))
+            or "nothing"
+        )
         raise ValueError(
             f"{path}: expected a folder laid out as on the hub, or one data file; {' and '.join(missing)} is missing, it holds {present}"
         )
     return list(dict.fromkeys(file for files in by_pattern.values() for file in files))
 
 
-def _raws(files: Sequence[Path], split: str, reader: Reader, tally: Tally, names: Sequence[str] = ()) -> Iterator[Raw]:
+def _raws(
+    files: Sequence[Path], split: str, reader: Reader, tally: Tally, names: Sequence[str] = ()
+) -> Iterator[Raw]:
     """Rows of the files, numbered across files.
 
     A row without the reader's columns becomes a problem in the tally.
@@ -81,9 +86,17 @@ def _raws(files: Sequence[Path], split: str, reader: Reader, tally: Tally, names
                 tally.problems.append(refusal(place, error))
                 continue
             tally.noted.update(noted)
-            lacking = [name for name in reader.COLUMNS if name not in columns] if isinstance(columns, Mapping) else list(reader.COLUMNS)
+            lacking = (
+                [name for name in reader.COLUMNS if name not in columns]
+                if isinstance(columns, Mapping)
+                else list(reader.COLUMNS)
+            )
             if lacking or not isinstance(columns, Mapping):
-                has = printable(", ".join(map(str, columns)))[:200] if isinstance(columns, Mapping) else describe(columns)
+                has = (
+                    printable(", ".join(map(str, columns)))[:200]
+                    if isinstance(columns, Mapping)
+                    else describe(columns)
+                )
                 tally.problems.append(f"{place}: expected columns {', '.join(reader.COLUMNS)}, got {has}")
             else:
                 yield Raw(f"{split}-{next(count)}", place, columns)
@@ -113,7 +126,12 @@ def shown_by(row: Any) -> Shown:
     return Shown(row_form(row), messages[0]["role"] != "text")
 
 
-def check(path: Path, reading: Reading | Conversations, train_files: Sequence[str], heldout_files: Sequence[str] = ()) -> Shown:
+def check(
+    path: Path,
+    reading: Reading | Conversations,
+    train_files: Sequence[str],
+    heldout_files: Sequence[str] = (),
+) -> Shown:
     """Form of a dataset's rows, from the first rows of each file.
 
     Raises ValueError where its reader cannot read them.
@@ -146,7 +164,9 @@ class Splits:
     counts: Mapping[str, int]  # <split>/read, <split>/dropped/<reason>, <split>/noted/<reason>
 
 
-def read_dataset(path: Path, reading: Reading, train_files: tuple[str, ...], heldout_files: tuple[str, ...]) -> Splits:
+def read_dataset(
+    path: Path, reading: Reading, train_files: tuple[str, ...], heldout_files: tuple[str, ...]
+) -> Splits:
     """All rows of a dataset, by split.
 
     Raises BadRows with the place of every row that is not in its source's format, and ValueError where no
@@ -156,7 +176,9 @@ def read_dataset(path: Path, reading: Reading, train_files: tuple[str, ...], hel
 
 
 @lru_cache(maxsize=1)  # cells that differ only in fraction and seed read the same rows
-def _read_dataset(path: Path, stamp: str, reading: Reading, train_files: tuple[str, ...], heldout_files: tuple[str, ...]) -> Splits:
+def _read_dataset(
+    path: Path, stamp: str, reading: Reading, train_files: tuple[str, ...], heldout_files: tuple[str, ...]
+) -> Splits:
     reader = load(reading.reader)
     counts: dict[str, int] = {}
     train = _split(reader, reading, find_files(path, train_files), "train", counts)
@@ -168,11 +190,15 @@ def _read_dataset(path: Path, stamp: str, reading: Reading, train_files: tuple[s
     if not train:
         raise ValueError(f"{path}: none of {counts['train/read']} train rows can be used: {_reasons(counts)}")
     if len({row_form(row) for row in train}) > 1:
-        raise ValueError(f"{path}: holds paired and unpaired rows. A dataset must hold one kind: remove the others")
+        raise ValueError(
+            f"{path}: holds paired and unpaired rows. A dataset must hold one kind: remove the others"
+        )
     return Splits(train, heldout, counts)
 
 
-def _split(reader: Reader, reading: Any, files: Sequence[Path], split: str, counts: dict[str, int]) -> list[Any]:
+def _split(
+    reader: Reader, reading: Any, files: Sequence[Path], split: str, counts: dict[str, int]
+) -> list[Any]:
     tally, number = Tally(), 0
 
     def counted() -> Iterator[Raw]:
@@ -192,7 +218,10 @@ def _split(reader: Reader, reading: Any, files: Sequence[Path], split: str, coun
 def _reasons(counts: Mapping[str, int]) -> str:
     """Reasons why train rows were dropped, with their counts, in words."""
     start = "train/dropped/"
-    return ", ".join(f"{n} {name.removeprefix(start)}" for name, n in counts.items() if name.startswith(start)) or "there are no rows"
+    return (
+        ", ".join(f"{n} {name.removeprefix(start)}" for name, n in counts.items() if name.startswith(start))
+        or "there are no rows"
+    )
 
 
 def read_conversations(path: Path, settings: ConversationData) -> tuple[list[Conversation], dict[str, int]]:
@@ -201,7 +230,15 @@ def read_conversations(path: Path, settings: ConversationData) -> tuple[list[Con
     Raises BadRows for unreadable rows, ValueError where no row is left.
     """
     counts: dict[str, int] = {}
-    rows = _split(load("conversations"), Conversations(reader="conversations"), find_files(path, settings.files), "train", counts)
+    rows = _split(
+        load("conversations"),
+        Conversations(reader="conversations"),
+        find_files(path, settings.files),
+        "train",
+        counts,
+    )
     if not rows:
-        raise ValueError(f"{path}: none of {counts['train/read']} conversations can be used: {_reasons(counts)}")
+        raise ValueError(
+            f"{path}: none of {counts['train/read']} conversations can be used: {_reasons(counts)}"
+        )
     return rows, counts

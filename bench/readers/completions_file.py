@@ -76,12 +76,16 @@ def read_written(path: Path) -> list[WrittenRow]:
         if isinstance(row, BadFile):
             problems.append(str(row))
         elif (earlier := first.setdefault(row.prompt, row.place)) != row.place:
-            problems.append(f"{row.place}: answers the same prompt as {earlier}. A prompt has one completion: remove one of the rows")
+            problems.append(
+                f"{row.place}: answers the same prompt as {earlier}. A prompt has one completion: remove one of the rows"
+            )
         else:
             rows.append(row)
     models = dict.fromkeys(row.model for row in rows if row.model is not None)
     if len(models) > 1:
-        problems.append(f"{path}: expected the completions of one model, got {printable(', '.join(list(models)[:5]))}")
+        problems.append(
+            f"{path}: expected the completions of one model, got {printable(', '.join(list(models)[:5]))}"
+        )
     if problems:
         raise BadFile(listed_problems(problems))
     if not rows:
@@ -114,7 +118,9 @@ def _written_or_bad(raw: Any, place: str) -> WrittenRow | BadFile:
     try:
         row = _row(raw, place)
         if FAILED_REQUEST in row.texts:
-            raise BadFile(f"{place}: the completion is {FAILED_REQUEST}, FastChat's mark of a failed request. Remove the row")
+            raise BadFile(
+                f"{place}: the completion is {FAILED_REQUEST}, FastChat's mark of a failed request. Remove the row"
+            )
         return row
     except BadFile as error:
         return error
@@ -141,7 +147,9 @@ def _row(raw: Any, place: str) -> WrittenRow:
         turns = tuple(texts(raw["turns"], f"{place}: turns"))
     if "completion" in raw:
         return WrittenRow(place, item_id, messages, turns, (text(raw["completion"], f"{place}: completion"),))
-    return WrittenRow(place, item_id, messages, turns, tuple(texts(raw["completions"], f"{place}: completions")))
+    return WrittenRow(
+        place, item_id, messages, turns, tuple(texts(raw["completions"], f"{place}: completions"))
+    )
 
 
 def _prompt(prompt: Any, place: str) -> tuple[Messages | None, tuple[str, ...] | None]:
@@ -151,8 +159,13 @@ def _prompt(prompt: Any, place: str) -> tuple[Messages | None, tuple[str, ...] |
             return None, None
         case str():
             return None, (prompt,)
-        case [_, *_] if all(isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in prompt):
-            pairs = [[text(message[key], f"{place}: prompt[{n}].{key}") for key in ("role", "content")] for n, message in enumerate(prompt)]
+        case [_, *_] if all(
+            isinstance(message, Mapping) and {"role", "content"} <= message.keys() for message in prompt
+        ):
+            pairs = [
+                [text(message[key], f"{place}: prompt[{n}].{key}") for key in ("role", "content")]
+                for n, message in enumerate(prompt)
+            ]
             return tuple((role, content) for role, content in pairs), None
     raise BadFile(f"{place}: prompt must be text or messages (role, content), got {describe(prompt)}")
 
@@ -162,7 +175,9 @@ def first_choice(row: Mapping[str, Any], place: str) -> list[str]:
     match row.get("choices"):
         case [{"turns": [_, *_] as turns}, *_]:
             return [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(turns)]
-    raise BadFile(f"{place}: expected choices, the first of them with turns; got {describe(row.get('choices'))}")
+    raise BadFile(
+        f"{place}: expected choices, the first of them with turns; got {describe(row.get('choices'))}"
+    )
 
 
 def turn_text(value: Any, what: str) -> str:
@@ -185,7 +200,8 @@ def matched(rows: Iterable[WrittenRow], items: Sequence[Item]) -> list[Completio
     """
     rows = list(rows)
     by_id, by_messages, by_turns, by_question = (
-        {key: row for row in rows if (key := getattr(row, kind)) is not None} for kind in ("id", "messages", "turns", "question")
+        {key: row for row in rows if (key := getattr(row, kind)) is not None}
+        for kind in ("id", "messages", "turns", "question")
     )
     completions = []
     for item in items:
@@ -195,7 +211,9 @@ def matched(rows: Iterable[WrittenRow], items: Sequence[Item]) -> list[Completio
         row = by_id.get(item.id)
         if row is not None and (row.messages not in (None, messages) or not _agree(row.turns or (), turns)):
             prompts = f"item {printable(item.id)} asks {describe(' / '.join(item.turns))}, but the row answers {describe(row.prompt_text)}"
-            raise BadFile(f"{row.place}: id and prompt belong to two items: {prompts}. If the prompts are right, remove the ids")
+            raise BadFile(
+                f"{row.place}: id and prompt belong to two items: {prompts}. If the prompts are right, remove the ids"
+            )
         row = row or by_question.get(item.id) or by_question.get(OF_FASTCHAT.sub("", item.id))
         row = row or by_messages.get(messages) or (None if item.context else by_turns.get(turns))
         if row is None:

@@ -24,7 +24,11 @@ HELDOUT_IN_TRAIN_FILES = True  # rows name their own split
 
 def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair | Unpaired]:
     wanted = "train" if train else "test"
-    yield from each((raw for raw in each(raws, tally, _placed) if (raw.columns.get("split") or "train") == wanted), tally, _row)
+    yield from each(
+        (raw for raw in each(raws, tally, _placed) if (raw.columns.get("split") or "train") == wanted),
+        tally,
+        _row,
+    )
 
 
 def _placed(raw: Raw) -> Raw:
@@ -37,7 +41,17 @@ def _row(raw: Raw) -> Pair | Unpaired:
     match columns["type"]:
         case "pairwise_feedback":
             chosen, rejected = ("output_A", "output_B") if label == 1 else ("output_B", "output_A")
-            return parse_row({"prompt": columns["prompt"], "chosen": columns.get(chosen), "rejected": columns.get(rejected)}, raw.id)
+            return parse_row(
+                {
+                    "prompt": columns["prompt"],
+                    "chosen": columns.get(chosen),
+                    "rejected": columns.get(rejected),
+                },
+                raw.id,
+            )
         case "binary_feedback":
-            return parse_row({"prompt": columns["prompt"], "completion": columns.get("output"), "label": bool(label)}, raw.id)
+            return parse_row(
+                {"prompt": columns["prompt"], "completion": columns.get("output"), "label": bool(label)},
+                raw.id,
+            )
     raise ValueError(f"type must be pairwise_feedback or binary_feedback, got {describe(columns['type'])}")

@@ -39,7 +39,10 @@ def _turns(transcript: str) -> list[Message]:
     before, *parts = SPEAKER.split(transcript)
     if before.strip() or not parts:
         raise ValueError(f"a transcript must begin with '\\n\\nHuman:', got {transcript[:60]!r}")
-    return [{"role": ROLES[speaker], "content": content.strip()} for speaker, content in zip(parts[::2], parts[1::2], strict=True)]
+    return [
+        {"role": ROLES[speaker], "content": content.strip()}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
 
 
 read = by_row(_pair)

@@ -34,5 +34,8 @@ def with_partners(rows: Sequence[Row], seed: int) -> list[Row]:
     index = partners([prompt_key(row.prompt) for row in rows], seed)
     both: list[Any] = [(row, rows[i]) for row, i in zip(rows, index, strict=True)]
     if isinstance(rows[0], Pair):
-        return [replace(row, mismatched_chosen=partner.chosen, mismatched_rejected=partner.rejected) for row, partner in both]
+        return [
+            replace(row, mismatched_chosen=partner.chosen, mismatched_rejected=partner.rejected)
+            for row, partner in both
+        ]
     return [replace(row, mismatched=partner.completion) for row, partner in both]

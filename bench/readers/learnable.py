@@ -54,17 +54,26 @@ class LearnCheck:
         return self.check(prompt, completions)
 
 
-def special_token_finder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[Message], Sequence[str]], set[str]]:
+def special_token_finder(
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[[Sequence[Message], Sequence[str]], set[str]]:
     """Function that finds special tokens typed in a row's text.
 
     An EOS at the end of a completion to a plain-text prompt does not count: such rows end with it.
     """
-    known = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True)
+    known = sorted(
+        (token.content for token in tokenizer.added_tokens_decoder.values() if token.special),
+        key=len,
+        reverse=True,
+    )
     pattern = re.compile("|".join(map(re.escape, known)) or r"(?!)")
 
     def find(prompt: Sequence[Message], completions: Sequence[str]) -> set[str]:
         end = str(tokenizer.eos_token) if prompt[0]["role"] == "text" else ""
-        texts = [*(message["content"] for message in prompt), *(text.removesuffix(end) for text in completions)]
+        texts = [
+            *(message["content"] for message in prompt),
+            *(text.removesuffix(end) for text in completions),
+        ]
         return {token for text in texts for token in pattern.findall(text)}
 
     return find

@@ -15,13 +15,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 SHORTEST, LONGEST = 4, 150  # words of a prompt
-BLOCKED = frozenset({"image", "images", "picture", "pictures", "photo", "photos", "graph", "graphs", "video", "audio", "file", "files"})
+BLOCKED = frozenset(
+    {
+        "image",
+        "images",
+        "picture",
+        "pictures",
+        "photo",
+        "photos",
+        "graph",
+        "graphs",
+        "video",
+        "audio",
+        "file",
+        "files",
+    }
+)
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"^\s*(?:task\s*)?\d+\s*[.:)]\s*", re.IGNORECASE)
 _ASK = "Here are tasks that people gave to an assistant:\n\n{shown}\n\nWrite one more task of another kind. Write the task only."
 
 
-def few_shot(known: Sequence[str], written: Sequence[str], n_known: int, n_written: int, rng: random.Random) -> str:
+def few_shot(
+    known: Sequence[str], written: Sequence[str], n_known: int, n_written: int, rng: random.Random
+) -> str:
     """A request for a new prompt, with n_known + n_written examples.
 
     At most `n_written` examples are the model's earlier prompts; the rest are known prompts.
@@ -29,7 +46,9 @@ def few_shot(known: Sequence[str], written: Sequence[str], n_known: int, n_writt
     own = rng.sample(list(written), min(n_written, len(written)))
     examples = rng.sample(list(known), min(n_known + n_written - len(own), len(known))) + own
     rng.shuffle(examples)
-    return _ASK.format(shown="\n".join(f"{place}. {' '.join(text.split())}" for place, text in enumerate(examples, 1)))
+    return _ASK.format(
+        shown="\n".join(f"{place}. {' '.join(text.split())}" for place, text in enumerate(examples, 1))
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,9 @@ def new_ones(written: Iterable[str], known: Sequence[str], similarity: float, n:
 
 def prompt_of(reply: str) -> str | None:
     """The first task of a reply, without its number; None for an empty one."""
-    first = re.split(r"\n\s*(?:\n|(?:task\s*)?\d+\s*[.:)])", reply.strip(), maxsplit=1, flags=re.IGNORECASE)[0]
+    first = re.split(r"\n\s*(?:\n|(?:task\s*)?\d+\s*[.:)])", reply.strip(), maxsplit=1, flags=re.IGNORECASE)[
+        0
+    ]
     return _NUMBER.sub("", first).strip() or None
 
 

@@ -26,8 +26,14 @@ ROLES = {"prompter": "user", "assistant": "assistant"}
 def read(raws: Iterable[Raw], reading: Any, tally: Tally, *, train: bool) -> Iterator[Pair]:
     assert isinstance(reading, Oasst1)
     seen: set[str] = set()
-    known = {raw.columns["message_id"]: raw for raw in each(raws, tally, lambda raw: _checked(raw, reading, seen))}
-    ranked = {(raw.columns["parent_id"], raw.columns["rank"]): raw for raw in known.values() if raw.columns["role"] == "assistant"}
+    known = {
+        raw.columns["message_id"]: raw for raw in each(raws, tally, lambda raw: _checked(raw, reading, seen))
+    }
+    ranked = {
+        (raw.columns["parent_id"], raw.columns["rank"]): raw
+        for raw in known.values()
+        if raw.columns["role"] == "assistant"
+    }
     yield from each(known.values(), tally, lambda raw: _pair(raw, ranked, known))
 
 
@@ -59,7 +65,9 @@ def _pair(worse: Raw, ranked: Mapping[tuple[Any, Any], Raw], known: Mapping[str,
     above: set[str] = set()
     while parent is not None:
         if parent in above:
-            raise ValueError(f"parent_id leads in a circle back to {parent[:80]!r}; every conversation needs a first message")
+            raise ValueError(
+                f"parent_id leads in a circle back to {parent[:80]!r}; every conversation needs a first message"
+            )
         above.add(parent)
         if (message := known.get(parent)) is None:
             raise drop("an ancestor is missing")

@@ -20,7 +20,16 @@ from typing import Any
 from bench.config import Form
 from bench.readers.subsets import normalised, prompt_key
 from bench.records import Message, Pair, Text, Unpaired
-from bench.text_files import BadFile, begins_as_list, describe, json_lines, listed_problems, printable, read_list, row_limit
+from bench.text_files import (
+    BadFile,
+    begins_as_list,
+    describe,
+    json_lines,
+    listed_problems,
+    printable,
+    read_list,
+    row_limit,
+)
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, label"
@@ -28,7 +37,19 @@ EXPECTED = "expected columns prompt, chosen, rejected or prompt, completion, lab
 # Columns that TRL or a chat template would read and this reader does not. A row with a value in one is
 # refused.
 NOT_TRAINED_ON = frozenset(
-    {"tools", "functions", "tool_calls", "function_call", "images", "image", "videos", "video", "audios", "audio", "chat_template_kwargs"}
+    {
+        "tools",
+        "functions",
+        "tool_calls",
+        "function_call",
+        "images",
+        "image",
+        "videos",
+        "video",
+        "audios",
+        "audio",
+        "chat_template_kwargs",
+    }
 )
 # Refused in a message; ignored as a column of a row.
 THOUGHTS = frozenset({"reasoning_content", "reasoning", "thinking"})
@@ -95,7 +116,11 @@ def read_prompts(path: Path, with_completions: bool) -> list[Text]:
             if not isinstance(raw, Mapping) or any(column not in raw for column in columns):
                 raise ValueError(f"expected columns {' and '.join(columns)}, got {_named(raw)}")
             check_columns(raw, columns)
-            prompt, texts = _prompt_and_completions(raw, columns[1:]) if with_completions else (_prompt(raw["prompt"]), [""])
+            prompt, texts = (
+                _prompt_and_completions(raw, columns[1:])
+                if with_completions
+                else (_prompt(raw["prompt"]), [""])
+            )
         except ValueError as error:
             problems.append(refusal(f"{path}:{number}", error))
         else:
@@ -136,13 +161,19 @@ def read_preferences(path: Path) -> Preferences:
             row = parse_row(raw, str(number))
             noted.update(check_columns(raw))
             if isinstance(row, Pair):
-                noted.update(f"with {name}, which is not read of a pair" for name in ("completion", "label") if _is_filled(raw.get(name)))
+                noted.update(
+                    f"with {name}, which is not read of a pair"
+                    for name in ("completion", "label")
+                    if _is_filled(raw.get(name))
+                )
         except ValueError as error:
             problems.append(refusal(f"{path}:{number}", error))
         else:
             (pairs if isinstance(row, Pair) else unpaired).append(row)  # type: ignore[arg-type]
     if pairs and unpaired:
-        problems.append(f"{path}: holds {len(pairs)} paired and {len(unpaired)} unpaired rows. A file must hold one kind: split it")
+        problems.append(
+            f"{path}: holds {len(pairs)} paired and {len(unpaired)} unpaired rows. A file must hold one kind: split it"
+        )
     raise_bad_rows(problems)
     if not pairs and not unpaired:
         raise BadRows(f"{path}: no rows; {EXPECTED}")
@@ -165,7 +196,9 @@ def raw_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Cal
         case ".jsonl" | ".json":
             yield from json_lines(path)
         case _:
-            raise ValueError(f"{path}: expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet")
+            raise ValueError(
+                f"{path}: expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet"
+            )
 
 
 def _parquet_rows(path: Path, columns: set[str] | None) -> Iterator[tuple[int, Callable[[], Any]]]:
@@ -177,7 +210,9 @@ def _parquet_rows(path: Path, columns: set[str] | None) -> Iterator[tuple[int, C
             names = file.schema_arrow.names
             if twice := [name for name in names if names.count(name) > 1]:
                 raise BadFile(f"{path}: holds the column {printable(repr(twice[0]))} twice")
-            for batch in file.iter_batches(1024, columns=[name for name in names if columns is None or name in columns]):
+            for batch in file.iter_batches(
+                1024, columns=[name for name in names if columns is None or name in columns]
+            ):
                 for place in range(batch.num_rows):
                     number += 1
                     yield number, partial(_parquet_row, batch, place, f"{path}:{number}", limit)
@@ -237,12 +272,29 @@ def check_columns(raw: Mapping[str, Any], known: Sequence[str] = ()) -> list[str
 
     Raises ValueError for a row with values that training would have to use and does not (NOT_TRAINED_ON).
     """
-    filled = [name for name, value in raw.items() if name in LEFT_ASIDE and name not in known and _is_filled(value)]
+    filled = [
+        name for name, value in raw.items() if name in LEFT_ASIDE and name not in known and _is_filled(value)
+    ]
     if refused := [name for name in filled if name in NOT_TRAINED_ON]:
         raise ValueError(_not_trained_on(refused))
-    messages = [message for value in raw.values() if isinstance(value, list) for message in value if isinstance(message, Mapping)]
-    fields = {name for message in messages if "role" in message for name in NOT_READ_IN_MESSAGES if _is_filled(message.get(name))}
-    notes = [f"with {name}, which is not read" for name in [*filled, *(f"{name} in a message" for name in sorted(fields))]]
+    messages = [
+        message
+        for value in raw.values()
+        if isinstance(value, list)
+        for message in value
+        if isinstance(message, Mapping)
+    ]
+    fields = {
+        name
+        for message in messages
+        if "role" in message
+        for name in NOT_READ_IN_MESSAGES
+        if _is_filled(message.get(name))
+    }
+    notes = [
+        f"with {name}, which is not read"
+        for name in [*filled, *(f"{name} in a message" for name in sorted(fields))]
+    ]
     return [*notes, OTHER_PROMPT] if _has_other_prompt(raw) else notes
 
 
@@ -253,14 +305,22 @@ def _has_other_prompt(raw: Mapping[str, Any]) -> bool:
     and is at most twice as long.
     """
     prompt, conversation = raw.get("prompt"), raw.get("chosen")
-    if not isinstance(prompt, str) or not isinstance(conversation, list) or not (wanted := normalised(prompt).strip()):
+    if (
+        not isinstance(prompt, str)
+        or not isinstance(conversation, list)
+        or not (wanted := normalised(prompt).strip())
+    ):
         return False
     contents = [message.get("content") for message in conversation[:-1] if isinstance(message, Mapping)]
     if prompt in contents:
         return False
     texts = [normalised(content).strip() for content in contents if isinstance(content, str)]
     inside = sum(len(text) for text in texts if text in wanted)
-    return bool(texts) and 2 * inside < len(wanted) and not any(wanted in text and 2 * len(wanted) >= len(text) for text in texts)
+    return (
+        bool(texts)
+        and 2 * inside < len(wanted)
+        and not any(wanted in text and 2 * len(wanted) >= len(text) for text in texts)
+    )
 
 
 def opposites(rows: Sequence[Pair] | Sequence[Unpaired]) -> int:
@@ -275,7 +335,9 @@ def opposites(rows: Sequence[Pair] | Sequence[Unpaired]) -> int:
 
 def _preference_of(row: Pair | Unpaired) -> tuple[str, str, str | bool]:
     return (
-        (prompt_key(row.prompt), row.chosen, row.rejected) if isinstance(row, Pair) else (prompt_key(row.prompt), row.completion, row.label)
+        (prompt_key(row.prompt), row.chosen, row.rejected)
+        if isinstance(row, Pair)
+        else (prompt_key(row.prompt), row.completion, row.label)
     )
 
 
@@ -321,11 +383,15 @@ def make_pair(row_id: str, prompt: list[Message], chosen: str, rejected: str) ->
     """A pair. Raises Unusable for equal completions, an empty completion or an empty prompt."""
     _filled(prompt[-1]["content"], "prompt")
     if _filled(chosen, "chosen") == _filled(rejected, "rejected"):
-        raise Unusable("chosen and rejected are the same text: nothing to learn; remove the row", "same completions")
+        raise Unusable(
+            "chosen and rejected are the same text: nothing to learn; remove the row", "same completions"
+        )
     return Pair(row_id, prompt, chosen, rejected, "", "")
 
 
-def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[list[Message], list[str]]:
+def _prompt_and_completions(
+    raw: Mapping[str, Any], columns: tuple[str, ...]
+) -> tuple[list[Message], list[str]]:
     """Prompt of a row and the texts of its completions, in any of the accepted formats."""
     values, prompt = [raw[column] for column in columns], raw.get("prompt")
     for column, value in zip(columns, values, strict=True):
@@ -334,14 +400,19 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
     if not isinstance(prompt, (str, list, type(None))):
         raise ValueError(f"prompt must be text or a list of messages, got {describe(prompt)}")
     if len({type(value) for value in values}) > 1:
-        kinds = [f"{column} is {'text' if isinstance(value, str) else 'a list'}" for column, value in zip(columns, values, strict=True)]
+        kinds = [
+            f"{column} is {'text' if isinstance(value, str) else 'a list'}"
+            for column, value in zip(columns, values, strict=True)
+        ]
         raise ValueError(f"{' and '.join(kinds)}: both must be text, or both a list of messages")
     if all(isinstance(value, str) for value in values):
         if prompt is None:
             if len(columns) == 1:
                 raise ValueError("a completion of plain text needs a prompt column")
             prompt, values = _implicit(*values)
-        return _prompt(prompt), [_filled(value, column) for value, column in zip(values, columns, strict=True)]
+        return _prompt(prompt), [
+            _filled(value, column) for value, column in zip(values, columns, strict=True)
+        ]
     conversations = [read_messages(value, column) for value, column in zip(values, columns, strict=True)]
     if isinstance(prompt, list):
         messages = _prompt(prompt)
@@ -351,10 +422,14 @@ def _prompt_and_completions(raw: Mapping[str, Any], columns: tuple[str, ...]) ->
         # The last message of each is its completion.
         shared = _shared(*(conversation[:-1] for conversation in conversations))
         if not shared:
-            raise ValueError("chosen and rejected share no first messages, and no prompt of messages is given")
+            raise ValueError(
+                "chosen and rejected share no first messages, and no prompt of messages is given"
+            )
         messages = _prompt(conversations[0][:shared])
         conversations = [conversation[shared:] for conversation in conversations]
-    return messages, [_one_assistant(rest, column) for rest, column in zip(conversations, columns, strict=True)]
+    return messages, [
+        _one_assistant(rest, column) for rest, column in zip(conversations, columns, strict=True)
+    ]
 
 
 def _implicit(chosen: str, rejected: str) -> tuple[str, list[str]]:
@@ -365,13 +440,17 @@ def _implicit(chosen: str, rejected: str) -> tuple[str, list[str]]:
     """
     prompt = chosen[: _shared(chosen, rejected)].removesuffix(" ")
     if not prompt.strip():
-        raise ValueError("chosen and rejected have no common beginning. Plain text needs its prompt there or in a prompt column")
+        raise ValueError(
+            "chosen and rejected have no common beginning. Plain text needs its prompt there or in a prompt column"
+        )
     return prompt, [chosen.removeprefix(prompt), rejected.removeprefix(prompt)]
 
 
 def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
     """Number of characters or messages at the start that are the same."""
-    return len(list(itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False))))
+    return len(
+        list(itertools.takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
+    )
 
 
 def _prompt(value: Any) -> list[Message]:
@@ -393,7 +472,9 @@ def _filled(value: str, column: str) -> str:
 def read_messages(value: Any, column: str) -> list[Message]:
     """Messages of a conversation. Raises ValueError for another value."""
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{column} must be text or a list of messages, got {'an empty list' if value == [] else describe(value)}")
+        raise ValueError(
+            f"{column} must be text or a list of messages, got {'an empty list' if value == [] else describe(value)}"
+        )
     return [_message(message, f"message {number} of {column}") for number, message in enumerate(value, 1)]
 
 
@@ -402,17 +483,25 @@ def _message(message: Any, what: str) -> Message:
         raise ValueError(f"{what} must have role and content, got {describe(message)}")
     if message["role"] not in ROLES:
         raise ValueError(f"{what}: role must be one of {', '.join(ROLES)}, got {describe(message['role'])}")
-    if refused := [name for name in message if name in NOT_TRAINED_ON | THOUGHTS and _is_filled(message[name])]:
+    if refused := [
+        name for name in message if name in NOT_TRAINED_ON | THOUGHTS and _is_filled(message[name])
+    ]:
         raise ValueError(f"{what} {_not_trained_on(refused)}")
     for name in ("weight", "train"):
         if message.get(name) in (0, False) and message.get(name) is not None:
-            raise ValueError(f"{what} has {name}={message[name]!r}, but bench would train on the message all the same. Remove the row")
+            raise ValueError(
+                f"{what} has {name}={message[name]!r}, but bench would train on the message all the same. Remove the row"
+            )
     content = message["content"]
     if isinstance(content, list) and len(content) == 1 and _is_text_part(content[0]):
         content = content[0]["text"]
     if isinstance(content, list):
-        kinds = ", ".join(str(part.get("type")) if isinstance(part, Mapping) else describe(part) for part in content)
-        raise ValueError(f"{what}: content must be text, or one part of text, got {len(content)} parts ({printable(kinds)[:80]})")
+        kinds = ", ".join(
+            str(part.get("type")) if isinstance(part, Mapping) else describe(part) for part in content
+        )
+        raise ValueError(
+            f"{what}: content must be text, or one part of text, got {len(content)} parts ({printable(kinds)[:80]})"
+        )
     if not isinstance(content, str):
         raise ValueError(f"{what}: content must be text, got {describe(content)}")
     return {"role": message["role"], "content": content}
@@ -426,7 +515,9 @@ def _is_text_part(part: Any) -> bool:
 
 def _one_assistant(messages: Sequence[Message], column: str) -> str:
     if [m["role"] for m in messages] != ["assistant"]:
-        raise ValueError(f"{column} must be exactly one assistant message after the prompt, got roles {_roles(messages)}")
+        raise ValueError(
+            f"{column} must be exactly one assistant message after the prompt, got roles {_roles(messages)}"
+        )
     return _filled(messages[0]["content"], column)
 
 

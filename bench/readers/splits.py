@@ -37,14 +37,20 @@ class Divided:
     counts: dict[str, int]
 
 
-def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), look: LearnCheck | None = None) -> Divided:
+def divide(
+    settings: LocalPairData, path: Path, items: Sequence[Item] = (), look: LearnCheck | None = None
+) -> Divided:
     """Rows of a dataset by use: train, held-out, prompts of later iterations.
 
     `items`: the judge's items; train rows with the same questions are dropped or refused (data.overlap).
     `look` checks that a model learns from a row; the other rows are dropped or refused. Raises ValueError for
     an empty split, a refused overlap, and rows that the chat template cannot write.
     """
-    divided = _of_dataset(settings, settings.dataset, path, look) if settings.dataset else _of_file(settings, path, look)
+    divided = (
+        _of_dataset(settings, settings.dataset, path, look)
+        if settings.dataset
+        else _of_file(settings, path, look)
+    )
     train, counts = divided.train, divided.counts
     if items:
         same = overlap(train, items)
@@ -72,7 +78,10 @@ def divide(settings: LocalPairData, path: Path, items: Sequence[Item] = (), look
     labelled = set(order[:n])
     counts |= {"train_prompts": n, "all_train_prompts": len(order), "all_train": len(train)}
     return Divided(
-        [row for row in train if prompt_group(row.prompt) in labelled], divided.heldout, [first_rows[group] for group in order[n:]], counts
+        [row for row in train if prompt_group(row.prompt) in labelled],
+        divided.heldout,
+        [first_rows[group] for group in order[n:]],
+        counts,
     )
 
 
@@ -88,7 +97,9 @@ FILE = "file"  # first part of the names of counts of a file's rows, before they
 def _of_file(settings: LocalPairData, path: Path, look: LearnCheck | None) -> Divided:
     preferences = read_preferences(path)
     rows: list[Any] = list(preferences.rows)
-    counts = {f"{FILE}/read": len(rows)} | {f"{FILE}/noted/{words}": n for words, n in sorted(preferences.noted.items())}
+    counts = {f"{FILE}/read": len(rows)} | {
+        f"{FILE}/noted/{words}": n for words, n in sorted(preferences.noted.items())
+    }
     _note(counts, FILE, OPPOSITE, opposites(rows))
     if look is not None:
         rows = _learnable(rows, look, settings, path, FILE, counts)
@@ -96,7 +107,9 @@ def _of_file(settings: LocalPairData, path: Path, look: LearnCheck | None) -> Di
     return Divided(train, heldout, [], counts)
 
 
-def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look: LearnCheck | None) -> Divided:
+def _of_dataset(
+    settings: LocalPairData, dataset: DatasetRows, path: Path, look: LearnCheck | None
+) -> Divided:
     splits = read_dataset(path, dataset.reading, dataset.train_files, dataset.heldout_files)
     counts = dict(splits.counts)
     for split, rows in (("train", splits.train), ("heldout", splits.heldout or [])):
@@ -117,7 +130,11 @@ def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look:
     else:
         exact = {prompt_key(row.prompt) for row in splits.heldout}
         groups = {prompt_group(row.prompt) for row in splits.heldout}
-        same = {row.id: _how(prompt_key(row.prompt) in exact) for row in splits.train if prompt_group(row.prompt) in groups}
+        same = {
+            row.id: _how(prompt_key(row.prompt) in exact)
+            for row in splits.train
+            if prompt_group(row.prompt) in groups
+        }
         counts |= overlap_counts("heldout", same)
         train, heldout = [row for row in splits.train if row.id not in same], splits.heldout
     if dataset.form == "unpaired":
@@ -131,7 +148,9 @@ def _of_dataset(settings: LocalPairData, dataset: DatasetRows, path: Path, look:
     return Divided(train, heldout, [], counts)
 
 
-def _learnable(rows: list[Any], look: LearnCheck, settings: LocalPairData, path: Path, split: str, counts: dict[str, int]) -> list[Any]:
+def _learnable(
+    rows: list[Any], look: LearnCheck, settings: LocalPairData, path: Path, split: str, counts: dict[str, int]
+) -> list[Any]:
     """The rows that a model learns from. The others are counted in `counts`.
 
     Raises ValueError for rows that the chat template cannot write, unless data.unwritable=drop.
@@ -191,7 +210,10 @@ def overlap(rows: Sequence[Any], items: Sequence[Item]) -> dict[str, How]:
     A row is "exact" if the texts are equal, and "normalised" if they differ only in case, spaces and
     punctuation at the ends.
     """
-    questions = {item.context[0]["content"] if item.context and item.context[0]["role"] == "user" else item.turns[0] for item in items}
+    questions = {
+        item.context[0]["content"] if item.context and item.context[0]["role"] == "user" else item.turns[0]
+        for item in items
+    }
     normalised_questions = {normalised(question) for question in questions}
     overlaps: dict[str, How] = {}
     for row in rows:
@@ -202,4 +224,6 @@ def overlap(rows: Sequence[Any], items: Sequence[Item]) -> dict[str, How]:
 
 
 def overlap_counts(of: str, same: Mapping[str, How]) -> dict[str, int]:
-    return {f"overlap/{of}/{how}": sum(kind == how for kind in same.values()) for how in ("exact", "normalised")}
+    return {
+        f"overlap/{of}/{how}": sum(kind == how for kind in same.values()) for how in ("exact", "normalised")
+    }

@@ -46,14 +46,20 @@ def export(cell: CellPlan, store: Store, out: OutputFiles, folder: Path) -> None
             continue
         with tempfile.TemporaryDirectory() as aside:
             _write_formats(cell, {what: store.folder(stage) for what, stage in stages.items()}, Path(aside))
-            written = {str(path.relative_to(aside)): path.read_bytes() for path in sorted(Path(aside).rglob("*")) if path.is_file()}
+            written = {
+                str(path.relative_to(aside)): path.read_bytes()
+                for path in sorted(Path(aside).rglob("*"))
+                if path.is_file()
+            }
         for name in before.files if before and "verdicts" in stages else ():
             if name not in written:
                 out.remove(folder / name)
         whole = [out.write(folder / name, content) for name, content in written.items()]
         if all(whole):
             digests = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
-            out.write(folder / f".{manner}_exported", json.dumps({"made_of": made_of, "files": digests}, indent=1))
+            out.write(
+                folder / f".{manner}_exported", json.dumps({"made_of": made_of, "files": digests}, indent=1)
+            )
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,10 @@ def read_mark(folder: Path, manner: str) -> Mark | None:
         return None
     try:
         content = read_object(path)
-        parts = [{str(name): str(digest) for name, digest in content[part].items()} for part in ("made_of", "files")]
+        parts = [
+            {str(name): str(digest) for name, digest in content[part].items()}
+            for part in ("made_of", "files")
+        ]
     except (BadFile, KeyError, AttributeError):
         return Mark({}, {})
     return Mark(*parts)
@@ -101,8 +110,12 @@ def export_faults(folder: Path, store: Store) -> list[str]:
         if (mark := read_mark(folder, manner)) is None:
             continue
         if not mark.made_of or not mark.files:
-            faults.append(f"{folder}: an earlier version of bench exported this folder and did not record from which stages")
-        faults += [f"{folder / name}: changed or missing since it was exported" for name in mark.changed(folder)]
+            faults.append(
+                f"{folder}: an earlier version of bench exported this folder and did not record from which stages"
+            )
+        faults += [
+            f"{folder / name}: changed or missing since it was exported" for name in mark.changed(folder)
+        ]
         for stage, digest in mark.made_of.items():
             if store.recorded_digest(stage) not in (None, digest):
                 faults.append(f"{folder}: exported before the stage {stage} was run again")
@@ -124,7 +137,13 @@ def _judge(cell: CellPlan, verdict: Verdict) -> str:
     return f"{judge}-{as_name(Path(model).name)}" if isinstance(model, str) else judge
 
 
-def _alpaca_eval(name: str, items: list[Item], completions: list[Completion], verdicts: dict[str, list[Verdict]], folder: Path) -> None:
+def _alpaca_eval(
+    name: str,
+    items: list[Item],
+    completions: list[Completion],
+    verdicts: dict[str, list[Verdict]],
+    folder: Path,
+) -> None:
     texts = {completion.id: completion.completions[0] for completion in completions}
     baseline = {item.id: item.baseline[0] for item in items if item.baseline}
     if baseline:
@@ -135,11 +154,23 @@ def _alpaca_eval(name: str, items: list[Item], completions: list[Completion], ve
     alpaca_eval.write_outputs(folder / "model_outputs.json", name, items, texts)
 
 
-def _fastchat(name: str, items: list[Item], completions: list[Completion], verdicts: dict[str, list[Verdict]], folder: Path) -> None:
+def _fastchat(
+    name: str,
+    items: list[Item],
+    completions: list[Completion],
+    verdicts: dict[str, list[Verdict]],
+    folder: Path,
+) -> None:
     for judge, judged in verdicts.items():
         named = [replace(verdict, judge=judge) for verdict in judged]
         if items[0].baseline:
-            mt_bench.write_compared(folder / f"{judge}_pair.jsonl", [mt_bench.compared(name, BASELINE, verdict) for verdict in named])
+            mt_bench.write_compared(
+                folder / f"{judge}_pair.jsonl",
+                [mt_bench.compared(name, BASELINE, verdict) for verdict in named],
+            )
         else:
-            mt_bench.write_rated(folder / f"{judge}_single.jsonl", [mt_bench.Rated(name, verdict, verdict.rating) for verdict in named])
+            mt_bench.write_rated(
+                folder / f"{judge}_single.jsonl",
+                [mt_bench.Rated(name, verdict, verdict.rating) for verdict in named],
+            )
     mt_bench.write_answers(folder / "model_answer.jsonl", name, completions)

@@ -26,7 +26,9 @@ def _samples(row: CellRow, store: Store, manner: str) -> str:
     if "completions" not in folders:
         return ""
     items = by_id(read_items(folders["items"]))
-    verdicts = {(v.item_id, v.turn): v for v in (read_verdicts(folders["verdicts"]) if "verdicts" in folders else ())}
+    verdicts = {
+        (v.item_id, v.turn): v for v in (read_verdicts(folders["verdicts"]) if "verdicts" in folders else ())
+    }
     first = read_completions(folders["completions"])[:SHOWN]
     return f"## {manner}\n\n" + "\n\n".join("\n".join(_turns(items[c.id], c, verdicts)) for c in first) + "\n"
 
@@ -35,7 +37,9 @@ def _turns(item: Item, completion: Completion, verdicts: dict[tuple[str, int], V
     yield f"### {item.id}" + (f" ({item.category})" if item.category else "")
     for turn, (prompt, text) in enumerate(zip(item.turns, completion.completions, strict=True)):
         yield f"- **prompt** {_inline(prompt)}"
-        yield f"- **policy** {_inline(text)}" + (" *(cut)*" if completion.finished and not completion.finished[turn] else "")
+        yield f"- **policy** {_inline(text)}" + (
+            " *(cut)*" if completion.finished and not completion.finished[turn] else ""
+        )
         if item.baseline and turn < len(item.baseline):
             yield f"- **baseline** {_inline(item.baseline[turn])}"
         if (verdict := verdicts.get((item.id, turn))) is not None:
@@ -45,7 +49,11 @@ def _turns(item: Item, completion: Completion, verdicts: dict[tuple[str, int], V
 def _verdict_words(verdict: Verdict) -> str:
     if verdict.unscored:
         return f"unscored: {verdict.unscored}"
-    value = f"preference {verdict.preference:.2f}" if verdict.preference is not None else f"rating {verdict.rating:.1f}"
+    value = (
+        f"preference {verdict.preference:.2f}"
+        if verdict.preference is not None
+        else f"rating {verdict.rating:.1f}"
+    )
     details = ", ".join(f"{name} {number:.2f}" for name, number in (verdict.details or {}).items())
     return f"{value}" + (f" ({details})" if details else "")
 

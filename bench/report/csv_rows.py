@@ -8,10 +8,31 @@ from typing import Any
 from bench.report.groups import method_name, settings, varied_settings
 from bench.report.rows import CellRow
 
-HEADLINES = ("win_rate", "win_rate_low", "win_rate_high", "lc_win_rate", "rating", "reward_accuracy", "kl", "mean_length")
+HEADLINES = (
+    "win_rate",
+    "win_rate_low",
+    "win_rate_high",
+    "lc_win_rate",
+    "rating",
+    "reward_accuracy",
+    "kl",
+    "mean_length",
+)
 
 
-LEADING = ("key", "name", "status", "model", "data", "method", "beta", "fraction", "iteration", "seed", "n_train")
+LEADING = (
+    "key",
+    "name",
+    "status",
+    "model",
+    "data",
+    "method",
+    "beta",
+    "fraction",
+    "iteration",
+    "seed",
+    "n_train",
+)
 
 
 def flat_rows(rows: Sequence[CellRow]) -> list[dict[str, Any]]:

@@ -48,9 +48,25 @@ class Fact:
 
 # Rows of the controlled world are sampled from the start model. Rows of an iterative method are sampled from
 # the model of the iteration before, and its labels decide which are kept.
-LABELS = ("labeller", "labelling_judge", "judge_prompt", "learns_from", "eft", "judging_reference", "length_penalty", "reward_fraction")
+LABELS = (
+    "labeller",
+    "labelling_judge",
+    "judge_prompt",
+    "learns_from",
+    "eft",
+    "judging_reference",
+    "length_penalty",
+    "reward_fraction",
+)
 BEFORE = ("alpha", "distrusted", "threshold", "decoupling", "loss", "betas", "learning_rate_factors")
-ROWS = ("data", "world", "model", "scale", "method.iteration", *(f"method.{name}" for name in (*LABELS, *BEFORE)))
+ROWS = (
+    "data",
+    "world",
+    "model",
+    "scale",
+    "method.iteration",
+    *(f"method.{name}" for name in (*LABELS, *BEFORE)),
+)
 # The seed policy of an iterative method (iteration 0) has a batch of its own.
 BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale", "method.iteration")
 EPOCHS = ("method.num_train_epochs", "scale", "method.iteration")
@@ -73,7 +89,11 @@ FACTS = (
     Fact("optimiser", ("method.optimizer", "scale"), lambda f: f.optimizer),
     Fact("weight decay", ("method.weight_decay", "scale"), lambda f: f.weight_decay),
     Fact("gradient clip", ("method.max_grad_norm", "scale"), lambda f: f.max_grad_norm),
-    Fact("schedule", ("method.lr_scheduler_type", "method.warmup_ratio", "scale"), lambda f: f"{f.schedule}, warm-up {f.warmup:g}"),
+    Fact(
+        "schedule",
+        ("method.lr_scheduler_type", "method.warmup_ratio", "scale"),
+        lambda f: f"{f.schedule}, warm-up {f.warmup:g}",
+    ),
     Fact("learning rate", RATE, lambda f: f.learning_rate, ("method.name",)),
     Fact("training dtype", ("model", "scale"), lambda f: f.dtype),
     Fact("decoding", ("judge", "engine", "model.dtype", "scale")),
@@ -130,8 +150,16 @@ class Certificate:
 
     def lines(self) -> list[str]:
         """Lines of table.md: the facts that are equal, then one line per fact that differs."""
-        differences = (f"{d.value} in {', '.join(d.who)}; {d.others} in the other cells" for d in self.differences)
-        return [*self._common(), *(f"{MARK} Cells differ in {d.fact}: {w}." for d, w in zip(self.differences, differences, strict=True))]
+        differences = (
+            f"{d.value} in {', '.join(d.who)}; {d.others} in the other cells" for d in self.differences
+        )
+        return [
+            *self._common(),
+            *(
+                f"{MARK} Cells differ in {d.fact}: {w}."
+                for d, w in zip(self.differences, differences, strict=True)
+            ),
+        ]
 
     def short(self) -> list[str]:
         """Lines of the terminal: like `lines`, with one line per set of differing cells."""
@@ -146,27 +174,53 @@ class Certificate:
         everywhere = [fact for fact in self.same if fact not in self.unknown]
         where_known = [fact for fact in self.same if fact in self.unknown]
         lines = [f"These facts are equal in all cells{apart}: {', '.join(everywhere)}."] if everywhere else []
-        lines += [f"These facts are equal in all cells where they are known{apart}: {', '.join(where_known)}."] if where_known else []
-        lines += [f"These facts are equal between cells with the same {keys}: {', '.join(facts)}." for keys, facts in self.within.items()]
-        lines += [f"Not comparable, because each {k} has its own: {', '.join(facts)}." for k, facts in self.apart.items()]
-        lines += [f"Methods differ in {fact} on purpose: {values}." for fact, values in self.by_method.items()]
+        lines += (
+            [f"These facts are equal in all cells where they are known{apart}: {', '.join(where_known)}."]
+            if where_known
+            else []
+        )
+        lines += [
+            f"These facts are equal between cells with the same {keys}: {', '.join(facts)}."
+            for keys, facts in self.within.items()
+        ]
+        lines += [
+            f"Not comparable, because each {k} has its own: {', '.join(facts)}."
+            for k, facts in self.apart.items()
+        ]
+        lines += [
+            f"Methods differ in {fact} on purpose: {values}." for fact, values in self.by_method.items()
+        ]
         if self.n_trained == 1:
             lines.append("Facts of only one training are known, so there is nothing to compare it with.")
         by_cells = grouped((", ".join(cells), fact) for fact, cells in self.unknown.items())
-        return [*lines, *(f"These facts are not known for {cells}: {', '.join(facts)}." for cells, facts in by_cells.items())]
+        return [
+            *lines,
+            *(
+                f"These facts are not known for {cells}: {', '.join(facts)}."
+                for cells, facts in by_cells.items()
+            ),
+        ]
 
     def words(self, key: str) -> str:
         """Text of the column `differs` of table.csv: facts unlike the other cells', then unknown facts."""
-        return "; ".join([*self.differs.get(key, ()), *(f"{fact} not known" for fact in self.not_known.get(key, ()))])
+        return "; ".join(
+            [*self.differs.get(key, ()), *(f"{fact} not known" for fact in self.not_known.get(key, ()))]
+        )
 
     def to_json(self, cells: Sequence[CellFacts]) -> dict[str, Any]:
-        facts = {cell.key: {"row": cell.row, "name": cell.name, "seed": cell.where.get("seed"), **cell.facts} for cell in cells}
+        facts = {
+            cell.key: {"row": cell.row, "name": cell.name, "seed": cell.where.get("seed"), **cell.facts}
+            for cell in cells
+        }
         return {**asdict(self), "cells": facts}
 
 
 def certify(cells: Sequence[CellFacts], axes: Sequence[str]) -> Certificate:
     """Compare the cells' facts with each other."""
-    certificate = Certificate(tuple(axes), sum(any(fact.of and cell.facts.get(fact.name) is not None for fact in FACTS) for cell in cells))
+    certificate = Certificate(
+        tuple(axes),
+        sum(any(fact.of and cell.facts.get(fact.name) is not None for fact in FACTS) for cell in cells),
+    )
     for fact in FACTS:
         having = [cell for cell in cells if fact.name in cell.facts]
         known = [cell for cell in having if cell.facts[fact.name] is not None]
@@ -182,15 +236,25 @@ def certify(cells: Sequence[CellFacts], axes: Sequence[str]) -> Certificate:
 def _compare(fact: Fact, cells: Sequence[CellFacts], certificate: Certificate) -> None:
     values = {cell.key: cell.facts[fact.name] for cell in cells}
     excuses = [axis for axis in certificate.axes if excused(axis, fact.moved_by)]
-    keys = [key for key in dict.fromkeys([*excuses, *fact.within]) if len({str(cell.where.get(key)) for cell in cells}) > 1]
+    keys = [
+        key
+        for key in dict.fromkeys([*excuses, *fact.within])
+        if len({str(cell.where.get(key)) for cell in cells}) > 1
+    ]
     blocks = grouped((tuple(str(cell.where.get(key)) for key in keys), cell) for cell in cells)
     unreadable = [axis for axis in excuses if all(cell.where.get(axis) is None for cell in cells)]
     if unreadable and len(set(values.values())) > 1:
         certificate.apart.setdefault(_keys(unreadable), []).append(fact.name)
         return
     # The most common value. Of two equally common values, the first one counts.
-    usual = {key: Counter(values[cell.key] for cell in block).most_common(1)[0][0] for key, block in blocks.items()}
-    odd = {key: some for key, block in blocks.items() if (some := [cell for cell in block if values[cell.key] != usual[key]])}
+    usual = {
+        key: Counter(values[cell.key] for cell in block).most_common(1)[0][0] for key, block in blocks.items()
+    }
+    odd = {
+        key: some
+        for key, block in blocks.items()
+        if (some := [cell for cell in block if values[cell.key] != usual[key]])
+    }
     if odd:
         differing = [cell for block in odd.values() for cell in block]
         for cell in differing:
@@ -201,7 +265,9 @@ def _compare(fact: Fact, cells: Sequence[CellFacts], certificate: Certificate) -
         certificate.same.append(fact.name)
     elif keys == ["method.name"]:
         by_value = grouped((values[cell.key], cell.method) for cell in cells)
-        certificate.by_method[fact.name] = "; ".join(f"{', '.join(dict.fromkeys(m))} {_words([v])}" for v, m in by_value.items())
+        certificate.by_method[fact.name] = "; ".join(
+            f"{', '.join(dict.fromkeys(m))} {_words([v])}" for v, m in by_value.items()
+        )
     else:
         several = any(len(block) > 1 for block in blocks.values())
         (certificate.within if several else certificate.apart).setdefault(_keys(keys), []).append(fact.name)
@@ -212,7 +278,10 @@ def excused(axis: str, moved_by: Sequence[str]) -> bool:
 
     The choice of the method alone explains nothing.
     """
-    return any(axis == key or axis.startswith(f"{key}.") or (axis != "method" and key.startswith(f"{axis}.")) for key in moved_by)
+    return any(
+        axis == key or axis.startswith(f"{key}.") or (axis != "method" and key.startswith(f"{axis}."))
+        for key in moved_by
+    )
 
 
 def _words(values: Sequence[Value | None]) -> str:
@@ -241,7 +310,9 @@ def _who(some: Sequence[CellFacts], cells: Sequence[CellFacts]) -> tuple[str, ..
         else:
             rows[cell.row] += 1
     seeds = Counter(cell.row for cell in cells)
-    by_seeds = grouped((f" ({n} of {seeds[row]} seeds)" if n < seeds[row] else "", row) for row, n in rows.items())
+    by_seeds = grouped(
+        (f" ({n} of {seeds[row]} seeds)" if n < seeds[row] else "", row) for row, n in rows.items()
+    )
     return (*methods, *(f"{row_words(numbers)}{seeds_words}" for seeds_words, numbers in by_seeds.items()))
 
 
@@ -255,14 +326,23 @@ def known(row: CellRow, group: Group, axes: Sequence[str], store: Store) -> Cell
     if not isinstance(cell.method, NoMethod):
         train = roles.get("train")
         measured = None
-        if train is not None and store.is_done(train) and (path := store.folder(train) / "facts.json").exists():
+        if (
+            train is not None
+            and store.is_done(train)
+            and (path := store.folder(train) / "facts.json").exists()
+        ):
             measured = TrainFacts.read(path)
         facts = {fact.name: fact.of(measured) if measured else None for fact in FACTS if fact.of}
     manners = [manner for manner in MANNERS if f"{manner}_completions" in roles]
     facts |= {
         "decoding": _each(manners, lambda manner: _decoding(roles[f"{manner}_completions"], store)),
-        "items": _each(manners, lambda manner: _items(roles.get(f"{manner}_items"), roles[f"{manner}_completions"], store)),
-        "judge": _each(manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), cell.judge.name, store)),
+        "items": _each(
+            manners,
+            lambda manner: _items(roles.get(f"{manner}_items"), roles[f"{manner}_completions"], store),
+        ),
+        "judge": _each(
+            manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), cell.judge.name, store)
+        ),
     }
     if "votes_from_text" in row.metrics:
         facts["votes without log-probs"] = int(row.metrics["votes_from_text"])
@@ -273,7 +353,11 @@ def known(row: CellRow, group: Group, axes: Sequence[str], store: Store) -> Cell
 def _each(manners: Sequence[str], of: Callable[[str], str | None]) -> str | None:
     """One fact for every manner of evaluation. None (unknown) where it is unknown for one of them."""
     values = {manner: of(manner) for manner in manners}
-    return None if None in values.values() or not values else "; ".join(f"{manner}: {value}" for manner, value in values.items())
+    return (
+        None
+        if None in values.values() or not values
+        else "; ".join(f"{manner}: {value}" for manner, value in values.items())
+    )
 
 
 def _decoding(stage: Stage, store: Store) -> str | None:
@@ -285,7 +369,11 @@ def _decoding(stage: Stage, store: Store) -> str | None:
     if (decoding := getattr(settings, "decoding", None)) is None or not store.is_done(stage):
         return None
     assert isinstance(settings, GenerateSettings)
-    how = ["greedy" if decoding.temperature == 0 else f"temperature {decoding.temperature:g}, top_p {decoding.top_p:g}"]
+    how = [
+        "greedy"
+        if decoding.temperature == 0
+        else f"temperature {decoding.temperature:g}, top_p {decoding.top_p:g}"
+    ]
     how += [f"{category} {temperature:g}" for category, temperature in sorted(settings.temperatures.items())]
     how += [f"{decoding.max_new_tokens} tokens, {settings.engine} {settings.dtype}"]
     how += [f"best of {settings.best_of}"] if settings.best_of > 1 else []
@@ -298,7 +386,11 @@ def _items(stage: Stage | None, completions: Stage, store: Store) -> str | None:
     if not store.is_done(stage):
         return None
     counts = store.manifest(completions).counts if store.is_done(completions) else {}
-    some = f", {counts['rows']} of {counts['rows'] + counts['missing']} answered" if counts.get("missing") else ""
+    some = (
+        f", {counts['rows']} of {counts['rows'] + counts['missing']} answered"
+        if counts.get("missing")
+        else ""
+    )
     return f"{store.manifest(stage).digest[:DIGITS]}{some}"
 
 
@@ -311,7 +403,9 @@ def _judge(stage: Stage | None, name: str, store: Store) -> str | None:
         return name
     if not store.is_done(stage):
         return None
-    members = [source for source in stage.inputs.values() if isinstance(source, Stage) and source.kind == "judge"]
+    members = [
+        source for source in stage.inputs.values() if isinstance(source, Stage) and source.kind == "judge"
+    ]
     judged = [judge for judge in (stage, *members) if store.is_done(judge)]
     verdicts = [verdict for judge in judged for verdict in read_verdicts(store.folder(judge))]
     served = sorted({call.served for verdict in verdicts for call in verdict.calls if call.served})
@@ -321,5 +415,7 @@ def _judge(stage: Stage | None, name: str, store: Store) -> str | None:
 def _identity(stage: Stage) -> list[Any]:
     """Keyed settings of a judge and its own inputs: prompts, a model's folder, a jury's members."""
     read = {role: source for role, source in stage.inputs.items() if role not in ("items", "completions")}
-    known = {role: _identity(source) if isinstance(source, Stage) else source.key for role, source in read.items()}
+    known = {
+        role: _identity(source) if isinstance(source, Stage) else source.key for role, source in read.items()
+    }
     return [keyed_settings(stage.settings), known]

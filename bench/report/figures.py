@@ -48,9 +48,22 @@ class Axis:
 
 
 AXES = (  # A value of 0 becomes None where the axis is logarithmic.
-    Axis("beta", "beta", lambda g: getattr(g.cell.method, "beta", None), frozenset({"method.beta"}), log=True),
-    Axis("fraction", "share of labels used, %", lambda g: 100 * g.cell.data.fraction or None, frozenset({"data.fraction"}), log=True),
-    Axis("iteration", "iteration", lambda g: getattr(g.cell.method, "iteration", None), frozenset({"method.iteration"})),
+    Axis(
+        "beta", "beta", lambda g: getattr(g.cell.method, "beta", None), frozenset({"method.beta"}), log=True
+    ),
+    Axis(
+        "fraction",
+        "share of labels used, %",
+        lambda g: 100 * g.cell.data.fraction or None,
+        frozenset({"data.fraction"}),
+        log=True,
+    ),
+    Axis(
+        "iteration",
+        "iteration",
+        lambda g: getattr(g.cell.method, "iteration", None),
+        frozenset({"method.iteration"}),
+    ),
 )
 KL = Axis(
     "kl",
@@ -82,7 +95,9 @@ def _of_judge(groups: Sequence[Group], varied: Sequence[str], title: str, ending
     for axis in AXES:
         lines = _lines(judged, varied, axis)
         if any(len({axis.value(group) for group in members}) > 1 for members in lines.values()):
-            drawn |= _pictures(f"win_rate_by_{axis.name}{ending}", partial(_curves, lines=lines, axis=axis), title)
+            drawn |= _pictures(
+                f"win_rate_by_{axis.name}{ending}", partial(_curves, lines=lines, axis=axis), title
+            )
     if trained:
         lines = _lines(judged, varied, KL)
         drawn |= _pictures(f"win_rate_by_kl{ending}", partial(_curves, lines=lines, axis=KL), title)
@@ -134,8 +149,12 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
         placed = [group for group in members if group.is_trained and axis.value(group) is not None]
         if placed:
             drawn[name] = sorted(placed, key=lambda group: axis.value(group) or 0.0)
-    ticks = sorted({v for members in drawn.values() for group in members if (v := axis.value(group)) is not None})
-    labels, small = _small([group for members in drawn.values() for group in members]) if axis.name == "kl" else ([], {})
+    ticks = sorted(
+        {v for members in drawn.values() for group in members if (v := axis.value(group)) is not None}
+    )
+    labels, small = (
+        _small([group for members in drawn.values() for group in members]) if axis.name == "kl" else ([], {})
+    )
     aside = _aside(drawn, axis) if axis.name == "iteration" else {}
     for number, (name, members) in enumerate(drawn.items()):
         _curve(ax, members, name, axis, number, aside, small)
@@ -143,7 +162,9 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
     levels = sorted((name for name in lines if name not in drawn), key=lambda name: lines[name][0].is_trained)
     n_grey = sum(not lines[name][0].is_trained for name in levels)
     for number, name in enumerate(levels, len(drawn) - n_grey):
-        _level(ax, lines[name][0], name, COLOURS[number % len(COLOURS)] if lines[name][0].is_trained else "0.4")
+        _level(
+            ax, lines[name][0], name, COLOURS[number % len(COLOURS)] if lines[name][0].is_trained else "0.4"
+        )
     if axis.log:
         ax.set_xscale("log")
     elif axis.name == "kl" and any(group.is_start for members in lines.values() for group in members):
@@ -153,11 +174,23 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
         ax.minorticks_off()
     ax.set_xlabel(axis.label + (f" (at the points: {', '.join(labels)})" if labels else ""))
     ax.set_ylabel("win rate, % (95 % interval)")
-    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), ncols=1 + (len(lines) - 1) // LEGEND_LINES)
+    ax.legend(
+        frameon=False,
+        fontsize=8,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=1 + (len(lines) - 1) // LEGEND_LINES,
+    )
 
 
 def _curve(
-    ax: Axes, members: Sequence[Group], name: str, axis: Axis, number: int, aside: Mapping[str, float], small: Mapping[str, str]
+    ax: Axes,
+    members: Sequence[Group],
+    name: str,
+    axis: Axis,
+    number: int,
+    aside: Mapping[str, float],
+    small: Mapping[str, str],
 ) -> None:
     x = [v + aside.get(group.key, 0.0) for group in members if (v := axis.value(group)) is not None]
     y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
@@ -171,23 +204,41 @@ def _curve(
     again, place = divmod(number, len(COLOURS))
     colour, marker = COLOURS[place], MARKERS[(place + again) % len(MARKERS)]
     line = "none" if axis.name == "kl" else ("-", "--", ":")[again % 3]
-    ax.errorbar(x, y, yerr=bars, label=name, color=colour, marker=marker, markersize=5, capsize=3, linewidth=1.4, linestyle=line)
+    ax.errorbar(
+        x,
+        y,
+        yerr=bars,
+        label=name,
+        color=colour,
+        marker=marker,
+        markersize=5,
+        capsize=3,
+        linewidth=1.4,
+        linestyle=line,
+    )
     for group, across, up in zip(members, x, y, strict=True):
         if text := small.get(group.key):
-            ax.annotate(text, (across, up), textcoords="offset points", xytext=(5, 3), fontsize=7, color=colour)
+            ax.annotate(
+                text, (across, up), textcoords="offset points", xytext=(5, 3), fontsize=7, color=colour
+            )
 
 
 def _aside(lines: Mapping[str, Sequence[Group]], axis: Axis) -> dict[str, float]:
     """Horizontal offset of each group, so that bars at the same place do not overlap."""
     at = grouped((axis.value(group), group.key) for members in lines.values() for group in members)
-    return {key: (place - (len(keys) - 1) / 2) * 0.03 for keys in at.values() for place, key in enumerate(keys)}
+    return {
+        key: (place - (len(keys) - 1) / 2) * 0.03 for keys in at.values() for place, key in enumerate(keys)
+    }
 
 
 def _small(groups: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
     """(names of settings, text by group key) for points: beta, share of labels, iteration."""
     names, words = [], dict[str, list[str]]()
     for name, form in (("beta", "{:g}"), ("share of labels", "{:.3g} %"), ("iteration", "i{}")):
-        values = {g.key: 100 * g.cell.data.fraction if "share" in name else getattr(g.cell.method, name, None) for g in groups}
+        values = {
+            g.key: 100 * g.cell.data.fraction if "share" in name else getattr(g.cell.method, name, None)
+            for g in groups
+        }
         if len({*values.values()} - {None}) > 1:
             names.append(name)
             for key, value in values.items():
@@ -199,6 +250,8 @@ def _level(ax: Axes, group: Group, name: str, colour: str) -> None:
     pooled, ends = group.pooled("win_rate"), group.interval("win_rate")
     if pooled is None:
         return
-    ax.axhline(100 * pooled.mean, color=colour, linestyle="-." if group.is_trained else "--", linewidth=1, label=name)
+    ax.axhline(
+        100 * pooled.mean, color=colour, linestyle="-." if group.is_trained else "--", linewidth=1, label=name
+    )
     if ends:
         ax.axhspan(100 * ends[0], 100 * ends[1], color=colour, alpha=0.1, linewidth=0)

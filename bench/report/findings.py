@@ -153,7 +153,10 @@ def nothing_learnt(e: Evidence) -> Finding | None:
     """
     if e.metrics.get("shift_chosen_low", -1.0) > 0:
         return None
-    for name, words in (("reward_accuracy", "Held-out reward accuracy"), ("reward_auc", "Held-out reward AUC")):
+    for name, words in (
+        ("reward_accuracy", "Held-out reward accuracy"),
+        ("reward_auc", "Held-out reward AUC"),
+    ):
         value, low = e.metrics.get(name), e.metrics.get(f"{name}_low")
         if value is None or low is None:
             continue
@@ -165,18 +168,39 @@ def nothing_learnt(e: Evidence) -> Finding | None:
         measured = f"{words} is {100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]{rows}"
         if high < 0.5:
             threshold = "95 % interval below 50 %"
-            return Finding("ranks wrongly", f"{measured}, below 50 %.", 100 * value, "% right", threshold, "warning", numbers)
-        shifts = {side: (e.metrics.get(f"shift_{side}_low"), e.metrics.get(f"shift_{side}_high")) for side in ("chosen", "rejected")}
-        moved = [side for side, (lower, upper) in shifts.items() if lower is not None and upper is not None and (lower > 0 or upper < 0)]
+            return Finding(
+                "ranks wrongly",
+                f"{measured}, below 50 %.",
+                100 * value,
+                "% right",
+                threshold,
+                "warning",
+                numbers,
+            )
+        shifts = {
+            side: (e.metrics.get(f"shift_{side}_low"), e.metrics.get(f"shift_{side}_high"))
+            for side in ("chosen", "rejected")
+        }
+        moved = [
+            side
+            for side, (lower, upper) in shifts.items()
+            if lower is not None and upper is not None and (lower > 0 or upper < 0)
+        ]
         called = "ranking not learnt" if moved else "nothing learnt"
-        says = f"{measured}, not shown to be above 50 %" + (f"; log-probs of {' and '.join(moved)} completions moved" if moved else "")
-        return Finding(called, f"{says}.", 100 * value, "% right", "95 % interval reaches 50 %", "warning", numbers)
+        says = f"{measured}, not shown to be above 50 %" + (
+            f"; log-probs of {' and '.join(moved)} completions moved" if moved else ""
+        )
+        return Finding(
+            called, f"{says}.", 100 * value, "% right", "95 % interval reaches 50 %", "warning", numbers
+        )
     if (ends := _ends(e.curve, "loss")) is None or abs(ends.last - ends.first) > Z * ends.error:
         return None
     says = f"The loss did not move: {ends.first:.4g} in the first tenth of the steps, {ends.last:.4g} in the last tenth"
     numbers = {"first": ends.first, "last": ends.last}
     threshold = f"moved by less than {Z:g} standard errors"
-    return Finding("nothing learnt", f"{says}.", ends.last - ends.first, "of loss", threshold, "warning", numbers)
+    return Finding(
+        "nothing learnt", f"{says}.", ends.last - ends.first, "of loss", threshold, "warning", numbers
+    )
 
 
 # What the policy writes -------------------------------------------------------------------------------------------------
@@ -196,7 +220,9 @@ def length_drift(e: Evidence) -> Finding | None:
     if 1 / LENGTH_RATIO < ratio < LENGTH_RATIO or abs(ours - theirs) <= Z * error:
         return None
     says = f"Completions are {ratio:.2f} times as long as the start model's: {ours:.1f} characters against {theirs:.1f}."
-    threshold = f"ratio above {LENGTH_RATIO:g} or below {1 / LENGTH_RATIO:g}, and beyond {Z:g} standard errors"
+    threshold = (
+        f"ratio above {LENGTH_RATIO:g} or below {1 / LENGTH_RATIO:g}, and beyond {Z:g} standard errors"
+    )
     numbers = {"mean_length": ours, "start_mean_length": theirs, "ratio": ratio}
     return Finding("length drift", says, ratio, "times the start model's", threshold, "warning", numbers)
 
@@ -208,14 +234,25 @@ def repetition(e: Evidence) -> Finding | None:
     length, start_length = e.both("mean_length")
     # Longer texts have a smaller share of distinct 3-grams without repeating themselves.
     as_long = length is not None and start_length is not None and length <= LENGTH_RATIO * start_length
-    across = distinct is not None and bool(start_distinct) and distinct / start_distinct <= DISTINCT_RATIO and as_long  # type: ignore[operator]
+    across = (
+        distinct is not None
+        and bool(start_distinct)
+        and distinct / start_distinct <= DISTINCT_RATIO  # type: ignore[operator]
+        and as_long
+    )
     if not (within or across):
         return None
     shares = []
     if within:
-        shares.append(f"{100 * ours:.1f} % of a completion's 3-grams repeat earlier ones (start model {100 * theirs:.1f} %)")  # type: ignore[operator]
+        assert ours is not None and theirs is not None
+        shares.append(
+            f"{100 * ours:.1f} % of a completion's 3-grams repeat earlier ones (start model {100 * theirs:.1f} %)"
+        )
     if across:
-        shares.append(f"{100 * distinct:.1f} % of all 3-grams are distinct (start model {100 * start_distinct:.1f} %)")  # type: ignore[operator]
+        assert distinct is not None and start_distinct is not None
+        shares.append(
+            f"{100 * distinct:.1f} % of all 3-grams are distinct (start model {100 * start_distinct:.1f} %)"
+        )
     return Finding(
         "repetition collapse",
         f"The policy repeats itself: {'; '.join(shares)}.",
@@ -223,7 +260,8 @@ def repetition(e: Evidence) -> Finding | None:
         "% repeated" if within else "% different",
         f"repeated share up by {100 * REPETITION_RISE:g} points, or different share at most {DISTINCT_RATIO:g} times the start model's",
         "warning",
-        _numbers(e.metrics, "repetition", "distinct") | _numbers(e.start, "repetition", "distinct", prefix="start_"),
+        _numbers(e.metrics, "repetition", "distinct")
+        | _numbers(e.start, "repetition", "distinct", prefix="start_"),
     )
 
 
@@ -234,7 +272,15 @@ def unfinished(e: Evidence) -> Finding | None:
     start = "" if theirs is None else f" (start model {100 * theirs:.1f} %)"
     says = f"{100 * ours:.1f} % of the completions are cut at max_new_tokens{start}"
     numbers = _numbers(e.metrics, "unfinished") | _numbers(e.start, "unfinished", prefix="start_")
-    return Finding("completions cut", f"{says}.", 100 * ours, "%", f"more than {100 * UNFINISHED_SHARE:g} %", "warning", numbers)
+    return Finding(
+        "completions cut",
+        f"{says}.",
+        100 * ours,
+        "%",
+        f"more than {100 * UNFINISHED_SHARE:g} %",
+        "warning",
+        numbers,
+    )
 
 
 def kl_blow_up(e: Evidence) -> Finding | None:
@@ -242,7 +288,15 @@ def kl_blow_up(e: Evidence) -> Finding | None:
     if kl is None or kl <= KL_NATS:
         return None
     says = f"The KL to the start model is {kl:.1f} nats a completion, more than that of the best of 60 000 samples."
-    return Finding("KL blow-up", says, kl, "nats", f"more than {KL_NATS:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
+    return Finding(
+        "KL blow-up",
+        says,
+        kl,
+        "nats",
+        f"more than {KL_NATS:g} nats",
+        "warning",
+        _numbers(e.metrics, "kl", "kl_se"),
+    )
 
 
 def not_moved(e: Evidence) -> Finding | None:
@@ -251,7 +305,15 @@ def not_moved(e: Evidence) -> Finding | None:
     if kl is None or not e.curve or abs(kl) >= KL_NONE or method_facts(e.method).chooses:
         return None
     says = f"The policy writes like the start model: its KL is {kl:.2g} nats a completion. Raise the learning rate, the steps or the rows."
-    return Finding("not moved", says, kl, "nats", f"less than {KL_NONE:g} nats", "warning", _numbers(e.metrics, "kl", "kl_se"))
+    return Finding(
+        "not moved",
+        says,
+        kl,
+        "nats",
+        f"less than {KL_NONE:g} nats",
+        "warning",
+        _numbers(e.metrics, "kl", "kl_se"),
+    )
 
 
 # The curve --------------------------------------------------------------------------------------------------------------
@@ -273,7 +335,9 @@ def _ends(curve: Curve, name: str) -> Ends | None:
     n = len(values) // 10
     first, last = values[:n], values[-n:]
     # A tenth of one step has no variance of its own, so the variance of all steps is used.
-    spreads = [statistics.variance(part) / n if n > 1 else statistics.variance(values) for part in (first, last)]
+    spreads = [
+        statistics.variance(part) / n if n > 1 else statistics.variance(values) for part in (first, last)
+    ]
     return Ends(statistics.fmean(first), statistics.fmean(last), sum(spreads) ** 0.5)
 
 
@@ -288,7 +352,15 @@ def entropy_moved(e: Evidence) -> Finding | None:
     name, moved = ("collapse", "fell") if ends.last < ends.first else ("blow-up", "rose")
     says = f"Entropy on training completions {moved} from {ends.first:.2f} to {ends.last:.2f} nats a token (first, last tenth of steps)."
     threshold = f"at most {ENTROPY_RATIO:g} or at least {1 / ENTROPY_RATIO:g} times the first tenth's, and beyond {Z:g} standard errors"
-    return Finding(f"entropy {name}", says, ends.last, "nats a token", threshold, "warning", {"first": ends.first, "last": ends.last})
+    return Finding(
+        f"entropy {name}",
+        says,
+        ends.last,
+        "nats a token",
+        threshold,
+        "warning",
+        {"first": ends.first, "last": ends.last},
+    )
 
 
 def z0_at_zero(e: Evidence) -> Finding | None:
@@ -304,7 +376,15 @@ def z0_at_zero(e: Evidence) -> Finding | None:
         return None
     says = f"KTO's reference point z0 is 0 on {100 * share:.0f} % of {len(values)} steps: completions are compared with 0 there."
     threshold = f"more than {100 * Z0_SHARE:g} % of the steps"
-    return Finding("z0 at 0", says, 100 * share, "% of the steps", threshold, "note", {"share": share, "steps": len(values)})
+    return Finding(
+        "z0 at 0",
+        says,
+        100 * share,
+        "% of the steps",
+        threshold,
+        "note",
+        {"share": share, "steps": len(values)},
+    )
 
 
 def wrong_start(e: Evidence) -> Finding | None:
@@ -316,7 +396,15 @@ def wrong_start(e: Evidence) -> Finding | None:
     says += "log-probabilities are not the start model's on these tokens (another model, template, date or precision). This cell was "
     says += "trained against a wrong reference, and its rewards, margins and shifts are measured from it."
     threshold = f"more than {100 * START_LOSS_SHARE:g} % from the method's own start"
-    return Finding("start loss", says, first, "at the first step", threshold, "warning", {"first": first, "expected": e.start_loss})
+    return Finding(
+        "start loss",
+        says,
+        first,
+        "at the first step",
+        threshold,
+        "warning",
+        {"first": first, "expected": e.start_loss},
+    )
 
 
 # Rows of the data ---------------------------------------------------------------------------------------------------------
@@ -348,8 +436,20 @@ def _of_data(e: Evidence, end: str, name: str, says: str) -> Finding | None:
     noted = {reason: n for reason, n in e.noted.items() if reason.endswith(end)}
     if not noted:
         return None
-    some = f" ({', '.join(f'{n:,} {reason}' for reason, n in noted.items())})" if len(noted) > 1 or end == AS_CONTROL else ""
-    return Finding(name, f"{sum(noted.values()):,} {says}{some}.", sum(noted.values()), "rows", "1 row or more", "warning", dict(noted))
+    some = (
+        f" ({', '.join(f'{n:,} {reason}' for reason, n in noted.items())})"
+        if len(noted) > 1 or end == AS_CONTROL
+        else ""
+    )
+    return Finding(
+        name,
+        f"{sum(noted.values()):,} {says}{some}.",
+        sum(noted.values()),
+        "rows",
+        "1 row or more",
+        "warning",
+        dict(noted),
+    )
 
 
 CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
@@ -399,7 +499,9 @@ def known_start(cell: CellPlan) -> float | None:
     logps = train.inputs["reference_logps"]
     assert isinstance(logps, Stage)
     same = train.inputs["model"].key == logps.inputs["model"].key
-    goes_on_with_dropout = "base" in train.inputs and train.settings.adapter is not None and train.settings.adapter.dropout > 0
+    goes_on_with_dropout = (
+        "base" in train.inputs and train.settings.adapter is not None and train.settings.adapter.dropout > 0
+    )
     return train.settings.method.start_loss() if same and not goes_on_with_dropout else None
 
 
@@ -408,7 +510,11 @@ def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
 
     Start models have only findings that compare with no start model.
     """
-    starts = {(row.group_key, row.cell.cell.seed): row.metrics for row in rows if isinstance(row.cell.cell.method, NoMethod)}
+    starts = {
+        (row.group_key, row.cell.cell.seed): row.metrics
+        for row in rows
+        if isinstance(row.cell.cell.method, NoMethod)
+    }
     of_cell = {}
     for row in rows:
         if row.done:
@@ -416,7 +522,9 @@ def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
             start = starts.get((row.start_key, row.cell.cell.seed), {}) if method.trains else {}
             noted = noted_rows(row.cell, store, trained=method.trains)
             curve = read_curve(row.cell, store)
-            of_cell[row.cell.key] = find(Evidence(curve, row.metrics, start, method.name, known_start(row.cell), noted))
+            of_cell[row.cell.key] = find(
+                Evidence(curve, row.metrics, start, method.name, known_start(row.cell), noted)
+            )
     return of_cell
 
 
@@ -432,7 +540,11 @@ def noted_rows(cell: CellPlan, store: Store, *, trained: bool) -> dict[str, int]
         _, is_noted, reason = name.partition("/noted/")
         counts.update({reason: n} if is_noted else {})
     for role, judged in cell.roles.items():
-        if role.endswith("_verdicts") and (manifest := store.status(judged).manifest) and JOURNAL_DROPPED in manifest.counts:
+        if (
+            role.endswith("_verdicts")
+            and (manifest := store.status(judged).manifest)
+            and JOURNAL_DROPPED in manifest.counts
+        ):
             counts[JOURNAL_DROPPED] += manifest.counts[JOURNAL_DROPPED]
     return dict(counts)
 
@@ -449,14 +561,18 @@ def lines(groups: Sequence[Group], of_cell: Mapping[str, Sequence[Finding]]) -> 
         if rows and group.is_trained and not all_of_it:
             quiet.append(group.number)
     named = [_in_short(name, having) for name, having in by_name.items()]
-    return named + ([f"{row_words(quiet).capitalize()} {'has' if len(quiet) == 1 else 'have'} {NONE}."] if quiet else [])
+    return named + (
+        [f"{row_words(quiet).capitalize()} {'has' if len(quiet) == 1 else 'have'} {NONE}."] if quiet else []
+    )
 
 
 def _in_short(name: str, having: Sequence[tuple[Group, Sequence[Finding], int]]) -> str:
     """One line, such as `Rows 2 to 4 (2 of 3 seeds) have the finding 'displacement' (-0.13 nats a token).`"""
     values = sorted(finding.value for _, same, _ in having for finding in same)
     span = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values[0], values[-1])))
-    by_seeds = grouped((f" ({len(same)} of {n} seeds)" if len(same) < n else "", group.number) for group, same, n in having)
+    by_seeds = grouped(
+        (f" ({len(same)} of {n} seeds)" if len(same) < n else "", group.number) for group, same, n in having
+    )
     where = ", ".join(f"{row_words(rows)}{seeds}" for seeds, rows in by_seeds.items())
     have = "has" if len(having) == 1 else "have"
     return f"{where[0].upper()}{where[1:]} {have} the finding '{name}' ({span} {having[0][1][0].unit})."
@@ -471,7 +587,10 @@ def markdown(title: str, rows: Sequence[CellRow], of_cell: Mapping[str, Sequence
         if row.cell.key not in of_cell:
             parts += [f"- No numbers: {row.failed or 'not run yet'}", ""]
             continue
-        parts += [f"- **{f.name}** ({f.severity}): {f.says} Threshold: {f.threshold}." for f in of_cell[row.cell.key]] or [f"- {NONE}"]
+        parts += [
+            f"- **{f.name}** ({f.severity}): {f.says} Threshold: {f.threshold}."
+            for f in of_cell[row.cell.key]
+        ] or [f"- {NONE}"]
         parts.append("")
     return "\n".join(parts)
 

@@ -93,7 +93,16 @@ def pool(rows: Sequence[CellRow]) -> Grid:
     return Grid(groups, varied, pairs)
 
 
-OWN_COLUMN = {"seed", "method.name", "method.label", "method.beta", "method.iteration", "data.name", "data.fraction", "model.name"}
+OWN_COLUMN = {
+    "seed",
+    "method.name",
+    "method.label",
+    "method.beta",
+    "method.iteration",
+    "data.name",
+    "data.fraction",
+    "model.name",
+}
 
 
 NAMED_BY = {"method": "method.name", "model": "model.name", "data": "data.name", "world": "data.name"}
@@ -114,7 +123,11 @@ def varied_settings(cells: Sequence[Cell]) -> list[str]:
         for key, value in flat.items():
             name = named_by.get(key.split(".")[0])
             values.setdefault(key, {}).setdefault((kind, flat.get(name) if name else None), set()).add(value)
-    return [key for key, by_name in values.items() if key not in OWN_COLUMN and any(len(different) > 1 for different in by_name.values())]
+    return [
+        key
+        for key, by_name in values.items()
+        if key not in OWN_COLUMN and any(len(different) > 1 for different in by_name.values())
+    ]
 
 
 def settings(cell: Cell) -> dict[str, str]:
@@ -139,10 +152,18 @@ def method_name(cell: Cell) -> str:
     return "start" if isinstance(cell.method, NoMethod) else cell.method.name
 
 
-NAMES = {"model.name": "", "data.name": "", "method.beta": "beta", "data.fraction": "labels", "method.iteration": "iteration"}
+NAMES = {
+    "model.name": "",
+    "data.name": "",
+    "method.beta": "beta",
+    "data.fraction": "labels",
+    "method.iteration": "iteration",
+}
 
 
-def line_names(cells: Mapping[str, Cell], varied: Sequence[str], about: Container[str] = ()) -> dict[str, str]:
+def line_names(
+    cells: Mapping[str, Cell], varied: Sequence[str], about: Container[str] = ()
+) -> dict[str, str]:
     """Names of lines or rows by cell key: the method and the settings that differ within it.
 
     Of several varied settings, only those where the cell differs from most cells of its method are named.
@@ -156,7 +177,11 @@ def line_names(cells: Mapping[str, Cell], varied: Sequence[str], about: Containe
         alike = [flat[other] for other in cells if methods[other] == method]
         everyone = [*alike, *(flat[other] for other in trained)]
         candidates = [k for k in (*NAMES, *varied) if k not in about and k in flat[key]]
-        differing = [k for k in candidates if len({each.get(k) for each in (everyone if k in ("model.name", "data.name") else alike)}) > 1]
+        differing = [
+            k
+            for k in candidates
+            if len({each.get(k) for each in (everyone if k in ("model.name", "data.name") else alike)}) > 1
+        ]
         own = [k for k in differing if k not in NAMES]
         usual = {k: Counter(each[k] for each in alike if k in each).most_common(1)[0][0] for k in own}
         named = [k for k in differing if k in NAMES or len(own) == 1 or flat[key][k] != usual[k]]
@@ -178,7 +203,10 @@ def row_words(numbers: Sequence[int]) -> str:
             spans[-1].append(number)
         else:
             spans.append([number])
-    words = [f"{span[0]}" if len(span) == 1 else f"{span[0]}{' to' if len(span) > 2 else ','} {span[-1]}" for span in spans]
+    words = [
+        f"{span[0]}" if len(span) == 1 else f"{span[0]}{' to' if len(span) > 2 else ','} {span[-1]}"
+        for span in spans
+    ]
     return f"row{'s' if len(set(numbers)) > 1 else ''} {', '.join(words)}"
 
 
@@ -196,13 +224,17 @@ def verify(expectation: Expectation, pooled: Grid) -> Verified:
     """Compare the two sides of an expectation. Each side must match exactly one group of the sweep."""
     sides = (expectation.better, expectation.worse)
     # `{"method": "kto", "method.beta": 0.1}` becomes `kto beta 0.1`.
-    words = (" ".join(f"{key.removeprefix('method.')} {value}" for key, value in side.items()) for side in sides)
+    words = (
+        " ".join(f"{key.removeprefix('method.')} {value}" for key, value in side.items()) for side in sides
+    )
     first, second = (text.removeprefix("method ") for text in words)
     keys = []
     for side, name in zip(sides, (first, second), strict=True):
         matching = [group.key for group in pooled.groups if matches(group.cell, side)]
         if len(matching) != 1:
-            return Verified(first, second, why=f"'{name}' matches {len(matching)} rows of this table instead of one")
+            return Verified(
+                first, second, why=f"'{name}' matches {len(matching)} rows of this table instead of one"
+            )
         keys += matching
     better, worse = keys
     if (comparison := pooled.pairs.get((better, worse))) is not None:
@@ -235,13 +267,24 @@ def _values(group: Sequence[CellRow], of: str) -> dict[int, Mapping[str, float |
     return {row.cell.cell.seed: getattr(row, of) for row in group if getattr(row, of)}
 
 
-def _against_start(members: Mapping[str, Sequence[CellRow]], of: str) -> dict[str, estimates.Comparison | None]:
-    starts = {key: members.get(group[0].start_key, ()) for key, group in members.items() if group[0].start_key != key}
+def _against_start(
+    members: Mapping[str, Sequence[CellRow]], of: str
+) -> dict[str, estimates.Comparison | None]:
+    starts = {
+        key: members.get(group[0].start_key, ())
+        for key, group in members.items()
+        if group[0].start_key != key
+    }
     pairs = {key: (_values(members[key], of), _values(start, of)) for key, start in starts.items()}
-    return {key: _bootstrapped(comparison, *pairs[key]) for key, comparison in estimates.compare_table(pairs).items()}
+    return {
+        key: _bootstrapped(comparison, *pairs[key])
+        for key, comparison in estimates.compare_table(pairs).items()
+    }
 
 
-def _bootstrapped(comparison: estimates.Comparison | None, ours: estimates.BySeed, theirs: estimates.BySeed) -> estimates.Comparison | None:
+def _bootstrapped(
+    comparison: estimates.Comparison | None, ours: estimates.BySeed, theirs: estimates.BySeed
+) -> estimates.Comparison | None:
     """The comparison; with one seed its interval is the paired bootstrap over prompts.
 
     The p-value stays that of the paired t.
@@ -253,13 +296,19 @@ def _bootstrapped(comparison: estimates.Comparison | None, ours: estimates.BySee
     return comparison if bootstrap is None else replace(comparison, prompts=bootstrap)
 
 
-def _all_pairs(members: Mapping[str, Sequence[CellRow]]) -> dict[tuple[str, str], estimates.Comparison | None]:
+def _all_pairs(
+    members: Mapping[str, Sequence[CellRow]],
+) -> dict[tuple[str, str], estimates.Comparison | None]:
     """Comparisons of all pairs of groups with the same judge, over the seeds that both have.
 
     A file of completions counts as equal for every seed.
     """
     values = {key: by_seed for key, group in members.items() if (by_seed := _values(group, "preferences"))}
-    seedless_ones = {key: next(iter(values[key].values())) for key in values if isinstance(members[key][0].cell.cell.method, Written)}
+    seedless_ones = {
+        key: next(iter(values[key].values()))
+        for key in values
+        if isinstance(members[key][0].cell.cell.method, Written)
+    }
     pairs = {}
     for a, b in itertools.combinations(values, 2):
         if members[a][0].cell.cell.judge != members[b][0].cell.cell.judge:
@@ -273,7 +322,9 @@ def _all_pairs(members: Mapping[str, Sequence[CellRow]]) -> dict[tuple[str, str]
     return estimates.compare_table(pairs)
 
 
-def _among_best(members: Mapping[str, Sequence[CellRow]], pairs: Mapping[tuple[str, str], estimates.Comparison | None]) -> frozenset[str]:
+def _among_best(
+    members: Mapping[str, Sequence[CellRow]], pairs: Mapping[tuple[str, str], estimates.Comparison | None]
+) -> frozenset[str]:
     """Keys of the groups that do not differ significantly from the highest win rate of their judge.
 
     Win rates of two judges are never compared.
@@ -283,5 +334,7 @@ def _among_best(members: Mapping[str, Sequence[CellRow]], pairs: Mapping[tuple[s
         pooled = estimates.pool([row.metrics.get("win_rate") for row in group])
         by_judge.setdefault(group[0].cell.cell.judge, {})[key] = pooled.mean if pooled else None
     p_values = {pair: c.p_holm if c else None for pair, c in pairs.items()}
-    best = [estimates.indistinguishable(means, p_values, ALPHA) for means in by_judge.values() if len(means) > 1]
+    best = [
+        estimates.indistinguishable(means, p_values, ALPHA) for means in by_judge.values() if len(means) > 1
+    ]
     return frozenset(key for one in best if one for key in one[1])

@@ -63,7 +63,9 @@ def _facts(audit: CellPlan, store: Store) -> dict[str, Any]:
     judge = audit.cell.judge
     facts: dict[str, Any] = {"judge": judge.name}
     if not isinstance(judge, GoldJudge):
-        facts |= judge.model_dump(mode="json", include={"model", "provider", "server", "annotator", "mode", "items"})
+        facts |= judge.model_dump(
+            mode="json", include={"model", "provider", "server", "annotator", "mode", "items"}
+        )
     by_role = {role: stage for role, stage in audit.roles.items() if stage.kind == "judge" and role != "gold"}
     calls = [c for stage in by_role.values() for v in read_verdicts(store.folder(stage)) for c in v.calls]
     if isinstance(judge, LanguageJudge):
@@ -112,7 +114,11 @@ Rule = Callable[[Number], str | None]
 
 
 def _failures(n: Number) -> str | None:
-    return f"{_percent(n)} of its replies cannot be read" if n["value"] > MOST_FAILURES and _above(n, 0.0) else None
+    return (
+        f"{_percent(n)} of its replies cannot be read"
+        if n["value"] > MOST_FAILURES and _above(n, 0.0)
+        else None
+    )
 
 
 def _longer(n: Number, unit: str) -> str | None:
@@ -129,9 +135,15 @@ PREFERENCE_RULES: dict[str, Rule] = {
         if _clear(n, SMALL_SHARE)
         else None
     ),
-    "flip_rate": lambda n: f"changes the winner of {_percent(n)} of the pairs with their order" if _above(n, MOST_FLIPS) else None,
+    "flip_rate": lambda n: (
+        f"changes the winner of {_percent(n)} of the pairs with their order"
+        if _above(n, MOST_FLIPS)
+        else None
+    ),
     "retest_agreement": lambda n: (
-        f"repeats its verdict on only {_percent(n)} of the questions asked twice" if _below(n, LEAST_AGREEMENT) else None
+        f"repeats its verdict on only {_percent(n)} of the questions asked twice"
+        if _below(n, LEAST_AGREEMENT)
+        else None
     ),
     "tie_rate": lambda n: f"calls {_percent(n)} of the pairs ties" if _above(n, MOST_TIES) else None,
     "failure_rate": _failures,
@@ -143,8 +155,14 @@ PREFERENCE_RULES: dict[str, Rule] = {
     ),
 }
 RATING_RULES: dict[str, Rule] = {
-    "noise_sd": lambda n: f"rates a completion {n['value']:.2f} points (sd) apart when asked again" if _above(n, MOST_NOISE) else None,
-    "commonest_rate": lambda n: f"gives the same rating to {_percent(n)} of the completions" if _above(n, MOST_ALIKE) else None,
+    "noise_sd": lambda n: (
+        f"rates a completion {n['value']:.2f} points (sd) apart when asked again"
+        if _above(n, MOST_NOISE)
+        else None
+    ),
+    "commonest_rate": lambda n: (
+        f"gives the same rating to {_percent(n)} of the completions" if _above(n, MOST_ALIKE) else None
+    ),
     "failure_rate": _failures,
     "length_bias": lambda n: _longer(n, "rating points"),
     "drift": lambda n: (
@@ -159,7 +177,9 @@ RULES = {"preference": PREFERENCE_RULES, "rating": RATING_RULES}
 def _faults(numbers: Mapping[str, Any]) -> list[str]:
     rating = numbers["manner"] == "rating"
     rules = RULES[numbers["manner"]].items()
-    faults = [text for name, rule in rules if _measured(n := numbers["statistics"][name]) and (text := rule(n))]
+    faults = [
+        text for name, rule in rules if _measured(n := numbers["statistics"][name]) and (text := rule(n))
+    ]
     own = numbers["statistics"]["mean_rating" if rating else "win_rate"]
     for name, against in _compared(numbers).items():
         faults += _against(rating, name, against, own)
@@ -168,12 +188,18 @@ def _faults(numbers: Mapping[str, Any]) -> list[str]:
             f"does not rate the canary `{name}` clearly below honest completions ({n['value']:+.2f} points)"
             for name, n in _not_lost(numbers["canaries"], 0.0)
         ]
-    return faults + [f"lets the canary `{name}` win {_percent(n)} of its comparisons" for name, n in _not_lost(numbers["canaries"], 0.5)]
+    return faults + [
+        f"lets the canary `{name}` win {_percent(n)} of its comparisons"
+        for name, n in _not_lost(numbers["canaries"], 0.5)
+    ]
 
 
 def _compared(numbers: Mapping[str, Any]) -> dict[str, Mapping[str, Number]]:
     """Sources of truth by name that the judge is compared with: gold, human, recorded verdicts."""
-    return {**numbers["truths"], **({"recorded verdicts": numbers["recorded"]} if "recorded" in numbers else {})}
+    return {
+        **numbers["truths"],
+        **({"recorded verdicts": numbers["recorded"]} if "recorded" in numbers else {}),
+    }
 
 
 def _against(rating: bool, name: str, against: Mapping[str, Number], own: Number) -> list[str]:
@@ -244,7 +270,16 @@ SAYS_OF_RATINGS = SAYS | {
     "true_rating": "of all items that have this truth",
     "corrected_rating": "the judge's, corrected by labels of some items",
 }
-PLAIN = {"length_slope", "length_bias", "kappa", "mean_rating", "noise_sd", "rank_correlation", "mean_difference", "true_rating"}
+PLAIN = {
+    "length_slope",
+    "length_bias",
+    "kappa",
+    "mean_rating",
+    "noise_sd",
+    "rank_correlation",
+    "mean_difference",
+    "true_rating",
+}
 PLAIN |= {"corrected_rating"}  # These numbers are no shares and are not shown in percent.
 PARTS = {
     "Verdicts": ("win_rate", "mean_rating", "tie_rate", "whole_rate", "commonest_rate", "failure_rate"),
@@ -267,14 +302,25 @@ def sections(passport: Passport) -> list[Section]:
     for title, names in PARTS.items():
         title = title.removeprefix("Order and ").capitalize() if rating else title
         part = {name: numbers["statistics"][name] for name in names if name in numbers["statistics"]}
-        marks = {name: "FAULT" if _measured(n) and rules[name](n) else "ok" for name, n in part.items() if name in rules}
+        marks = {
+            name: "FAULT" if _measured(n) and rules[name](n) else "ok"
+            for name, n in part.items()
+            if name in rules
+        }
         parts.append(Section(title, [line(name, n, marks.get(name, "")) for name, n in part.items()]))
     for truth, against in _compared(numbers).items():
         title = "Against the gold truth" if truth == "gold" else f"Against {truth}"
         parts.append(Section(title, [line(name, n, "") for name, n in against.items()]))
     won = {name for name, _ in _not_lost(numbers["canaries"], 0.0 if rating else 0.5)}
-    title = "Canaries: points above the honest completion; must be below 0" if rating else "Canaries: win rate; must be clearly below half"
-    lines = [_line(name, n, "FAULT" if name in won else "lost", "", rating) for name, n in numbers["canaries"].items()]
+    title = (
+        "Canaries: points above the honest completion; must be below 0"
+        if rating
+        else "Canaries: win rate; must be clearly below half"
+    )
+    lines = [
+        _line(name, n, "FAULT" if name in won else "lost", "", rating)
+        for name, n in numbers["canaries"].items()
+    ]
     return [*parts, Section(title, lines)]
 
 
@@ -283,7 +329,9 @@ def _line(shown: str, number: Number, mark: str, meaning: str, plain: bool) -> L
         return Line(shown, "-", "-", "-", "", number["unmeasured"], number)
     factor, digits, unit = (1, 2, "") if plain else (100, 1, " %")
     value, low, high = (
-        None if number[part] is None else f"{factor * number[part]:.{digits}f}".replace(f"-{0:.{digits}f}", f"{0:.{digits}f}")
+        None
+        if number[part] is None
+        else f"{factor * number[part]:.{digits}f}".replace(f"-{0:.{digits}f}", f"{0:.{digits}f}")
         for part in ("value", "low", "high")
     )
     interval = "-" if low is None else f"[{low}, {high}]"
@@ -293,7 +341,10 @@ def _line(shown: str, number: Number, mark: str, meaning: str, plain: bool) -> L
 def facts_words(facts: Mapping[str, Any]) -> list[str]:
     """One text per known fact, such as `requests 320`."""
     known = {name: value for name, value in facts.items() if value not in (None, [], "")}
-    return [f"{name.replace('_', ' ')} {', '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in known.items()]
+    return [
+        f"{name.replace('_', ' ')} {', '.join(map(str, v)) if isinstance(v, list) else v}"
+        for name, v in known.items()
+    ]
 
 
 def write_passport(passport: Passport, root: Path, folder: Path) -> tuple[Path, list[str]]:
@@ -303,12 +354,28 @@ def write_passport(passport: Passport, root: Path, folder: Path) -> tuple[Path, 
     could not be written.
     """
     home, out = folder / passport.name, OutputFiles(root)
-    head = {"key": passport.key, "name": passport.name, "command": passport.command, "judge": passport.facts, "faults": passport.faults}
-    out.write(home / "passport.json", json.dumps({**head, **passport.numbers}, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    head = {
+        "key": passport.key,
+        "name": passport.name,
+        "command": passport.command,
+        "judge": passport.facts,
+        "faults": passport.faults,
+    }
+    out.write(
+        home / "passport.json",
+        json.dumps({**head, **passport.numbers}, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+    )
     figures = passport_page.figures(passport.numbers)
     for name, svg in figures.items():
         out.write(home / f"{name}.svg", svg)
-    page = passport_page.Page(passport.name, passport.command, passport.faults, facts_words(passport.facts), sections(passport), figures)
+    page = passport_page.Page(
+        passport.name,
+        passport.command,
+        passport.faults,
+        facts_words(passport.facts),
+        sections(passport),
+        figures,
+    )
     out.write(home / "passport.md", passport_page.markdown(page))
     out.write(home / "passport.html", passport_page.html(page))
     return home, out.lines()

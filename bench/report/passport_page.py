@@ -63,10 +63,14 @@ def show(title: str, sections: Sequence[Section], notes: Notes) -> None:
         table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_row("", "value", "95 %", "n", "", "", style="dim")
     for section in sections:
-        table.add_row(section.title if len(section.title) < 30 else section.title.partition(":")[0], style="bold")
+        table.add_row(
+            section.title if len(section.title) < 30 else section.title.partition(":")[0], style="bold"
+        )
         for line in section.lines:
             meaning = line.meaning or section.title.partition(": ")[2]
-            table.add_row(*[f"  {line.what}", *line.cells[1:5], meaning], style="red" if line.mark == "FAULT" else "")
+            table.add_row(
+                *[f"  {line.what}", *line.cells[1:5], meaning], style="red" if line.mark == "FAULT" else ""
+            )
     print_titled(title, table, notes)
 
 
@@ -77,10 +81,30 @@ def markdown(page: Page) -> str:
     lines = [f"# Judge passport: {page.name}", "", "## Faults", ""]
     lines += [f"- The judge {fault}." for fault in page.faults] or ["No fault was found."]
     for section in page.sections:
-        lines += ["", f"## {section.title}", "", "| number | value | 95 % | n | | meaning |", "| --- | ---: | ---: | ---: | --- | --- |"]
-        lines += [f"| {' | '.join(cell.replace('|', '/') for cell in line.cells)} |" for line in section.lines]
-    lines += ["", "## Figures", ""] + [f"![{CAPTIONS[name]}]({name}.svg)\n" for name in page.figures] if page.figures else []
-    lines += ["## Judge", "", *(f"- {fact}" for fact in page.facts), "", f"Make this page again with `{page.command}`.", "", ONE_JUDGE]
+        lines += [
+            "",
+            f"## {section.title}",
+            "",
+            "| number | value | 95 % | n | | meaning |",
+            "| --- | ---: | ---: | ---: | --- | --- |",
+        ]
+        lines += [
+            f"| {' | '.join(cell.replace('|', '/') for cell in line.cells)} |" for line in section.lines
+        ]
+    lines += (
+        ["", "## Figures", ""] + [f"![{CAPTIONS[name]}]({name}.svg)\n" for name in page.figures]
+        if page.figures
+        else []
+    )
+    lines += [
+        "## Judge",
+        "",
+        *(f"- {fact}" for fact in page.facts),
+        "",
+        f"Make this page again with `{page.command}`.",
+        "",
+        ONE_JUDGE,
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -127,8 +151,13 @@ def html(page: Page) -> str:
     wrong = f'<section class="faults"><h2>Faults</h2><ul>{faults}</ul></section>'
     if not n:
         wrong = '<section class="clean"><h2>Faults</h2><p>No fault was found.</p></section>'
-    drawn = "".join(f"<figure><figcaption>{text(CAPTIONS[name])}</figcaption>{svg}</figure>" for name, svg in page.figures.items())
-    parts = [f"<section><h2>{text(section.title)}</h2>{_table(section)}</section>" for section in page.sections]
+    drawn = "".join(
+        f"<figure><figcaption>{text(CAPTIONS[name])}</figcaption>{svg}</figure>"
+        for name, svg in page.figures.items()
+    )
+    parts = [
+        f"<section><h2>{text(section.title)}</h2>{_table(section)}</section>" for section in page.sections
+    ]
     facts = "".join(f"<li>{text(fact)}</li>" for fact in page.facts)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -153,7 +182,9 @@ def _table(section: Section) -> str:
     rows = []
     for line in section.lines:
         if "value" not in line.number:
-            rows.append(f'<tr><td class="what">{text(line.what)}</td><td class="why" colspan="6">{text(line.meaning)}</td></tr>')
+            rows.append(
+                f'<tr><td class="what">{text(line.what)}</td><td class="why" colspan="6">{text(line.meaning)}</td></tr>'
+            )
             continue
         mark = f'<span class="mark {line.mark}">{line.mark}</span>'
         numbers = "".join(f'<td class="r">{text(cell)}</td>' for cell in (line.value, line.interval, line.n))
@@ -161,7 +192,9 @@ def _table(section: Section) -> str:
             f'<tr class="{line.mark}"><td class="what">{text(line.what)}</td>{numbers}<td class="bar">{_bar(line)}</td>'
             f'<td>{mark}</td><td class="says">{text(line.meaning)}</td></tr>'
         )
-    head = "".join(f'<th class="r {width}">{word}</th>' for width, word in (("v", "value"), ("i", "95 %"), ("n", "n")))
+    head = "".join(
+        f'<th class="r {width}">{word}</th>' for width, word in (("v", "value"), ("i", "95 %"), ("n", "n"))
+    )
     head = f'<th class="w"></th>{head}<th class="bar"></th><th class="m"></th><th class="says"></th>'
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
@@ -200,7 +233,12 @@ CAPTIONS = {
     "time": "Drift in the order of the questions",
     "canaries": "Canaries",
 }
-ORDERS = ("same completion wins twice", "the first shown wins twice", "the second shown wins twice", "a tie in one order")
+ORDERS = (
+    "same completion wins twice",
+    "the first shown wins twice",
+    "the second shown wins twice",
+    "a tie in one order",
+)
 Curve = Sequence[Mapping[str, float]]
 
 
@@ -218,10 +256,14 @@ def figures(numbers: Mapping[str, Any]) -> dict[str, str]:
         label = "characters" if rating else "characters longer than the baseline's"
         drawn["length"] = lambda ax: _curve(ax, curves["length"], label, what, bounds)
     if len(curves.get("truth", ())) > 1:
-        drawn["truth"] = lambda ax: _curve(ax, curves["truth"], f"true {'rating' if rating else 'preference'}", what, bounds, diagonal=True)
+        drawn["truth"] = lambda ax: _curve(
+            ax, curves["truth"], f"true {'rating' if rating else 'preference'}", what, bounds, diagonal=True
+        )
     if len(curves.get("time", ())) > 1:
         difference = f"{what} minus the truth" if true else what
-        drawn["time"] = lambda ax: _curve(ax, curves["time"], "items in the order asked", difference, (-math.inf, math.inf), middle=True)
+        drawn["time"] = lambda ax: _curve(
+            ax, curves["time"], "items in the order asked", difference, (-math.inf, math.inf), middle=True
+        )
     if canaries := {name: n for name, n in numbers["canaries"].items() if "value" in n}:
         drawn["canaries"] = lambda ax: _canaries(ax, canaries, rating)
     return {name: _svg(plot) for name, plot in drawn.items()}
@@ -256,14 +298,39 @@ def _histogram(ax: Axes, curve: Curve) -> None:
 
 
 def _curve(
-    ax: Axes, curve: Curve, x_label: str, y_label: str, bounds: tuple[float, float], *, diagonal: bool = False, middle: bool = False
+    ax: Axes,
+    curve: Curve,
+    x_label: str,
+    y_label: str,
+    bounds: tuple[float, float],
+    *,
+    diagonal: bool = False,
+    middle: bool = False,
 ) -> None:
     x, y = [row["x"] for row in curve], [row["judge"] for row in curve]
     below = [row["judge"] - max(bounds[0], row.get("low", row["judge"])) for row in curve]
     above = [min(bounds[1], row.get("high", row["judge"])) - row["judge"] for row in curve]
-    ax.errorbar(x, y, yerr=[below, above], color=COLOURS[0], marker="o", markersize=5, capsize=3, linewidth=1.4, label="judge")
+    ax.errorbar(
+        x,
+        y,
+        yerr=[below, above],
+        color=COLOURS[0],
+        marker="o",
+        markersize=5,
+        capsize=3,
+        linewidth=1.4,
+        label="judge",
+    )
     if all("truth" in row for row in curve):
-        ax.plot(x, [row["truth"] for row in curve], color=COLOURS[1], marker="s", markersize=4, linestyle="--", label="truth")
+        ax.plot(
+            x,
+            [row["truth"] for row in curve],
+            color=COLOURS[1],
+            marker="s",
+            markersize=4,
+            linestyle="--",
+            label="truth",
+        )
     if diagonal:
         ax.axline((x[0], x[0]), slope=1, color="0.5", linestyle=":", linewidth=1, label="equal to the truth")
     if middle:
@@ -281,11 +348,29 @@ def _canaries(ax: Axes, canaries: Mapping[str, Number], rating: bool) -> None:
         low, high = (number["value"] if number[end] is None else number[end] for end in ("low", "high"))
         lost = high < bound / factor
         colour = COLOURS[2] if lost else COLOURS[1]
-        ax.plot([factor * low, factor * high], [place, place], color=colour, linewidth=3, alpha=0.45, solid_capstyle="round")
-        ax.plot(factor * number["value"], place, color=colour, marker="o" if lost else "X", markersize=7, linestyle="none")
+        ax.plot(
+            [factor * low, factor * high],
+            [place, place],
+            color=colour,
+            linewidth=3,
+            alpha=0.45,
+            solid_capstyle="round",
+        )
+        ax.plot(
+            factor * number["value"],
+            place,
+            color=colour,
+            marker="o" if lost else "X",
+            markersize=7,
+            linestyle="none",
+        )
     ax.axvline(bound, color="0.3", linestyle="--", linewidth=1)
     ax.set_yticks(range(len(canaries)), list(canaries))
     ax.set_ylim(len(canaries) - 0.5, -0.5)
     if not rating:
         ax.set_xlim(-3, 103)
-    ax.set_xlabel("points above the honest completion: must be left of the line" if rating else "win rate, %: must be left of the line")
+    ax.set_xlabel(
+        "points above the honest completion: must be left of the line"
+        if rating
+        else "win rate, %: must be left of the line"
+    )

@@ -28,13 +28,21 @@ def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[s
     for cell in sweep.cells:
         for role, verdicts in cell.roles.items():
             judge, label = cell.cell.judge, member_label(role)
-            if not role.endswith("_verdicts") or (isinstance(judge, JuryJudge) and label is None) or (key := judge_key(verdicts)) in lines:
+            if (
+                not role.endswith("_verdicts")
+                or (isinstance(judge, JuryJudge) and label is None)
+                or (key := judge_key(verdicts)) in lines
+            ):
                 continue  # A jury has no passport; its members have.
             member = judge.judges[label] if isinstance(judge, JuryJudge) and label else None
             name = judge_name(member or judge, "rating" if role.startswith("rating") else "preference")
             if (passport := passports.get(key)) is not None:
                 folder, content = passport
-                page = f"[passport.html](../../{PASSPORTS}/{folder.name}/passport.html)" if link else f"{folder}/passport.html"
+                page = (
+                    f"[passport.html](../../{PASSPORTS}/{folder.name}/passport.html)"
+                    if link
+                    else f"{folder}/passport.html"
+                )
                 lines[key] = f"The audit of {name} found {_summary(content)}. All numbers: {page}"
             elif isinstance(member or judge, GoldJudge):
                 lines[key] = f"{name} is the ground truth of the controlled world and needs no audit."
@@ -64,7 +72,11 @@ def _summary(passport: Mapping[str, Any]) -> str:
     details = []
     for name, words in SUMMARISED.items():
         if "value" in (number := passport["statistics"].get(name, {})):
-            details.append(f"{words} {number['value']:.2f}" if name == "noise_sd" else f"{words} {100 * number['value']:.1f} %")
+            details.append(
+                f"{words} {number['value']:.2f}"
+                if name == "noise_sd"
+                else f"{words} {100 * number['value']:.1f} %"
+            )
     bound = 0.0 if passport["manner"] == "rating" else 0.5
     measured = [n for n in passport["canaries"].values() if "value" in n]
     lost = sum((n["value"] if n["high"] is None else n["high"]) < bound for n in measured)

@@ -75,7 +75,9 @@ def seedless(cell: Cell) -> str:
     config = cell.model_dump(mode="json", exclude={"seed"})
     chosen_answers = isinstance(cell.judge, GoldJudge) and cell.judge.preference.opponent == "chosen"
     if isinstance(cell.method, NoMethod) and isinstance(cell.data, WorldData) and not chosen_answers:
-        config["data"] = {name: config["data"][name] for name in ("kind", "demonstrations", "n_demonstrations", "earlier")}
+        config["data"] = {
+            name: config["data"][name] for name in ("kind", "demonstrations", "n_demonstrations", "earlier")
+        }
     return hash_key(config)
 
 
@@ -109,7 +111,11 @@ def _served(cell: CellPlan, store: Store) -> dict[str, str]:
     """
     served: dict[str, str] = {}
     for role, stage in cell.roles.items():
-        if role.endswith("_verdicts") and (manifest := store.status(stage).manifest) and "requests" in manifest.counts:
+        if (
+            role.endswith("_verdicts")
+            and (manifest := store.status(stage).manifest)
+            and "requests" in manifest.counts
+        ):
             for verdict in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict):
                 if call := next((call for call in verdict.calls if call.served), None):
                     served[call.model] = str(call.served)
@@ -117,7 +123,9 @@ def _served(cell: CellPlan, store: Store) -> dict[str, str]:
     return served
 
 
-def collect(sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: Mapping[str, Rescored] | None = None) -> list[CellRow]:
+def collect(
+    sweep: Sweep, store: Store, failures: Mapping[str, str], rescored: Mapping[str, Rescored] | None = None
+) -> list[CellRow]:
     """One row per cell, from the store alone.
 
     `failures` maps cell keys to reasons of this command; earlier failures are read from the store. `rescored`
@@ -146,16 +154,30 @@ def stored_result(cell: CellPlan, store: Store) -> Result | None:
 
 
 def _row(
-    cell: CellPlan, store: Store, failed: str | None, result: Result | None, calibration: Calibration | estimates.Unmeasured | None
+    cell: CellPlan,
+    store: Store,
+    failed: str | None,
+    result: Result | None,
+    calibration: Calibration | estimates.Unmeasured | None,
 ) -> CellRow:
     if result is None:
-        failed = failed or next((f"{s.label or s.kind}: {why}" for s in cell.stages if (why := store.failure(s))), None)
+        failed = failed or next(
+            (f"{s.label or s.kind}: {why}" for s in cell.stages if (why := store.failure(s))), None
+        )
         return CellRow(cell, failed, False, {}, {"win_rate": failed or "not run yet"})
-    verdicts = calibrations.verdicts_of(cell, store) if store.is_done(cell.roles.get("preference_verdicts")) else []
-    lc = calibration if isinstance(calibration, estimates.Unmeasured) else contributions_of_verdicts(verdicts, calibration)
+    verdicts = (
+        calibrations.verdicts_of(cell, store) if store.is_done(cell.roles.get("preference_verdicts")) else []
+    )
+    lc = (
+        calibration
+        if isinstance(calibration, estimates.Unmeasured)
+        else contributions_of_verdicts(verdicts, calibration)
+    )
     data = store.status(cell.roles["preferences"]).manifest if "preferences" in cell.roles else None
     tasks = cell.roles.get("tasks")
-    shown = list(read_jsonl(store.folder(tasks) / "results.jsonl", TaskResult)) if store.is_done(tasks) else []
+    shown = (
+        list(read_jsonl(store.folder(tasks) / "results.jsonl", TaskResult)) if store.is_done(tasks) else []
+    )
     return CellRow(
         cell,
         None,

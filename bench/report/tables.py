@@ -55,12 +55,19 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
     Columns without a value are left out; missing numbers are explained under the table.
     """
     groups = pooled.groups
-    columns: list[tuple[str, Callable[[Group], str]]] = [("row", lambda g: str(g.number)), ("method", lambda g: method_name(g.cell))]
+    columns: list[tuple[str, Callable[[Group], str]]] = [
+        ("row", lambda g: str(g.number)),
+        ("method", lambda g: method_name(g.cell)),
+    ]
     trained = [group for group in groups if group.is_trained]
     for name, value, varied in (
         ("beta", _beta, any(map(_beta, trained))),
         ("iteration", _iteration, any(map(_iteration, trained))),
-        ("model", lambda g: g.cell.model.name, len({g.cell.model.name for g in groups if g.cell.model.name != "none"}) > 1),
+        (
+            "model",
+            lambda g: g.cell.model.name,
+            len({g.cell.model.name for g in groups if g.cell.model.name != "none"}) > 1,
+        ),
         ("data", lambda g: g.cell.data.name, len({g.cell.data.name for g in groups}) > 1),
         ("labels", _fraction, len({g.cell.data.fraction for g in trained}) > 1),
     ):
@@ -69,7 +76,14 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
     columns += [(short_name(key), lambda g, key=key: settings(g.cell).get(key, "")) for key in pooled.varied]  # type: ignore[misc]
     # Beside a win rate the rating is one of several columns; its interval would make the table too wide.
     compared = any("win_rate" in row.metrics for group in groups for row in group.done)
-    columns.append(("seeds", lambda group: f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")))
+    columns.append(
+        (
+            "seeds",
+            lambda group: (
+                f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")
+            ),
+        )
+    )
     columns += [
         ("win rate %", lambda g: _percent("win_rate", g) + (" *" if g.among_best else "")),
         ("LC win rate %", partial(_percent, "lc_win_rate")),
@@ -78,8 +92,16 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
         *((f"{label} %", partial(_percent, f"win_rate_{label}")) for label in members(groups)),
         ("vs start", _difference),
         ("over seeds", lambda g: _part(g.against_start.seeds if g.against_start else None)),
-        ("over prompts", lambda g: _part(g.against_start.prompts if g.against_start and g.against_start.seeds else None)),
-        ("SEs", lambda g: f"{t:+.1f}" if g.against_start and (t := g.against_start.lead.t) is not None else MISSING),
+        (
+            "over prompts",
+            lambda g: _part(g.against_start.prompts if g.against_start and g.against_start.seeds else None),
+        ),
+        (
+            "SEs",
+            lambda g: (
+                f"{t:+.1f}" if g.against_start and (t := g.against_start.lead.t) is not None else MISSING
+            ),
+        ),
         ("p (Holm)", lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
         ("rating", partial(_number if compared else _with_interval, "rating", 2, 1)),
         ("expected rating", partial(_number, "expected_rating", 2, 1)),
@@ -95,16 +117,25 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
         ("KL nats", partial(_number, "kl", 2, 1)),
         ("length", partial(_number, "mean_length", 1, 1)),
         *(
-            (column, partial(_percent, number) if column.endswith(" %") else partial(_with_interval, number, 3, 1))
+            (
+                column,
+                partial(_percent, number) if column.endswith(" %") else partial(_with_interval, number, 3, 1),
+            )
             for column, number in tasks(groups).items()
         ),
     ]
     cells = [[value(group) for _, value in columns] for group in groups]
     always = ("row", "method", "seeds")
-    kept = [i for i, (name, _) in enumerate(columns) if name in always or any(row[i] != MISSING for row in cells)]
+    kept = [
+        i for i, (name, _) in enumerate(columns) if name in always or any(row[i] != MISSING for row in cells)
+    ]
     seeds = max((len(group.done) for group in groups), default=0)
-    notes = _notes(groups) | {EXPECTATIONS: [_expected(verify(expectation, pooled), seeds) for expectation in expectations]}
-    return Table([columns[i][0] for i in kept], [[row[i] for i in kept] for row in cells], {}).with_notes(notes)
+    notes = _notes(groups) | {
+        EXPECTATIONS: [_expected(verify(expectation, pooled), seeds) for expectation in expectations]
+    }
+    return Table([columns[i][0] for i in kept], [[row[i] for i in kept] for row in cells], {}).with_notes(
+        notes
+    )
 
 
 RATES = ("acc", "exact_match", "em", "f1", "pass@")  # Metrics of tasks with these prefixes are in [0, 1].
@@ -123,18 +154,29 @@ def tasks(groups: Sequence[Group]) -> dict[str, str]:
     def rank(metric: str) -> int:
         return next((i for i, first in enumerate(FIRST) if metric.startswith(first)), len(FIRST))
 
-    first = {task: min(metrics, key=lambda metric: (rank(metric), metric)) for task, metrics in metrics_of_task.items()}
-    return {f"{task} {metric}{' %' if metric.startswith(RATES) else ''}": task_number(task, metric) for task, metric in first.items()}
+    first = {
+        task: min(metrics, key=lambda metric: (rank(metric), metric))
+        for task, metrics in metrics_of_task.items()
+    }
+    return {
+        f"{task} {metric}{' %' if metric.startswith(RATES) else ''}": task_number(task, metric)
+        for task, metric in first.items()
+    }
 
 
 def _tasks_notes(done: Sequence[CellRow]) -> list[str]:
     """Lines on the tasks of the forgetting check: shots, documents, versions, differences between cells."""
     settings_of_task: dict[str, dict[tuple[str | None, str | None, int | None, int], None]] = {}
     for result in (result for row in done for result in row.tasks):
-        settings_of_task.setdefault(result.task, {})[result.asked, result.version, result.shots, result.n] = None
+        settings_of_task.setdefault(result.task, {})[result.asked, result.version, result.shots, result.n] = (
+            None
+        )
     if not settings_of_task:
         return []
-    words = [f"{task} ({_task_settings(version, shots, n)})" for task, ((_, version, shots, n), *_) in settings_of_task.items()]
+    words = [
+        f"{task} ({_task_settings(version, shots, n)})"
+        for task, ((_, version, shots, n), *_) in settings_of_task.items()
+    ]
     notes = [
         f"Tasks of lm-evaluation-harness were run too; they do not enter the win rate: {', '.join(words)}. Their square brackets are "
         "95 % intervals over seeds (t), or over documents where a row has one seed."
@@ -146,7 +188,11 @@ def _tasks_notes(done: Sequence[CellRow]) -> list[str]:
 
 def _task_settings(version: str | None, shots: int | None, n: int) -> str:
     """Shots, documents and version in words. A group of tasks may have neither shots nor a version."""
-    known = ["" if shots is None else f"{shots} shots", f"{n} documents", "" if version is None else f"version {version}"]
+    known = [
+        "" if shots is None else f"{shots} shots",
+        f"{n} documents",
+        "" if version is None else f"version {version}",
+    ]
     return ", ".join(filter(None, known))
 
 
@@ -169,7 +215,9 @@ def _fraction(group: Group) -> str:
     if not group.is_trained:
         return ""
     n = {row.n_train for row in group.done if row.n_train is not None}
-    return f"{100 * group.cell.data.fraction:g} %" + (f" ({min(n)})" if len(n) == 1 else f" ({min(n)}-{max(n)})" if n else "")
+    return f"{100 * group.cell.data.fraction:g} %" + (
+        f" ({min(n)})" if len(n) == 1 else f" ({min(n)}-{max(n)})" if n else ""
+    )
 
 
 def _percent(metric: str, group: Group) -> str:
@@ -235,12 +283,18 @@ def _notes(groups: Sequence[Group]) -> dict[str, list[str]]:
     done = [row for group in groups for row in group.done]
     scored = [row for row in done if "win_rate" in row.metrics]
     seeds = max((len(group.done) for group in groups), default=0)
-    reading = _win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups)) if scored else _ratings_notes(done, seeds)
+    reading = (
+        _win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups))
+        if scored
+        else _ratings_notes(done, seeds)
+    )
     reading += [*_tasks_notes(done), *_missing(done)]
     absent = [row for group in groups for row in group.rows if not row.done]
     by_reason = grouped((row.failed.splitlines()[0] if row.failed else None, row.cell.name) for row in absent)
     for reason, names in by_reason.items():
-        reading.append(f"FAILED: {', '.join(names)}. Reason: {reason}" if reason else f"Not run yet: {', '.join(names)}.")
+        reading.append(
+            f"FAILED: {', '.join(names)}. Reason: {reason}" if reason else f"Not run yet: {', '.join(names)}."
+        )
     judges = [*_reply_notes(done), *_judges_notes(done, members(groups))]
     return {HOW_TO_READ: [*reading, EXPLAINED_IN], JUDGES: judges, FAIRNESS: _mixed(done)}
 
@@ -249,7 +303,9 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
     """How many prompts were judged, and how intervals, differences and marks of the win rate are meant."""
     n = [int(row.metrics["n_scored"]) for row in scored]
     ratings, turns = _sum(scored, "n_ratings_unscored"), _sum(scored, "n_turns_unscored")
-    unrated = (f" and {ratings} ratings" if ratings else "") + (f" and {turns} turns of others" if turns else "")
+    unrated = (f" and {ratings} ratings" if ratings else "") + (
+        f" and {turns} turns of others" if turns else ""
+    )
     unscored = f"{_sum(scored, 'n_unscored')} verdicts{unrated} are unscored and left out of the means"
     if seeds > 1:
         brackets = "Square brackets are 95 % intervals over seeds (t)."
@@ -283,7 +339,12 @@ def _missing(rows: Sequence[CellRow]) -> list[str]:
 
     Reasons that differ only in a count share a line.
     """
-    lacking = [(name, why, row.cell.key) for row in rows for name, why in row.missing.items() if why not in reasons.BY_DESIGN]
+    lacking = [
+        (name, why, row.cell.key)
+        for row in rows
+        for name, why in row.missing.items()
+        if why not in reasons.BY_DESIGN
+    ]
     alike = grouped(((name, NUMBERS.sub(COUNT, why)), (key, why)) for name, why, key in lacking)
     names: dict[tuple[str, int], list[str]] = {}
     for (name, why), same in sorted(alike.items()):
@@ -304,7 +365,11 @@ def _ratings_notes(done: Sequence[CellRow], seeds: int) -> list[str]:
         return []
     n = [int(row.metrics["n_ratings"]) for row in rated]
     unscored = _sum(rated, "n_ratings_unscored")
-    over = "seeds (t), or over questions where a row has one seed" if seeds > 1 else "questions (the turns of one together)"
+    over = (
+        "seeds (t), or over questions where a row has one seed"
+        if seeds > 1
+        else "questions (the turns of one together)"
+    )
     return [
         f"The rating is a mean of ratings from 1 to 10, over {_span(n)} completions a cell; {unscored} are unscored and left out.",
         f"Square brackets are 95 % intervals over {over}.",
@@ -329,13 +394,19 @@ def _reply_notes(rows: Sequence[CellRow]) -> list[str]:
     notes, n = [], {kind: _sum(rows, f"unscored_{kind}") for kind in REASONS}
     if any(n.values()):
         by_reason = ", ".join(f"{n[kind]} {words}" for kind, words in REASONS.items() if n[kind])
-        notes.append(f"Replies of the judge without a verdict: {by_reason}. These items are not missing at random.")
+        notes.append(
+            f"Replies of the judge without a verdict: {by_reason}. These items are not missing at random."
+        )
     if votes := _sum(rows, "votes_from_text"):
         cells = [row for row in rows if row.metrics.get("votes_from_text")]
         weighed, where = _sum(cells, "votes_weighed"), f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
-        notes.append(f"{votes} of {weighed} votes in {where} had no log-probs; they count as 0 or 1, read from the text.")
+        notes.append(
+            f"{votes} of {weighed} votes in {where} had no log-probs; they count as 0 or 1, read from the text."
+        )
     if lacking := _sum(rows, "n_without_expected_rating"):
-        notes.append(f"The expected rating leaves out {lacking} rated completions, because their ratings had no log-probs.")
+        notes.append(
+            f"The expected rating leaves out {lacking} rated completions, because their ratings had no log-probs."
+        )
     return notes
 
 
@@ -345,7 +416,9 @@ def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:
     if labels:
         lost = {label: _sum(done, f"n_unscored_{label}") for label in labels}
         silent = f" Unscored by: {', '.join(f'{label} {n}' for label, n in lost.items())}." if done else ""
-        notes.append(f"The win rate is a jury's: the median of its members' verdicts. Each member has its own column.{silent}")
+        notes.append(
+            f"The win rate is a jury's: the median of its members' verdicts. Each member has its own column.{silent}"
+        )
     if any("arena_win_rate" in row.metrics for row in done):
         notes.append(
             "Arena-Hard % is the mean outcome of all battles, in which a strong win counts 3 times; style-controlled % is the same at "
@@ -354,10 +427,18 @@ def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:
     by_setting: dict[str | None, set[str]] = {}
     for row in done:
         if row.calibration:
-            by_setting.setdefault(getattr(row.cell.cell.judge, "calibration", None), set()).add(row.calibration)
+            by_setting.setdefault(getattr(row.cell.cell.judge, "calibration", None), set()).add(
+                row.calibration
+            )
     for setting, digests in by_setting.items():
-        what = "item difficulties fitted on the other rows" if setting == FITTED else f"the calibration {setting or ''}".rstrip()
-        digest_words = f"digest {min(digests)}" if len(digests) == 1 else f"{len(digests)} digests, in table.csv"
+        what = (
+            "item difficulties fitted on the other rows"
+            if setting == FITTED
+            else f"the calibration {setting or ''}".rstrip()
+        )
+        digest_words = (
+            f"digest {min(digests)}" if len(digests) == 1 else f"{len(digests)} digests, in table.csv"
+        )
         notes.append(f"LC win rate % uses {what} ({digest_words}).")
     return notes
 
@@ -369,7 +450,12 @@ def _mixed(done: Sequence[CellRow]) -> list[str]:
         for name, value in {**facts, **facts.get("packages", {})}.items():
             if not isinstance(value, dict):
                 values.setdefault(name, set()).add(str(value))
-    words = {"revision": "revisions of bench", "device": "devices", "machine": "kinds of machine", "threads": "numbers of threads"}
+    words = {
+        "revision": "revisions of bench",
+        "device": "devices",
+        "machine": "kinds of machine",
+        "threads": "numbers of threads",
+    }
     return [
         f"The stages behind this table mix {words.get(name, f'versions of {name}')}: {', '.join(sorted(different))}."
         for name, different in sorted(values.items())
@@ -391,7 +477,9 @@ def print_titled(title: str, table: RichTable, notes: Notes) -> None:
         console.plain(heading, "bold")
         for line in lines:
             # A terminal breaks long lines between words. Piped output keeps one line per note.
-            console.plain(line, "red" if line.startswith(ALARMS) else "dim", soft_wrap=not console.is_terminal)
+            console.plain(
+                line, "red" if line.startswith(ALARMS) else "dim", soft_wrap=not console.is_terminal
+            )
     console.print()
 
 
@@ -418,7 +506,16 @@ def _line(cells: Sequence[str]) -> str:
 
 def latex(table: Table) -> str:
     """Booktabs tabular with the lines under the table as comments."""
-    escape = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "≈": r"$\approx$", "*": r"$^{*}$", "†": r"$^{\dagger}$", "<": "$<$"}
+    escape = {
+        "%": r"\%",
+        "&": r"\&",
+        "_": r"\_",
+        "#": r"\#",
+        "≈": r"$\approx$",
+        "*": r"$^{*}$",
+        "†": r"$^{\dagger}$",
+        "<": "$<$",
+    }
 
     def tex(text: str) -> str:
         return "".join(escape.get(letter, letter) for letter in text)

@@ -67,11 +67,19 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
     finding_lines = findings.lines(pooled.groups, of_cell)
     table = comparison_table(pooled, sweep.expectations)
-    marks = [f" {fairness.MARK}" if any(r.cell.key in certificate.differs for r in group.rows) else "" for group in pooled.groups]
-    table.rows[:] = [[number, method + mark, *rest] for (number, method, *rest), mark in zip(table.rows, marks, strict=True)]
+    marks = [
+        f" {fairness.MARK}" if any(r.cell.key in certificate.differs for r in group.rows) else ""
+        for group in pooled.groups
+    ]
+    table.rows[:] = [
+        [number, method + mark, *rest]
+        for (number, method, *rest), mark in zip(table.rows, marks, strict=True)
+    ]
     passports = passport_lines(sweep, results, link=True)
     written = table.with_notes({JUDGES: passports, FAIRNESS: certificate.lines(), FINDINGS: finding_lines})
-    shown = table.with_notes({JUDGES: passport_lines(sweep, results), **_shortened(certificate.short(), finding_lines, folder)})
+    shown = table.with_notes(
+        {JUDGES: passport_lines(sweep, results), **_shortened(certificate.short(), finding_lines, folder)}
+    )
     out.write(folder / "table.md", markdown(sweep.title, f"python -m bench {sweep.command}", written))
     out.write(folder / "table.tex", latex(written))
     out.write(folder / "fairness.json", json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))
@@ -79,15 +87,26 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     for row in rows:
         path = results / "cells" / row.cell.name / "findings.json"
         if row.cell.key in of_cell:
-            out.write(path, json.dumps(list(findings.to_json(of_cell[row.cell.key])), indent=1, allow_nan=False))
+            out.write(
+                path, json.dumps(list(findings.to_json(of_cell[row.cell.key])), indent=1, allow_nan=False)
+            )
         else:
             out.remove(path)
     line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
-    flat = [{"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)]
+    flat = [
+        {"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)
+    ]
     out.write(folder / "table.csv", csv_text(flat))
-    out.write(folder / "differences.csv", csv_text([_against_start(group) for group in pooled.groups if group.against_start]))
+    out.write(
+        folder / "differences.csv",
+        csv_text([_against_start(group) for group in pooled.groups if group.against_start]),
+    )
     names = {group.key: group.name for group in pooled.groups}
-    pairs = [{"first": names[a], "second": names[b], **_comparison(pair)} for (a, b), pair in pooled.pairs.items() if pair is not None]
+    pairs = [
+        {"first": names[a], "second": names[b], **_comparison(pair)}
+        for (a, b), pair in pooled.pairs.items()
+        if pair is not None
+    ]
     out.write(folder / "pairs.csv", csv_text(pairs))
     out.write(folder / "cells.parquet", _parquet(flat))
     out.write(folder / "plan.json", json.dumps(_plan(sweep), indent=1))
@@ -153,7 +172,12 @@ def _against_start(group: Group) -> dict[str, Any]:
     }
     row |= _comparison(comparison)
     if (lc := group.lc_against_start) is not None:
-        row |= {"lc_value": lc.lead.value, "lc_low": lc.lead.low, "lc_high": lc.lead.high, "lc_p_holm": lc.p_holm}
+        row |= {
+            "lc_value": lc.lead.value,
+            "lc_low": lc.lead.low,
+            "lc_high": lc.lead.high,
+            "lc_p_holm": lc.p_holm,
+        }
     return row
 
 
@@ -175,7 +199,9 @@ def _plan(sweep: Sweep) -> dict[str, Any]:
                 "key": cell.key,
                 "name": cell.name,
                 "config": cell.cell.model_dump(mode="json"),
-                "stages": [{"kind": stage.kind, "key": stage.key, "label": stage.label} for stage in cell.stages],
+                "stages": [
+                    {"kind": stage.kind, "key": stage.key, "label": stage.label} for stage in cell.stages
+                ],
             }
             for cell in sweep.cells
         ],
@@ -201,7 +227,18 @@ def print_comparison(sweep: Sweep, rows: Sequence[CellRow]) -> None:
     print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
 
 
-MATTERS = ("row", "method", "win rate %", "vs start", "p (Holm)", "rating", "KL nats", "length", "LC win rate %", "reward acc. %")
+MATTERS = (
+    "row",
+    "method",
+    "win rate %",
+    "vs start",
+    "p (Holm)",
+    "rating",
+    "KL nats",
+    "length",
+    "LC win rate %",
+    "reward acc. %",
+)
 
 
 def columns_that_fit(table: Table, width: int) -> list[int]:
@@ -213,7 +250,11 @@ def columns_that_fit(table: Table, width: int) -> list[int]:
     n_settings = table.columns.index("seeds") + 1 if "seeds" in table.columns else 2
     order = sorted(
         range(len(widths)),
-        key=lambda k: (k >= n_settings, MATTERS.index(name) if (name := table.columns[k]) in MATTERS else len(MATTERS), k),
+        key=lambda k: (
+            k >= n_settings,
+            MATTERS.index(name) if (name := table.columns[k]) in MATTERS else len(MATTERS),
+            k,
+        ),
     )
     first = [k for k in order if table.columns[k] in MATTERS[:3]]
     chosen: list[int] = []
@@ -234,9 +275,15 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         kept = columns_that_fit(table, console.width)
         left = [column for k, column in enumerate(table.columns) if k not in kept]
         rows = [[row[k] for k in kept] for row in table.rows]
-        hidden = [f"Columns that do not fit on this screen: {', '.join(left)}. All columns are in {where}."] if left else []
+        hidden = (
+            [f"Columns that do not fit on this screen: {', '.join(left)}. All columns are in {where}."]
+            if left
+            else []
+        )
         notes = {HOW_TO_READ: [*hidden, *table.notes.get(HOW_TO_READ, ())]}
-        table = replace(table, columns=[table.columns[k] for k in kept], rows=rows, notes={**table.notes, **notes})
+        table = replace(
+            table, columns=[table.columns[k] for k in kept], rows=rows, notes={**table.notes, **notes}
+        )
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in table.columns:
         shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)

@@ -24,8 +24,13 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     """
     folder, out = results / "cells" / cell.name, OutputFiles(results)
     out.write(folder / "config.yaml", yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
-    stages = {s.key: {"kind": s.kind, "label": s.label, "folder": str(store.folder(s).relative_to(results))} for s in cell.stages}
-    out.write(folder / "stages.json", json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1))
+    stages = {
+        s.key: {"kind": s.kind, "label": s.label, "folder": str(store.folder(s).relative_to(results))}
+        for s in cell.stages
+    }
+    out.write(
+        folder / "stages.json", json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1)
+    )
     try:
         if reason is None:
             out.write(folder / "result.json", (store.folder(cell.score) / "result.json").read_bytes())
@@ -56,4 +61,6 @@ def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:
     rows = {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
     speeds = {row["step"]: row for row in rows["speed.jsonl"]}
     for row in rows["history.jsonl"]:
-        yield row | {name: speed for name, speed in speeds[row["step"]].items() if name == "tokens_per_second"}
+        yield row | {
+            name: speed for name, speed in speeds[row["step"]].items() if name == "tokens_per_second"
+        }

@@ -12,11 +12,20 @@ from bench.text_files import read_object
 from bench.tracking.tracker import Tracker
 
 
-def track_cell(tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None) -> None:
+def track_cell(
+    tracker: Tracker, sweep: report.Sweep, cell: CellPlan, store: Store, reason: str | None
+) -> None:
     """Send an ended cell to the tracker: its history and metrics, or the reason why it failed."""
     summary = {} if reason else read_object(store.folder(cell.score) / "result.json")["metrics"]
     status = "failed" if reason else "done"
-    tracker.cell(sweep=sweep.name, **run_of(cell), history=list(history(cell, store)), summary=summary, status=status, reason=reason)
+    tracker.cell(
+        sweep=sweep.name,
+        **run_of(cell),
+        history=list(history(cell, store)),
+        summary=summary,
+        status=status,
+        reason=reason,
+    )
 
 
 def run_of(cell: CellPlan) -> dict[str, Any]:

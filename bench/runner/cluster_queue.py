@@ -97,8 +97,14 @@ class QueueLauncher:
     Stages that need no node run in a pool on the machine of the command.
     """
 
-    def __init__(self, settings: ClusterLauncher, queue: Queue, imports: Sequence[str], say: Callable[[str], None]):
-        own = {"threads": settings.threads, "stage_timeout_s": settings.stage_timeout_s, "retries": settings.retries}
+    def __init__(
+        self, settings: ClusterLauncher, queue: Queue, imports: Sequence[str], say: Callable[[str], None]
+    ):
+        own = {
+            "threads": settings.threads,
+            "stage_timeout_s": settings.stage_timeout_s,
+            "retries": settings.retries,
+        }
         here = LocalLauncher(name="local", workers=settings.here_workers, **own)  # type: ignore[arg-type]
         self.settings, self.queue, self.say = settings, queue, say
         self.here = Pool(here, imports)
@@ -113,13 +119,19 @@ class QueueLauncher:
     def start(self, job: Mapping[str, Any], log: Path) -> None:
         if (need := _on_node(self.settings, job["needs"])) is None:
             self.here.start(job, log)
-        elif (note := _read_note(log)) and note["queue"] == self.queue.name and self.queue.is_alive(note["id"]):
+        elif (
+            (note := _read_note(log)) and note["queue"] == self.queue.name and self.queue.is_alive(note["id"])
+        ):
             self.jobs[job["key"]] = _InQueue(note["id"], note["attempt"], log)
-            self.say(f"job {note['id']} of an earlier command still runs {job['kind']} {job['key'][:6]}; waiting for it")
+            self.say(
+                f"job {note['id']} of an earlier command still runs {job['kind']} {job['key'][:6]}; waiting for it"
+            )
         else:
             resources = self.settings.resources(job["kind"], need)
             limit_s = resources.time_min * 60.0
-            self.wave.append(NodeJob(job, str(log), uuid.uuid4().hex, self.settings.threads, limit_s, resources))
+            self.wave.append(
+                NodeJob(job, str(log), uuid.uuid4().hex, self.settings.threads, limit_s, resources)
+            )
 
     def reports(self, timeout_s: float) -> list[StageReport]:
         reports = self._submit() + self.here.reports(timeout_s)
@@ -135,7 +147,11 @@ class QueueLauncher:
             if time.monotonic() - job.silent_since > REPORT_WAIT_S:
                 outcome: Literal["lost", "failed"] = "lost" if ending.again else "failed"
                 reports.append(
-                    self._remove_job(key, self._read_report(key, job) or StageReport(key, outcome, f"job {job.id} {ending.how}"))
+                    self._remove_job(
+                        key,
+                        self._read_report(key, job)
+                        or StageReport(key, outcome, f"job {job.id} {ending.how}"),
+                    )
                 )
         return reports
 
@@ -160,7 +176,11 @@ class QueueLauncher:
 
     def _read_report(self, key: str, job: _InQueue) -> StageReport | None:
         report = _read_texts(job.log.with_suffix(".answer.json"), ("attempt", "outcome", "error", "node"))
-        if report is None or report["attempt"] != job.attempt or report["outcome"] not in (*get_args(Outcome), "requeued"):
+        if (
+            report is None
+            or report["attempt"] != job.attempt
+            or report["outcome"] not in (*get_args(Outcome), "requeued")
+        ):
             return None
         if report["outcome"] == "requeued":
             job.log.with_suffix(".answer.json").unlink(missing_ok=True)

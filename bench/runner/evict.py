@@ -31,7 +31,11 @@ class Evicted:
 
     def words(self) -> str:
         """A line for the screen; empty where nothing was evicted."""
-        return f"weights of {self.stages} stages are deleted (keep=), which frees {size_words(self.size)} of disk" if self.stages else ""
+        return (
+            f"weights of {self.stages} stages are deleted (keep=), which frees {size_words(self.size)} of disk"
+            if self.stages
+            else ""
+        )
 
 
 def weight_files(manifest: Manifest) -> Iterator[str]:
@@ -52,8 +56,14 @@ def evict(keep: Keep, cells: Sequence[CellPlan], store: Store) -> Evicted:
         manifest = store.status(stage).manifest if stage not in needed else None
         if manifest is None or not store.is_done(stage):
             continue
-        names = [name for name in weight_files(manifest) if keep == "numbers" or not PurePosixPath(name).name.startswith(ADAPTER)]
-        names = [name for name in names if name not in manifest.evicted or (store.folder(stage) / name).exists()]
+        names = [
+            name
+            for name in weight_files(manifest)
+            if keep == "numbers" or not PurePosixPath(name).name.startswith(ADAPTER)
+        ]
+        names = [
+            name for name in names if name not in manifest.evicted or (store.folder(stage) / name).exists()
+        ]
         with contextlib.suppress(OSError):
             if names and (freed := store.evict(stage, names)):
                 deleted.stages, deleted.size = deleted.stages + 1, deleted.size + freed

@@ -21,7 +21,9 @@ from bench.store.keys import Stage
 AnyLauncher = LocalLauncher | SlurmLauncher | RayLauncher
 
 
-def make_launcher(settings: AnyLauncher, imports: Sequence[str], folder: Path, say: Callable[[str], None], devices: int = 1) -> Launcher:
+def make_launcher(
+    settings: AnyLauncher, imports: Sequence[str], folder: Path, say: Callable[[str], None], devices: int = 1
+) -> Launcher:
     """The launcher of a command.
 
     `imports`: modules that idle workers load. `folder`: the scheduler's files about jobs. `say`: prints a
@@ -46,8 +48,14 @@ def check(settings: AnyLauncher, stages: Sequence[Stage]) -> None:
     package = "submitit" if isinstance(settings, SlurmLauncher) else "ray"
     if importlib.util.find_spec(package) is None:
         way_out = f"install it with pip install -c constraints.txt -e '.[{settings.name}]'"
-        raise BadConfig([f"hydra/launcher={settings.name} needs the package {package}, which is not installed: {way_out}"])
+        raise BadConfig(
+            [f"hydra/launcher={settings.name} needs the package {package}, which is not installed: {way_out}"]
+        )
     kinds = {(stage.kind, need) for stage in stages if (need := node_need(settings, stage))}
     wanted = list(dict.fromkeys(settings.resources(kind, need) for kind, need in sorted(kinds)))
-    if problems := check_slurm(settings, wanted) if isinstance(settings, SlurmLauncher) else check_ray(settings, wanted):
+    if (
+        problems := check_slurm(settings, wanted)
+        if isinstance(settings, SlurmLauncher)
+        else check_ray(settings, wanted)
+    ):
         raise BadConfig(problems)

@@ -62,7 +62,9 @@ class Pool:
     sees, or with `share_gpus` all of them.
     """
 
-    def __init__(self, settings: LocalLauncher, imports: Sequence[str] = (), devices: int = 1, share_gpus: bool = False):
+    def __init__(
+        self, settings: LocalLauncher, imports: Sequence[str] = (), devices: int = 1, share_gpus: bool = False
+    ):
         self.settings = settings
         self.devices = devices  # GPUs that a worker is given
         self.imports = imports
@@ -94,7 +96,11 @@ class Pool:
 
         An empty slot is last.
         """
-        idle = [(worker.since if worker else math.inf, slot) for slot, worker in enumerate(self.workers) if not (worker and worker.key)]
+        idle = [
+            (worker.since if worker else math.inf, slot)
+            for slot, worker in enumerate(self.workers)
+            if not (worker and worker.key)
+        ]
         return min(idle)[1]
 
     def _spawn(self, slot: int) -> _Worker:
@@ -106,7 +112,9 @@ class Pool:
         environment["PYTHONPATH"] = python_path()
         if self.gpus:
             first = slot * self.devices
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[(first + i) % len(self.gpus)] for i in range(self.devices))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(
+                self.gpus[(first + i) % len(self.gpus)] for i in range(self.devices)
+            )
         process = subprocess.Popen(
             # -P: ignore a package `bench` in the working folder.
             [sys.executable, "-P", "-m", "bench.runner.worker"],
@@ -125,7 +133,11 @@ class Pool:
 
     def reports(self, timeout_s: float) -> list[StageReport]:
         reports: list[StageReport] = []
-        ended = {ready.data for ready, _ in self.selector.select(timeout_s) if self._read_answers(ready.data, reports)}
+        ended = {
+            ready.data
+            for ready, _ in self.selector.select(timeout_s)
+            if self._read_answers(ready.data, reports)
+        }
         for slot, worker in enumerate(self.workers):
             if worker is None:
                 continue
@@ -136,7 +148,11 @@ class Pool:
             elif worker.key and time.monotonic() - worker.since > self.settings.stage_timeout_s:
                 limit = f"{self.settings.stage_timeout_s:g} s"
                 reports.append(
-                    StageReport(worker.key, "late", f"took longer than {limit} and was stopped: raise hydra.launcher.stage_timeout_s")
+                    StageReport(
+                        worker.key,
+                        "late",
+                        f"took longer than {limit} and was stopped: raise hydra.launcher.stage_timeout_s",
+                    )
                 )
                 worker.key = None
                 self._end(worker)
@@ -157,7 +173,13 @@ class Pool:
             report = json.loads(line)
             worker.key, worker.since = None, time.monotonic()
             outcome: Literal["done", "failed", "over_budget"] = "done" if report["ok"] else "failed"
-            reports.append(StageReport(report["key"], "over_budget" if report.get("over_budget") else outcome, report.get("error", "")))
+            reports.append(
+                StageReport(
+                    report["key"],
+                    "over_budget" if report.get("over_budget") else outcome,
+                    report.get("error", ""),
+                )
+            )
         return ended
 
     def _remove_worker(self, slot: int) -> list[StageReport]:

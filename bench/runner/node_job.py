@@ -51,7 +51,9 @@ class NodeJob:
             problem = f"the results folder {self.job['store']} does not exist on node {socket.gethostname()}"
             raise RuntimeError(f"{problem}: set results= to a folder that all nodes share")
         limit_s = self.limit_s or float("1e12")
-        settings = LocalLauncher(name="local", workers=1, threads=self.threads, stage_timeout_s=limit_s, retries=0)
+        settings = LocalLauncher(
+            name="local", workers=1, threads=self.threads, stage_timeout_s=limit_s, retries=0
+        )
         report = StageReport(self.job["key"], "lost", "its job ended without a report")
         with contextlib.closing(self.open_pool(settings)) as pool:
             try:
@@ -61,7 +63,9 @@ class NodeJob:
                 report = reports[0]
                 if report.outcome == "late":
                     report = StageReport(
-                        report.key, "late", f"took longer than {self.resources.time_min} min and was stopped: raise time_min"
+                        report.key,
+                        "late",
+                        f"took longer than {self.resources.time_min} min and was stopped: raise time_min",
                     )
             except Exception as error:
                 report = StageReport(self.job["key"], *self.stopped(error))
@@ -76,7 +80,9 @@ class NodeJob:
 
     def write(self, outcome: str, error: str = "") -> None:
         """Write the report file, whole or not at all."""
-        report = json.dumps({"attempt": self.attempt, "outcome": outcome, "error": error, "node": socket.gethostname()})
+        report = json.dumps(
+            {"attempt": self.attempt, "outcome": outcome, "error": error, "node": socket.gethostname()}
+        )
         part = self.report_path.with_name(f"{self.report_path.name}.{os.getpid()}")
         part.write_text(report, encoding="utf-8")
         part.replace(self.report_path)

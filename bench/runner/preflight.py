@@ -32,7 +32,9 @@ def _refuse_links(results: Path) -> None:
     for place in (results / name for name in ("store", "wandb", "jobs")):
         if place.is_symlink():
             raise BadConfig(
-                [f"{place} is a link, and nothing is written through one: move it away, or set results= to the folder that it points to"]
+                [
+                    f"{place} is a link, and nothing is written through one: move it away, or set results= to the folder that it points to"
+                ]
             )
         if place.exists() and not place.is_dir():
             raise BadConfig([f"{place} is a file, and should be a folder: move it away, or set results=DIR"])
@@ -43,12 +45,20 @@ def check_keys(stages: Sequence[Stage]) -> None:
 
     This is checked before anything is trained.
     """
-    askings = {stage.settings.asking for stage in stages if isinstance(stage.settings, LanguageJudgeSettings) and stage.settings.asking}
+    askings = {
+        stage.settings.asking
+        for stage in stages
+        if isinstance(stage.settings, LanguageJudgeSettings) and stage.settings.asking
+    }
     problems = []
-    for name, needed in sorted({(asking.api_key_env, asking.base_url is None) for asking in askings if asking.server == "endpoint"}):
+    for name, needed in sorted(
+        {(asking.api_key_env, asking.base_url is None) for asking in askings if asking.server == "endpoint"}
+    ):
         try:
             if secrets.key(name) is None and needed:
-                problems.append(f"the judge needs an API key: set the environment variable {name} (judge.api_key_env)")
+                problems.append(
+                    f"the judge needs an API key: set the environment variable {name} (judge.api_key_env)"
+                )
         except secrets.BadKey as error:
             problems.append(str(error))
     if problems:

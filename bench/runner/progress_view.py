@@ -23,7 +23,9 @@ from bench.store.keys import Stage
 from bench.terminal import Terminal
 
 
-def make_screen(sweep: Sweep, plan: Plan, forecast: Mapping[Stage, StageForecast], workers: int) -> PlainScreen:
+def make_screen(
+    sweep: Sweep, plan: Plan, forecast: Mapping[Stage, StageForecast], workers: int
+) -> PlainScreen:
     """A live view where stderr is a terminal, otherwise plain lines."""
     console = Terminal(stderr=True)
     kind = LiveScreen if console.is_interactive else PlainScreen
@@ -39,8 +41,21 @@ class PlainScreen:
     Where nothing ends for QUIET_S, it prints how far a running stage is.
     """
 
-    def __init__(self, console: Terminal, sweep: Sweep, plan: Plan, forecast: Mapping[Stage, StageForecast], workers: int):
-        self.console, self.sweep, self.plan, self.forecast, self.workers = console, sweep, plan, forecast, workers
+    def __init__(
+        self,
+        console: Terminal,
+        sweep: Sweep,
+        plan: Plan,
+        forecast: Mapping[Stage, StageForecast],
+        workers: int,
+    ):
+        self.console, self.sweep, self.plan, self.forecast, self.workers = (
+            console,
+            sweep,
+            plan,
+            forecast,
+            workers,
+        )
         self.started = self.last_line = time.monotonic()
         self.outcomes: Counter[str] = Counter()
         self.cells_ended = 0
@@ -54,7 +69,9 @@ class PlainScreen:
         self.say(f"{self.sweep.name}: {len(self.sweep.cells)} cells, {done}, {self.workers} at a time")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def say(self, text: str) -> None:
         self.last_line = time.monotonic()
@@ -76,7 +93,10 @@ class PlainScreen:
             self._stage_done(stage, seconds)
         elif outcome != "elsewhere":
             words = outcome.upper().replace("_", " ")
-            self.say(f"{words} {stage_words(stage)}: {error}" + (f" (log: {log})" if log is not None and log.exists() else ""))
+            self.say(
+                f"{words} {stage_words(stage)}: {error}"
+                + (f" (log: {log})" if log is not None and log.exists() else "")
+            )
 
     def _stage_done(self, stage: Stage, seconds: float) -> None:
         self.say(f"{stage_words(stage)} {seconds:.1f} s; {self._time_left()}")
@@ -127,14 +147,23 @@ class LiveScreen(PlainScreen):
     """A live view: cells done, the running stages with their progress, and the time left."""
 
     def __enter__(self) -> Self:
-        columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[words]}"), TimeElapsedColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[words]}"),
+            TimeElapsedColumn(),
+        )
         self.bars = Progress(*columns, console=self.console)
         self.tasks: dict[str, TaskID] = {}
-        self.live = Live(get_renderable=self._view, console=self.console, refresh_per_second=4, transient=True)
+        self.live = Live(
+            get_renderable=self._view, console=self.console, refresh_per_second=4, transient=True
+        )
         self.live.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.live.__exit__(kind, error, trace)
 
     def _stage_done(self, stage: Stage, seconds: float) -> None: ...
@@ -143,7 +172,9 @@ class LiveScreen(PlainScreen):
         view = Table.grid()
         total, done = len(self.plan.statuses), len(self.plan.statuses) - len(self.left)
         cells = f"[bold]{self.sweep.name}[/]  {self.cells_ended}/{len(self.sweep.cells)} cells, {done}/{total} stages"
-        view.add_row(f"{cells}   {clock(time.monotonic() - self.started).strip()} elapsed, {self._time_left()}")
+        view.add_row(
+            f"{cells}   {clock(time.monotonic() - self.started).strip()} elapsed, {self._time_left()}"
+        )
         view.add_row(self.bars)
         return view
 
@@ -152,7 +183,9 @@ class LiveScreen(PlainScreen):
         self.tasks[stage.key] = self.bars.add_task(stage_words(stage), total=None, words="")
 
     def progress(self, stage: Stage, row: Mapping[str, float]) -> None:
-        self.bars.update(self.tasks[stage.key], completed=row["step"], total=row["total"], words=_progress_words(row))
+        self.bars.update(
+            self.tasks[stage.key], completed=row["step"], total=row["total"], words=_progress_words(row)
+        )
 
     def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
         if (task := self.tasks.pop(stage.key, None)) is not None:
@@ -166,7 +199,12 @@ def makespan_s(seconds: Mapping[Stage, float], workers: int) -> float:
     It is the larger of two bounds: all workers always busy, and the longest chain of stages. `seconds` must
     list inputs before their readers.
     """
-    return max([sum(seconds.values()) / workers, *chain_lengths(list(seconds), lambda stage: seconds[stage]).values()])
+    return max(
+        [
+            sum(seconds.values()) / workers,
+            *chain_lengths(list(seconds), lambda stage: seconds[stage]).values(),
+        ]
+    )
 
 
 def stage_words(stage: Stage) -> str:
@@ -180,7 +218,9 @@ def _progress_words(row: Mapping[str, float]) -> str:
     words = f"{row['step']:g}/{row['total']:g}"
     for name, short in (("loss", "loss"), ("rewards/accuracies", "acc"), ("tokens_per_second", "tok/s")):
         if name in row:
-            words += f"  {short} {row[name]:.3g}" if name != "tokens_per_second" else f"  {row[name]:,.0f} tok/s"
+            words += (
+                f"  {short} {row[name]:.3g}" if name != "tokens_per_second" else f"  {row[name]:,.0f} tok/s"
+            )
     return words
 
 

@@ -39,11 +39,17 @@ def check(settings: RayLauncher, wanted: Sequence[Resources]) -> list[str]:
     for given in wanted:
         needed = {"CPU": given.cpus, "GPU": given.gpus, "memory": (given.mem_gb or 0) * 2**30}
         if not any(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes):
-            best = ", ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in ("CPU", "GPU"))
-            words = f"a stage needs {given.cpus} CPU, {given.gpus} GPU" + (f", {given.mem_gb:g} GB" if given.mem_gb else "")
+            best = ", ".join(
+                f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in ("CPU", "GPU")
+            )
+            words = f"a stage needs {given.cpus} CPU, {given.gpus} GPU" + (
+                f", {given.mem_gb:g} GB" if given.mem_gb else ""
+            )
             close()
             way_out = "set hydra.launcher.gpu, e.g. hydra.launcher.gpu.gpus=0"
-            return [f"hydra/launcher=ray: {words}, but no node of the cluster has so much (at most {best}): {way_out}"]
+            return [
+                f"hydra/launcher=ray: {words}, but no node of the cluster has so much (at most {best}): {way_out}"
+            ]
     return []
 
 
@@ -55,9 +61,17 @@ def _connect(settings: RayLauncher) -> None:
 
     own = {"PYTHONPATH": python_path(), **settings.env}
     given = {**settings.runtime_env, "env_vars": {**own, **settings.runtime_env.get("env_vars", {})}}
-    local: dict[str, Any] = {} if settings.address else {"include_dashboard": False, "object_store_memory": OBJECTS_BYTES}
+    local: dict[str, Any] = (
+        {} if settings.address else {"include_dashboard": False, "object_store_memory": OBJECTS_BYTES}
+    )
     if not ray.is_initialized():
-        ray.init(address=settings.address or "local", runtime_env=given, log_to_driver=False, logging_level="error", **local)
+        ray.init(
+            address=settings.address or "local",
+            runtime_env=given,
+            log_to_driver=False,
+            logging_level="error",
+            **local,
+        )
 
 
 def close() -> None:
@@ -86,7 +100,12 @@ class RayQueue:
         ids = []
         for job in jobs:
             given = job.resources
-            options: dict[str, Any] = {"num_cpus": given.cpus, "num_gpus": given.gpus, "max_retries": 0, "name": job.job["kind"]}
+            options: dict[str, Any] = {
+                "num_cpus": given.cpus,
+                "num_gpus": given.gpus,
+                "max_retries": 0,
+                "name": job.job["kind"],
+            }
             options |= {"memory": given.mem_gb * 2**30} if given.mem_gb else {}
             task = ray.remote(_run).options(**options).remote(job)
             ids.append(task.task_id().hex()[:12])
@@ -102,7 +121,9 @@ class RayQueue:
                 ray.get(task)
                 self.over[waiting[task]] = Ending("ended without a report")
             except Exception as error:  # The task, its worker or its node failed.
-                self.over[waiting[task]] = Ending(f"ended by {reason(getattr(error, 'cause', None) or error)}")
+                self.over[waiting[task]] = Ending(
+                    f"ended by {reason(getattr(error, 'cause', None) or error)}"
+                )
         return {job_id: how for job_id, how in self.over.items() if job_id in ids}
 
     def is_alive(self, job_id: str) -> bool:

@@ -59,14 +59,19 @@ def run_stages(
         ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
         followed = progressed or (lambda stage, rows: screen.progress(stage, rows[-1]))
         shared: dict[str, Any] = {"servers": judges, "accelerate": session.accelerate}
-        scheduler = Scheduler(store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, **shared)
+        scheduler = Scheduler(
+            store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, **shared
+        )
         scheduler.run(sweep.cells)
         return scheduler.over_budget
 
 
 def failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
     """The label and error of the first failed stage of a cell; None where none has failed."""
-    return next((f"{stage.label or stage.kind}: {failures[stage]}" for stage in cell.stages if stage in failures), None)
+    return next(
+        (f"{stage.label or stage.kind}: {failures[stage]}" for stage in cell.stages if stage in failures),
+        None,
+    )
 
 
 # Assumed seconds of a kind of stage that has not run in this store. Only their proportions matter.
@@ -152,12 +157,18 @@ class Scheduler:
     def _startable(self, cells: Sequence[CellPlan]) -> list[Stage]:
         """The waiting stages with all inputs done, the longest chain first."""
         waiting = [stage for stage in self._needed(cells) if stage.key not in self.running]
-        ready = [stage for stage in waiting if all(self.store.status_with_weights(source).state == "done" for source in stage.input_stages)]
+        ready = [
+            stage
+            for stage in waiting
+            if all(self.store.status_with_weights(source).state == "done" for source in stage.input_stages)
+        ]
         return sorted(ready, key=lambda stage: -self.ranks.get(stage, 0.0))
 
     def _waiting(self, cells: Sequence[CellPlan]) -> bool:
         """Whether another command computes a stage that is still needed."""
-        return any(not any(ancestor in self.failures for ancestor in stage.walk()) for stage in self._needed(cells))
+        return any(
+            not any(ancestor in self.failures for ancestor in stage.walk()) for stage in self._needed(cells)
+        )
 
     def _start(self, stage: Stage) -> None:
         """Start a stage. After an error of the file system the stage has failed, and the others continue."""
@@ -166,7 +177,9 @@ class Scheduler:
         except OSError as error:
             if (running := self.running.pop(stage.key, None)) is not None:
                 running.lock.release()
-            self.failures[stage] = reason = f"could not start: {error.filename or self.store.root}: {error.strerror or error}"
+            self.failures[stage] = reason = (
+                f"could not start: {error.filename or self.store.root}: {error.strerror or error}"
+            )
             self.store.record_failure(stage, reason)
             self.screen.stage_ended(stage, "failed", reason)
             self.on_end()
@@ -207,7 +220,10 @@ class Scheduler:
             error = re.sub(r"(?<![\w.])judge\.(?=[a-z])", "method.labelling_judge.", error)
         self.store.invalidate(stage)
         if outcome == "done" and not self.store.is_done(stage):
-            outcome, error = "failed", f"its files failed the check after it ran: {self.store.status(stage).why}"
+            outcome, error = (
+                "failed",
+                f"its files failed the check after it ran: {self.store.status(stage).why}",
+            )
         elif self.store.is_done(stage):  # It died after it had finished, or another command finished it.
             outcome, error = "done", ""
         running.lock.release()

@@ -31,7 +31,18 @@ from bench.text_files import printable
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel")
 COMMAND_WAIT_S = 60.0  # longest wait for one of SLURM's commands
 OVER = frozenset(
-    ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"]
+    [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    ]
 )
 UNKNOWN = "UNKNOWN"  # state of a job whose line in squeue cannot be read
 # Reasons to wait that pass by themselves
@@ -42,7 +53,9 @@ HOPELESS = re.compile(
     r"Partition(Time|Node)Limit|BadConstraints|Invalid(Account|QOS)|(Account|QOS)NotAllowed|(Assoc|QOS)\w*(Wall|PerJob)\w*"
 )
 # Errors of sbatch where there is no cluster. Any other error is a cluster's rejection of a job.
-NO_CLUSTER = re.compile(r"configuration source|Unable to contact|not responding|Protocol authentication error")
+NO_CLUSTER = re.compile(
+    r"configuration source|Unable to contact|not responding|Protocol authentication error"
+)
 
 
 @dataclass
@@ -68,7 +81,11 @@ class SlurmStage(NodeJob):
         return submitit.helpers.DelayedSubmission(dataclasses.replace(self, restarts=self.restarts + 1))
 
     def stopped(self, error: Exception) -> tuple[Literal["lost", "late"], str]:
-        if self.pool is None or self.restarts < self.requeues or type(error).__name__ != "UncompletedJobError":
+        if (
+            self.pool is None
+            or self.restarts < self.requeues
+            or type(error).__name__ != "UncompletedJobError"
+        ):
             return super().stopped(error)
         limit = f"its time limit of {self.resources.time_min} min"
         return "late", f"reached {limit} {self.requeues + 1} times: raise time_min or hydra.launcher.requeues"
@@ -114,14 +131,29 @@ def check(settings: SlurmLauncher, wanted: Sequence[Resources]) -> list[str]:
         with without_slurm_variables():
             command = ["sbatch", "--test-only"]
             try:
-                done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", errors="replace", timeout=COMMAND_WAIT_S)
+                done = subprocess.run(
+                    command,
+                    input=text,
+                    capture_output=True,
+                    encoding="utf-8",
+                    errors="replace",
+                    timeout=COMMAND_WAIT_S,
+                )
             except subprocess.TimeoutExpired:
-                return [f"hydra/launcher=slurm: sbatch did not finish within {COMMAND_WAIT_S:g} s: check with sinfo that the cluster is up"]
+                return [
+                    f"hydra/launcher=slurm: sbatch did not finish within {COMMAND_WAIT_S:g} s: check with sinfo that the cluster is up"
+                ]
         if done.returncode:
-            resources = ", ".join(f"{name}={value}" for name, value in given.model_dump().items() if value is not None)
-            words = "; ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines())
+            resources = ", ".join(
+                f"{name}={value}" for name, value in given.model_dump().items() if value is not None
+            )
+            words = "; ".join(
+                line.removeprefix("sbatch: ").removeprefix("error: ") for line in done.stderr.splitlines()
+            )
             if NO_CLUSTER.search(words):
-                way_out = "check with sinfo that it is up, and run the command on a machine that submits jobs to it"
+                way_out = (
+                    "check with sinfo that it is up, and run the command on a machine that submits jobs to it"
+                )
                 return [f"hydra/launcher=slurm: sbatch finds no cluster ({words}): {way_out}"]
             way_out = "change hydra.launcher.gpu, .cpu, .stages or .sbatch"
             return [f"hydra/launcher=slurm: sbatch rejects a job with {resources} ({words}): {way_out}"]
@@ -135,7 +167,11 @@ def without_slurm_variables() -> Iterator[None]:
     Its own jobs would inherit them, and srun obey them.
     """
     inside = "SLURM_JOB_ID" in os.environ
-    hidden = {name: value for name, value in os.environ.items() if inside and name.startswith("SLURM_") and name != "SLURM_CONF"}
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if inside and name.startswith("SLURM_") and name != "SLURM_CONF"
+    }
     for name in hidden:
         del os.environ[name]
     try:
@@ -191,7 +227,14 @@ def read_squeue(text: str) -> Listing:
 
 def run_squeue() -> Listing:
     """This user's jobs, also those that have just ended. Raises OSError or subprocess.SubprocessError."""
-    words = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%r|%N"]
+    words = [
+        "squeue",
+        "--noheader",
+        "--array",
+        "--states=all",
+        f"--user={os.getuid()}",
+        "--format=%i|%T|%r|%N",
+    ]
     done = subprocess.run(words, capture_output=True, check=True, timeout=COMMAND_WAIT_S)
     return read_squeue(done.stdout.decode(errors="replace"))
 
@@ -238,7 +281,9 @@ class SlurmQueue:
     def _look(self, ids: Collection[str], listing: Listing) -> None:
         if listing.unread:
             line = printable(listing.unread[0])[:80]
-            self._say_once(f"cannot read a line of squeue's output ({line}); waiting also for jobs that it does not list")
+            self._say_once(
+                f"cannot read a line of squeue's output ({line}); waiting also for jobs that it does not list"
+            )
         # The others may have been queued again.
         self.over = {job_id: ending for job_id, ending in self.over.items() if not ending.again}
         for job_id in set(ids) - self.over.keys():
@@ -246,11 +291,15 @@ class SlurmQueue:
             if job is None and listing.unread:
                 continue
             if job is None or job.state in OVER:
-                self.over[job_id] = Ending(f"{describe_end(job_id)} without a report: see {self.folder / job_id}_0_log.err")
+                self.over[job_id] = Ending(
+                    f"{describe_end(job_id)} without a report: see {self.folder / job_id}_0_log.err"
+                )
             elif job.reason in STUCK or HOPELESS.fullmatch(job.reason):
                 self.cancel([job_id])
                 way_out = "change hydra.launcher.gpu, .cpu, .stages or .sbatch"
-                self.over[job_id] = Ending(f"could never start ({job.reason}) and was cancelled: {way_out}", again=False)
+                self.over[job_id] = Ending(
+                    f"could never start ({job.reason}) and was cancelled: {way_out}", again=False
+                )
             elif job.state == "PENDING" and job.reason not in USUAL:
                 self._say_once(f"jobs wait in the queue; squeue gives the reason {job.reason}")
 
@@ -279,13 +328,26 @@ def describe_end(job_id: str) -> str:
     """A job's end in SLURM's words: `ended as NODE_FAIL (NodeDown, exit code 0:0) on node3`."""
     for command, field_pattern in (
         (["scontrol", "--oneliner", "show", "job", job_id], r"{}=(\S+)"),
-        (["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", "--format=State,Reason,ExitCode,NodeList"], ""),
+        (
+            [
+                "sacct",
+                "--noheader",
+                "--parsable2",
+                "--allocations",
+                f"--jobs={job_id}",
+                "--format=State,Reason,ExitCode,NodeList",
+            ],
+            "",
+        ),
     ):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             output = subprocess.run(command, capture_output=True, check=True, timeout=COMMAND_WAIT_S).stdout
             text = shown(output.decode(errors="replace")).strip()
             if field_pattern:
-                matches = [re.search(rf"\b{field_pattern.format(name)}", text) for name in ("JobState", "Reason", "ExitCode", "NodeList")]
+                matches = [
+                    re.search(rf"\b{field_pattern.format(name)}", text)
+                    for name in ("JobState", "Reason", "ExitCode", "NodeList")
+                ]
                 words = [match[1] if match else "" for match in matches]
             else:
                 rows = [line.split("|") for line in text.splitlines()]

@@ -31,7 +31,16 @@ from bench.config import Accelerate
 from bench.machine import die_with_parent, revision
 from bench.store import stage_settings
 from bench.store.keys import Source, Stage, tree_stamp
-from bench.store.stage_run import AFTER_STAGE, ENGINE_VERSIONS, Outcome, OverBudget, Progress, ServerPlace, StageRun, reason
+from bench.store.stage_run import (
+    AFTER_STAGE,
+    ENGINE_VERSIONS,
+    Outcome,
+    OverBudget,
+    Progress,
+    ServerPlace,
+    StageRun,
+    reason,
+)
 from bench.store.store import Store
 
 # Environment variables that the launcher sets: the pipe to report on, the parent's process id,
@@ -81,7 +90,9 @@ def _check_inputs(job: Mapping[str, Any], store: Store) -> None:
             if manifest.evicted:
                 raise ValueError(f"the weights in {facts['path']} were deleted while the sweep ran (keep=)")
         except ValueError as error:
-            raise RuntimeError(f"its input {role} cannot be used: {error}. Run the same command again to make it.") from error
+            raise RuntimeError(
+                f"its input {role} cannot be used: {error}. Run the same command again to make it."
+            ) from error
         if manifest.digest != facts["digest"]:
             changed = f"its input {role} ({facts['path']}) changed on disk while the sweep ran"
             raise RuntimeError(f"{changed}. Run the same command again to continue.")
@@ -120,8 +131,12 @@ def run_stage(job: Mapping[str, Any]) -> None:
         server = ServerPlace(**job["server"]) if job.get("server") else None
         work, sharing = store.sidecar(stage, "work"), tuple(job.get("sharing", ()))
         accelerate = Accelerate.model_validate(job["accelerate"]) if job.get("accelerate") else None
-        earlier = tuple(store.sidecar(before, "work") for before in getattr(module, "earlier", lambda _: ())(stage))
-        outcome: Outcome = module.run(settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate, earlier))
+        earlier = tuple(
+            store.sidecar(before, "work") for before in getattr(module, "earlier", lambda _: ())(stage)
+        )
+        outcome: Outcome = module.run(
+            settings, StageRun(paths, built, progress, stage.key, work, sharing, server, accelerate, earlier)
+        )
         _check_sources(job)
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
@@ -209,7 +224,11 @@ def _lines() -> Iterator[str]:
     while True:
         # The first job is on its way when a worker starts. The reader's buffer is always empty here, because
         # the next job comes only when the last is done.
-        if not first and not select.select([sys.stdin], [], [], 0.2)[0] and (module := next(modules, None)) is not None:
+        if (
+            not first
+            and not select.select([sys.stdin], [], [], 0.2)[0]
+            and (module := next(modules, None)) is not None
+        ):
             with contextlib.suppress(Exception):  # The stage that needs it will raise the error.
                 importlib.import_module(module)
             continue

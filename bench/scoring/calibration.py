@@ -45,7 +45,9 @@ def fitted(cells: Sequence[CellPlan], store: Store) -> dict[str, Calibration | U
     verdicts = {cell.key: verdicts_of(cell, store) for cell in ready}
     groups = {cell.key: (cell.roles["preference_items"].key, cell.cell.judge) for cell in ready}
     return {
-        key: fitted_on([verdicts[other] for other in groups if other != key and groups[other] == group], NOBODY_ELSE)
+        key: fitted_on(
+            [verdicts[other] for other in groups if other != key and groups[other] == group], NOBODY_ELSE
+        )
         for key, group in groups.items()
     }
 
@@ -58,14 +60,20 @@ def fitted_on(others: Sequence[Sequence[Verdict]], none: str) -> Calibration | U
 
     Without other policies: Unmeasured, with the reason `none`.
     """
-    return alpaca_eval.fitted_calibration(fit_difficulty([columns_of(verdicts) for verdicts in others])) if others else Unmeasured(none)
+    return (
+        alpaca_eval.fitted_calibration(fit_difficulty([columns_of(verdicts) for verdicts in others]))
+        if others
+        else Unmeasured(none)
+    )
 
 
 def verdicts_of(cell: CellPlan, store: Store) -> list[Verdict]:
     return preference_verdicts(store.folder(cell.roles["preference_verdicts"]))
 
 
-def recalibrated(result: Result, cell: CellPlan, store: Store, calibration: Calibration | Unmeasured) -> Result:
+def recalibrated(
+    result: Result, cell: CellPlan, store: Store, calibration: Calibration | Unmeasured
+) -> Result:
     """The cell's numbers with the length-controlled ones computed anew from this calibration."""
     assert isinstance(cell.score.settings, ScoreSettings)
     controlled = lc_numbers(cell.score.settings, verdicts_of(cell, store), calibration)

@@ -96,18 +96,29 @@ class Numbers:
     metrics: dict[str, float] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def add(self, name: str, estimate: estimates.Estimate | estimates.Unmeasured | None, why: str = reasons.NOTHING_SCORED) -> None:
+    def add(
+        self,
+        name: str,
+        estimate: estimates.Estimate | estimates.Unmeasured | None,
+        why: str = reasons.NOTHING_SCORED,
+    ) -> None:
         """Add a value with its standard error and interval, or the reason why it is missing."""
         if estimate is None or isinstance(estimate, estimates.Unmeasured):
             self.missing[name] = estimate.reason if estimate else why
             return
         self.metrics |= {name: estimate.value, f"{name}_n": estimate.n}
-        for suffix, value in (("se", estimate.standard_error), ("low", estimate.low), ("high", estimate.high)):
+        for suffix, value in (
+            ("se", estimate.standard_error),
+            ("low", estimate.low),
+            ("high", estimate.high),
+        ):
             if value is not None:
                 self.metrics[f"{name}_{suffix}"] = value
 
 
-def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Calibration | None = None) -> Result:
+def score(
+    settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Calibration | None = None
+) -> Result:
     """A cell's numbers from the folders of its inputs, by role.
 
     A given `calibration` (by item id) is used for length control instead of the input `calibration`.
@@ -124,7 +135,10 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
     _completions(read_completions(completions), numbers)
     if "rewards" in inputs:
         chosen = read_rewards(completions)
-        numbers.add("reward_best", estimates.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]))
+        numbers.add(
+            "reward_best",
+            estimates.mean_estimate([reward for name, reward in chosen.items() if name.endswith("/0")]),
+        )
     _heldout(settings, inputs, numbers)
     _kl(settings, inputs, numbers)
     _labels(inputs, numbers)
@@ -134,13 +148,19 @@ def score(settings: ScoreSettings, inputs: Mapping[str, Path], calibration: Cali
         judge = Result.read(inputs["self_judge"] / "judge.json")
         numbers.metrics |= judge.metrics
         numbers.missing |= judge.missing
-    return Result(numbers.metrics, dict(sorted(numbers.missing.items())), calibration.digest if calibration and preferred else None)
+    return Result(
+        numbers.metrics,
+        dict(sorted(numbers.missing.items())),
+        calibration.digest if calibration and preferred else None,
+    )
 
 
 def _tasks(folder: Path, numbers: Numbers) -> None:
     for task in read_jsonl(folder / "results.jsonl", TaskResult):
         if task.shown:
-            estimate = None if task.value is None else estimates.estimate_of(task.value, task.standard_error, task.n)
+            estimate = (
+                None if task.value is None else estimates.estimate_of(task.value, task.standard_error, task.n)
+            )
             numbers.add(task_number(task.task, task.metric), estimate, reasons.TASK_NOT_FINITE)
 
 
@@ -155,7 +175,11 @@ def calibration_of(inputs: Mapping[str, Path]) -> Calibration | None:
     return alpaca_eval.for_items(alpaca_eval.read_calibration(inputs["calibration"], items), items)
 
 
-def lc_numbers(settings: ScoreSettings, verdicts: Sequence[Verdict], calibration: Calibration | estimates.Unmeasured | None) -> Result:
+def lc_numbers(
+    settings: ScoreSettings,
+    verdicts: Sequence[Verdict],
+    calibration: Calibration | estimates.Unmeasured | None,
+) -> Result:
     """Length-controlled metrics alone, or the reason why they are missing."""
     numbers = Numbers()
     if isinstance(calibration, estimates.Unmeasured):
@@ -169,7 +193,11 @@ def lc_numbers(settings: ScoreSettings, verdicts: Sequence[Verdict], calibration
 
 
 def _preference(
-    settings: ScoreSettings, folder: Path | None, rated: Path | None, calibration: Calibration | None, numbers: Numbers
+    settings: ScoreSettings,
+    folder: Path | None,
+    rated: Path | None,
+    calibration: Calibration | None,
+    numbers: Numbers,
 ) -> None:
     if folder is None:
         why = reasons.NO_JUDGE if rated is None else reasons.ONLY_RATINGS
@@ -215,7 +243,10 @@ def _member(settings: ScoreSettings, label: str, verdicts: Sequence[Verdict], nu
 def _rates(settings: ScoreSettings, suffix: str, verdicts: Sequence[Verdict], numbers: Numbers) -> None:
     """Add the win rates of one judge, their names ending in `suffix`."""
     rng = partial(np.random.default_rng, settings.bootstrap_seed)
-    numbers.add(f"win_rate{suffix}", estimates.win_rate([v.preference for v in verdicts], rng(), settings.bootstrap_resamples))
+    numbers.add(
+        f"win_rate{suffix}",
+        estimates.win_rate([v.preference for v in verdicts], rng(), settings.bootstrap_resamples),
+    )
     if not has_games(verdicts):
         return
     numbers.add(f"arena_win_rate{suffix}", arena_win_rate(verdicts, rng(), settings.bootstrap_resamples))
@@ -235,15 +266,24 @@ def _rating(folder: Path | None, preferred: Path | None, numbers: Numbers) -> No
     turns = sorted({v.turn for v in verdicts})
     numbers.add("rating", estimates.rating_mean(grouped((v.item_id, v.rating) for v in verdicts)))
     for turn in turns:
-        numbers.add(f"rating_turn{turn + 1}", estimates.rating_mean(grouped((v.item_id, v.rating) for v in verdicts if v.turn == turn)))
+        numbers.add(
+            f"rating_turn{turn + 1}",
+            estimates.rating_mean(grouped((v.item_id, v.rating) for v in verdicts if v.turn == turn)),
+        )
     for category in sorted({v.category for v in verdicts if v.category}):
-        mean = estimates.rating_mean(grouped((v.item_id, v.rating) for v in verdicts if v.category == category))
+        mean = estimates.rating_mean(
+            grouped((v.item_id, v.rating) for v in verdicts if v.category == category)
+        )
         if mean is not None:
             numbers.metrics[f"rating_{category}"] = mean.value
-    expected = estimates.rating_mean(grouped((v.item_id, (v.details or {}).get("expected_rating")) for v in verdicts))
+    expected = estimates.rating_mean(
+        grouped((v.item_id, (v.details or {}).get("expected_rating")) for v in verdicts)
+    )
     if expected is not None:
         numbers.add("expected_rating", expected)
-        if lacking := sum(v.rating is not None and "expected_rating" not in (v.details or {}) for v in verdicts):
+        if lacking := sum(
+            v.rating is not None and "expected_rating" not in (v.details or {}) for v in verdicts
+        ):
             numbers.metrics["n_without_expected_rating"] = lacking
     _count_replies(verdicts, numbers)
     numbers.metrics |= {
@@ -261,7 +301,11 @@ def _completions(completions: Sequence[Completion], numbers: Numbers) -> None:
         numbers.missing |= dict.fromkeys(("mean_tokens", "unfinished"), reasons.FROM_FILE)
     numbers.metrics["n_completions"] = len(completions)
     texts = [grams for c in completions if (grams := _grams(c.completions[0]))]
-    numbers.add("repetition", estimates.mean_estimate([1 - len(set(grams)) / len(grams) for grams in texts]), reasons.NO_GRAM)
+    numbers.add(
+        "repetition",
+        estimates.mean_estimate([1 - len(set(grams)) / len(grams) for grams in texts]),
+        reasons.NO_GRAM,
+    )
     if texts:
         numbers.metrics["distinct"] = len(set(itertools.chain(*texts))) / sum(map(len, texts))
     else:
@@ -277,40 +321,64 @@ def _grams(text: str) -> list[tuple[str, ...]]:
 def _heldout(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: Numbers) -> None:
     if "preferences" not in inputs:
         why = numbers.missing.get("mean_tokens", reasons.OWN_REFERENCE)
-        numbers.missing |= dict.fromkeys(("reward_accuracy", "reward_auc", "logps_chosen", "logps_rejected", "kl"), why)
+        numbers.missing |= dict.fromkeys(
+            ("reward_accuracy", "reward_auc", "logps_chosen", "logps_rejected", "kl"), why
+        )
         return
     rows = read_rows(inputs["preferences"] / "heldout.jsonl")
     reference = read_logps(inputs["reference_logps"])
     policy = read_logps(inputs["policy_logps"]) if "policy_logps" in inputs else reference
     sides = {"chosen": list(_side(rows, True)), "rejected": list(_side(rows, False))}
     for side, names in sides.items():
-        numbers.add(f"logps_{side}", estimates.mean_estimate([policy[name].logps for name in names]), reasons.NO_HELDOUT_ROW)
+        numbers.add(
+            f"logps_{side}",
+            estimates.mean_estimate([policy[name].logps for name in names]),
+            reasons.NO_HELDOUT_ROW,
+        )
     if "rewards" in inputs:
         rewards = read_rewards(inputs["rewards"])
-        scale, ratios = 1.0, {side: np.array([rewards[name] for name in names]) for side, names in sides.items()}
+        scale, ratios = (
+            1.0,
+            {side: np.array([rewards[name] for name in names]) for side, names in sides.items()},
+        )
     elif settings.beta is None:
         sides_of = ("reward_chosen", "reward_rejected", "shift_chosen", "shift_rejected")
-        numbers.missing |= dict.fromkeys(("reward_accuracy", "reward_auc", "reward_margin", *sides_of), reasons.OWN_REFERENCE)
+        numbers.missing |= dict.fromkeys(
+            ("reward_accuracy", "reward_auc", "reward_margin", *sides_of), reasons.OWN_REFERENCE
+        )
         return
     else:
         ratios = {side: np.array(_ratios(policy, reference, names)) for side, names in sides.items()}
         scale = settings.beta
     for side, values in ratios.items():
-        numbers.add(f"reward_{side}", estimates.mean_estimate((scale * values).tolist()), reasons.NO_HELDOUT_ROW)
+        numbers.add(
+            f"reward_{side}", estimates.mean_estimate((scale * values).tolist()), reasons.NO_HELDOUT_ROW
+        )
         if "rewards" in inputs:
             numbers.missing[f"shift_{side}"] = reasons.BEST_OF_N_MOVES_NOTHING
             continue
-        per_token = [ratio / max(policy[name].n_tokens, 1) for ratio, name in zip(values.tolist(), sides[side], strict=True)]
+        per_token = [
+            ratio / max(policy[name].n_tokens, 1)
+            for ratio, name in zip(values.tolist(), sides[side], strict=True)
+        ]
         numbers.add(f"shift_{side}", estimates.mean_estimate(per_token), reasons.NO_HELDOUT_ROW)
     if isinstance(rows[0], Pair):
-        numbers.add("reward_margin", estimates.mean_estimate((scale * (ratios["chosen"] - ratios["rejected"])).tolist()))
+        numbers.add(
+            "reward_margin",
+            estimates.mean_estimate((scale * (ratios["chosen"] - ratios["rejected"])).tolist()),
+        )
         right = (np.sign(ratios["chosen"] - ratios["rejected"]) + 1) / 2
         numbers.add("reward_accuracy", estimates.accuracy(right.tolist()))
         numbers.missing["reward_auc"] = reasons.DATA_ARE_PAIRS
         return
     numbers.missing |= dict.fromkeys(("reward_margin", "reward_accuracy"), reasons.DATA_ARE_UNPAIRED)
     if all(map(len, ratios.values())):
-        numbers.add("reward_auc", estimates.auc(ratios["chosen"], ratios["rejected"], np.random.default_rng(settings.bootstrap_seed)))
+        numbers.add(
+            "reward_auc",
+            estimates.auc(
+                ratios["chosen"], ratios["rejected"], np.random.default_rng(settings.bootstrap_seed)
+            ),
+        )
     else:
         numbers.missing["reward_auc"] = reasons.ONE_LABEL
 
@@ -334,14 +402,20 @@ def _labels(inputs: Mapping[str, Path], numbers: Numbers) -> None:
         return
     distrusted_ones = [wrong for distrusted, wrong in detections if distrusted]
     numbers.add("noise_precision", estimates.accuracy(distrusted_ones), reasons.NOTHING_DISTRUSTED)
-    numbers.add("noise_recall", estimates.accuracy([distrusted for distrusted, wrong in detections if wrong]), reasons.NOTHING_WRONG)
+    numbers.add(
+        "noise_recall",
+        estimates.accuracy([distrusted for distrusted, wrong in detections if wrong]),
+        reasons.NOTHING_WRONG,
+    )
     numbers.add("noise_share", estimates.accuracy([wrong for _, wrong in detections]), reasons.NO_TRUTH)
 
 
 def _kl(settings: ScoreSettings, inputs: Mapping[str, Path], numbers: Numbers) -> None:
     if (n := settings.best_of) > 1:
         bound = f"log n - (n-1)/n = {math.log(n) - (n - 1) / n:.2f} nats"
-        numbers.missing["kl"] = f"choosing has no log-probabilities to measure; best of {n} is at most {bound} from its samples"
+        numbers.missing["kl"] = (
+            f"choosing has no log-probabilities to measure; best of {n} is at most {bound} from its samples"
+        )
         return
     if "kl_policy_logps" not in inputs:
         numbers.missing.setdefault("kl", reasons.OWN_REFERENCE)

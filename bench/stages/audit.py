@@ -16,7 +16,16 @@ import numpy as np
 
 from bench.judges.canaries import HONEST, canary_of
 from bench.judges.self_judge import Ranking, add_up, judge_quality
-from bench.records import HumanLabel, Result, Verdict, draw_name, grouped, read_labels, read_rewards, read_verdicts
+from bench.records import (
+    HumanLabel,
+    Result,
+    Verdict,
+    draw_name,
+    grouped,
+    read_labels,
+    read_rewards,
+    read_verdicts,
+)
 from bench.scoring.numbers import Numbers
 from bench.stages import self_judging_data
 from bench.stats import estimates, judge_bias
@@ -28,7 +37,9 @@ from bench.world.tasks import Turn
 
 
 def run(settings: AuditSettings | SelfJudgeSettings, run: StageRun) -> Outcome:
-    return _of_itself(settings, run) if isinstance(settings, SelfJudgeSettings) else _of_verdicts(settings, run)
+    return (
+        _of_itself(settings, run) if isinstance(settings, SelfJudgeSettings) else _of_verdicts(settings, run)
+    )
 
 
 def _of_verdicts(settings: AuditSettings, run: StageRun) -> Outcome:
@@ -38,7 +49,9 @@ def _of_verdicts(settings: AuditSettings, run: StageRun) -> Outcome:
     """
     _check_served(run.inputs)
     inputs, manner = run.inputs, MANNERS[settings.manner]
-    verdicts, canaries = (manner.each(read_verdicts(inputs[role])) for role in ("verdicts", "canary_verdicts"))
+    verdicts, canaries = (
+        manner.each(read_verdicts(inputs[role])) for role in ("verdicts", "canary_verdicts")
+    )
     again = manner.each(read_verdicts(inputs["again"])) if "again" in inputs else None
     truths = _truths(settings, manner, inputs, verdicts)
     # The effect of length at equal quality is estimated with the truth that has the most values.
@@ -80,7 +93,10 @@ def _truths(
         items = sorted({v.item_id for v in judged if manner.value(v) is not None})
         # Labels are assumed to be expensive: the correction gets a seeded sample of items.
         labelled = set(random.Random("labelled").sample(items, min(settings.n_labelled, len(items))))
-        truths["gold"] = _values(manner, judged), _values(manner, [v for v in judged if v.item_id in labelled])
+        truths["gold"] = (
+            _values(manner, judged),
+            _values(manner, [v for v in judged if v.item_id in labelled]),
+        )
     if "human" in inputs:
         labels, places = _values(manner, read_labels(inputs["human"])), [manner.place(v) for v in verdicts]
         known = {place: labels[place] for place in places if place in labels}
@@ -104,8 +120,13 @@ def _recorded(inputs: Mapping[str, Path]) -> tuple[list[Verdict], list[Verdict]]
 
 def _canaries(verdicts: Sequence[Verdict]) -> dict[str, Statistic]:
     by_name = grouped((canary_of(verdict.item_id), verdict.preference) for verdict in verdicts)
-    rates = {name: estimates.win_rate(preferences, np.random.default_rng(0)) for name, preferences in by_name.items()}
-    return {name: rate or estimates.Unmeasured("no verdict on it could be read") for name, rate in rates.items()}
+    rates = {
+        name: estimates.win_rate(preferences, np.random.default_rng(0))
+        for name, preferences in by_name.items()
+    }
+    return {
+        name: rate or estimates.Unmeasured("no verdict on it could be read") for name, rate in rates.items()
+    }
 
 
 def _rated_canaries(verdicts: Sequence[Verdict]) -> dict[str, Statistic]:
@@ -139,7 +160,9 @@ def _check_served(inputs: Mapping[str, Path]) -> None:
 
 def _plain(statistics: Mapping[str, Statistic]) -> dict[str, Any]:
     return {
-        name: {"unmeasured": value.reason} if isinstance(value, estimates.Unmeasured) else dataclasses.asdict(value)
+        name: {"unmeasured": value.reason}
+        if isinstance(value, estimates.Unmeasured)
+        else dataclasses.asdict(value)
         for name, value in statistics.items()
     }
 
@@ -159,7 +182,9 @@ def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
         truths = read_rewards(run.inputs["completions"])
     else:
         truths = {
-            draw_name(draw): gold(Turn.from_json((item.task or [])[0]), draw.completions[0], settings.truth).total
+            draw_name(draw): gold(
+                Turn.from_json((item.task or [])[0]), draw.completions[0], settings.truth
+            ).total
             for item, draws in rankings
             for draw in draws
         }
@@ -167,15 +192,36 @@ def _of_itself(settings: SelfJudgeSettings, run: StageRun) -> Outcome:
     ours, shorter = [], []
     for _, draws in rankings:
         names, values = [draw_name(draw) for draw in draws], [truths[draw_name(draw)] for draw in draws]
-        ours.append(Ranking([judged.scores.get(name) for name in names], values, [name in judged.perfect for name in names]))
-        shorter.append(Ranking([-float(count_words(draw.completions[0])) for draw in draws], values, [False] * len(draws)))
+        ours.append(
+            Ranking(
+                [judged.scores.get(name) for name in names],
+                values,
+                [name in judged.perfect for name in names],
+            )
+        )
+        shorter.append(
+            Ranking(
+                [-float(count_words(draw.completions[0])) for draw in draws], values, [False] * len(draws)
+            )
+        )
     for name, estimate in judge_quality(ours):
-        numbers.add(f"judge_{name}", estimate, f"no ranking with a judgement that could be read ({judged.unparsed} unparsed)")
-    numbers.add("judge_shorter_accuracy", dict(judge_quality(shorter))["pair_accuracy"], "no two completions differ in truth")
+        numbers.add(
+            f"judge_{name}",
+            estimate,
+            f"no ranking with a judgement that could be read ({judged.unparsed} unparsed)",
+        )
+    numbers.add(
+        "judge_shorter_accuracy",
+        dict(judge_quality(shorter))["pair_accuracy"],
+        "no two completions differ in truth",
+    )
     n_read = sum(judged.histogram.values())
     numbers.metrics |= {f"judge_share_{value}": n / n_read for value, n in judged.histogram.items()}
     (run.out / "judge.json").write_text(
-        json.dumps(Result(numbers.metrics, numbers.missing).to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8"
+        json.dumps(
+            Result(numbers.metrics, numbers.missing).to_json(), indent=1, sort_keys=True, allow_nan=False
+        ),
+        encoding="utf-8",
     )
     counts = {"rankings": len(rankings), "judgements": judged.replies, "unparsed": judged.unparsed}
     return Outcome(counts | {f"judged_{value}": n for value, n in judged.histogram.items()})

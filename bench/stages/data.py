@@ -75,9 +75,14 @@ from bench.world.writers import write
 def run(settings: Settings, run: StageRun) -> Outcome:
     match settings:
         case CorpusData():
-            return _write(run.out / "rows.jsonl", list(base_rows(_world(settings.family), settings.n, settings.seed)))
+            return _write(
+                run.out / "rows.jsonl", list(base_rows(_world(settings.family), settings.n, settings.seed))
+            )
         case DemonstrationData():
-            return _write(run.out / "rows.jsonl", demonstration_rows(_world(settings.family), settings.writer, settings.n, settings.seed))
+            return _write(
+                run.out / "rows.jsonl",
+                demonstration_rows(_world(settings.family), settings.writer, settings.n, settings.seed),
+            )
         case PromptData():
             return _write(run.out / "items.jsonl", _items(settings))
         case WrittenData():
@@ -85,10 +90,16 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case ChosenData():
             return _write(run.out / "items.jsonl", _with_chosen(run.inputs["items"], run.inputs["labels"]))
         case NewPromptData():
-            items = make_items(_world(settings.family), settings.after + settings.n, split="train", seed=settings.seed)
-            return _write(run.out / "items.jsonl", [replace(item, baseline=None) for item in items[settings.after :]])
+            items = make_items(
+                _world(settings.family), settings.after + settings.n, split="train", seed=settings.seed
+            )
+            return _write(
+                run.out / "items.jsonl", [replace(item, baseline=None) for item in items[settings.after :]]
+            )
         case DemonstratedData():
-            items = demonstrated_items(_world(settings.family), settings.writer, settings.after + settings.n, settings.seed)
+            items = demonstrated_items(
+                _world(settings.family), settings.writer, settings.after + settings.n, settings.seed
+            )
             return _write(run.out / "items.jsonl", items[settings.after :])
         case FilePromptData():
             return _write(run.out / "items.jsonl", _file_items(settings, run))
@@ -112,9 +123,15 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case OverlapData():
             return _overlap(run)
         case JudgeItemData():
-            return _write(run.out / "items.jsonl", cut(read_benchmark_items(settings.form, run.inputs), settings.n, settings.n_turns))
+            return _write(
+                run.out / "items.jsonl",
+                cut(read_benchmark_items(settings.form, run.inputs), settings.n, settings.n_turns),
+            )
         case LocalPromptData():
-            return _write(run.out / "items.jsonl", _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n))
+            return _write(
+                run.out / "items.jsonl",
+                _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n),
+            )
         case CanaryData():
             return _canaries(settings, run)
         case RecordedData():
@@ -144,14 +161,20 @@ def _world(family: TaskFamily, reference: Writer | None = None) -> World:
 
 def _items(settings: PromptData) -> list[Item]:
     items = make_items(
-        _world(settings.family, settings.reference), settings.n, split=settings.split, seed=settings.seed, n_turns=settings.n_turns
+        _world(settings.family, settings.reference),
+        settings.n,
+        split=settings.split,
+        seed=settings.seed,
+        n_turns=settings.n_turns,
     )
     if settings.reference is None:
         return [Item(item.id, item.category, item.turns, item.task) for item in items]
     return items
 
 
-def as_judged(settings: DrawnData, drawn: Sequence[tuple[Item, Sequence[Completion]]]) -> tuple[list[Item], list[Completion]]:
+def as_judged(
+    settings: DrawnData, drawn: Sequence[tuple[Item, Sequence[Completion]]]
+) -> tuple[list[Item], list[Completion]]:
     """Returns items for a judge, and the completions that it judges.
 
     Earlier messages of a prompt become part of the item's text.
@@ -163,7 +186,10 @@ def as_judged(settings: DrawnData, drawn: Sequence[tuple[Item, Sequence[Completi
         named: list[tuple[str, Completion, list[str] | None]] = (
             [(draw_name(one), one, None) for one in draws]
             if settings.form == "each"
-            else [(pair_name(one, other), one, other.completions) for one, other in itertools.combinations(draws, 2)]
+            else [
+                (pair_name(one, other), one, other.completions)
+                for one, other in itertools.combinations(draws, 2)
+            ]
         )
         for name, sample, against in named:
             items.append(Item(name, item.category, [text], item.task, against))
@@ -199,7 +225,11 @@ def _canaries(settings: CanaryData, run: StageRun) -> Outcome:
 
 
 def _recorded(settings: RecordedData, run: StageRun) -> Outcome:
-    judged = mt_bench.read_judged(run.inputs["recorded"]) if run.inputs["recorded"].is_file() else read_pairs(run.inputs["recorded"])
+    judged = (
+        mt_bench.read_judged(run.inputs["recorded"])
+        if run.inputs["recorded"].is_file()
+        else read_pairs(run.inputs["recorded"])
+    )
     kept = random.Random(f"recorded/{settings.seed}").sample(judged, min(settings.n, len(judged)))
     write_jsonl(run.out / "completions.jsonl", [completion for _, completion, _ in kept])
     write_jsonl(run.out / "verdicts.jsonl", [verdict for *_, verdicts in kept for verdict in verdicts])
@@ -259,7 +289,15 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
             "Raise method.n_prompts, or use another method.labeller."
         )
     _write_rows(run, "train", rows, settings.seed)
-    return Outcome({"train": len(rows), "train_prompts": len(labelled), "train_ties": ties, "train_unscored": unscored, **dropped})
+    return Outcome(
+        {
+            "train": len(rows),
+            "train_prompts": len(labelled),
+            "train_ties": ties,
+            "train_unscored": unscored,
+            **dropped,
+        }
+    )
 
 
 def _undecided(labelled: Sequence[Labelled]) -> tuple[int, int]:
@@ -291,8 +329,14 @@ def _write_rows(run: StageRun, split: str, rows: list[Any], seed: int) -> None:
     try:
         write_jsonl(run.out / f"{split}.jsonl", with_partners(rows, seed))
     except ValueError as error:
-        shares = "data.fraction, data.desirable_fraction, data.undesirable_fraction" if split == "train" else "data.heldout_fraction"
-        raise ValueError(f"Too few {split} rows ({len(rows)}): {error}. Use more prompts, or raise {shares}.") from error
+        shares = (
+            "data.fraction, data.desirable_fraction, data.undesirable_fraction"
+            if split == "train"
+            else "data.heldout_fraction"
+        )
+        raise ValueError(
+            f"Too few {split} rows ({len(rows)}): {error}. Use more prompts, or raise {shares}."
+        ) from error
 
 
 def _row(label: Labelled, settings: PairData) -> Pair | Unpaired | None:
@@ -321,7 +365,9 @@ def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
         _write_rows(run, "train", train, settings.seed)
     _write_rows(run, "heldout", splits.heldout, settings.seed)
     prompts = len({prompt_key(row.prompt) for row in train})
-    return Outcome({"train_prompts": prompts, **splits.counts, "train": len(train), "heldout": len(splits.heldout)})
+    return Outcome(
+        {"train_prompts": prompts, **splits.counts, "train": len(train), "heldout": len(splits.heldout)}
+    )
 
 
 def _judge_items(run: StageRun) -> list[Item]:
@@ -340,7 +386,9 @@ def _learn_check(max_length: int | None, run: StageRun) -> LearnCheck | None:
 
 
 def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
-    rows = divide(settings.pairs, run.inputs["file"], _judge_items(run), _learn_check(settings.pairs.max_length, run)).next_prompts
+    rows = divide(
+        settings.pairs, run.inputs["file"], _judge_items(run), _learn_check(settings.pairs.max_length, run)
+    ).next_prompts
     kept = rows[settings.after : settings.after + settings.n]
     if len(kept) < settings.n:
         needed = settings.after + settings.n
@@ -379,9 +427,20 @@ def _file_items(settings: FilePromptData, run: StageRun) -> list[Item]:
             f"{file} has {len(rows)} prompts after the first {settings.after}, and this iteration needs {settings.n}. "
             "Add prompts, or lower method.n_prompts."
         )
-    checked = [(row, learn_check(row.prompt, [row.completion] if settings.answers else [])) for row in rows] if learn_check else []
-    if problems := [f"{file}:{row.id}: {unusable.why or unusable.reason}" for row, unusable in checked if unusable is not None]:
+    checked = (
+        [(row, learn_check(row.prompt, [row.completion] if settings.answers else [])) for row in rows]
+        if learn_check
+        else []
+    )
+    if problems := [
+        f"{file}:{row.id}: {unusable.why or unusable.reason}"
+        for row, unusable in checked
+        if unusable is not None
+    ]:
         raise BadRows(
             f"{len(problems)} of {len(rows)} prompts cannot be used with this model. The first is {problems[0]}. Remove them from the file."
         )
-    return [self_judging_data.as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None) for row in rows]
+    return [
+        self_judging_data.as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None)
+        for row in rows
+    ]

@@ -51,7 +51,11 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     from bench.engines.reward import Scorer
 
     engine = open_engine(settings, run.inputs)
-    scorer = Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size) if settings.best_of > 1 else None
+    scorer = (
+        Scorer(run.inputs["reward_model"], settings.dtype, settings.batch_size)
+        if settings.best_of > 1
+        else None
+    )
     items = read_items(run.inputs["items"])
     total = settings.best_of * sum(len(item.turns) for item in items)
     written: list[list[DrawnCompletion]] = [[] for _ in items]
@@ -69,7 +73,9 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
                 def progress(n: int, _: int, done: int = done) -> None:
                     run.progress(done + n, total)
 
-                draws.append(engine.generate(prompts, decoding, draw_seed(settings.seed, turn, draw), progress))
+                draws.append(
+                    engine.generate(prompts, decoding, draw_seed(settings.seed, turn, draw), progress)
+                )
                 sampled += draws[-1]
             scores = _rewards(scorer, before, draws) if scorer else [[0.0] for _ in indices]
             for place, (i, by_draw) in enumerate(zip(indices, scores, strict=True)):
@@ -77,7 +83,14 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
                 written[i].append(draws[best][place])
                 rewards.append(Reward(f"{items[i].id}/{turn}", by_draw[best]))
     completions = [
-        Completion(item.id, item.turns, [w.text for w in ws], [len(w.ids) for w in ws], [w.finished for w in ws], ids=[w.ids for w in ws])
+        Completion(
+            item.id,
+            item.turns,
+            [w.text for w in ws],
+            [len(w.ids) for w in ws],
+            [w.finished for w in ws],
+            ids=[w.ids for w in ws],
+        )
         for item, ws in zip(items, written, strict=True)
     ]
     write_jsonl(run.out / "completions.jsonl", completions)
@@ -101,7 +114,9 @@ def draw_seed(seed: int, turn: int, draw: int) -> int:
     return random.Random(f"draw/{seed}/{turn}/{draw}").getrandbits(40) if draw else seed * 100 + turn
 
 
-def _rewards(scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Sequence[DrawnCompletion]]) -> list[list[float]]:
+def _rewards(
+    scorer: Scorer, before: Sequence[list[Message]], draws: Sequence[Sequence[DrawnCompletion]]
+) -> list[list[float]]:
     """Rewards by conversation and draw. Texts are tokenised as in training but never cut.
 
     Equal texts are scored once. In two batches their rewards would differ in the last digits, and the choice

@@ -12,7 +12,13 @@ from bench.judges import baseline, load
 from bench.judges.asked.journal import JOURNAL_DROPPED, Journal, Ledger, n_dropped
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.prompts import annotator
-from bench.judges.asked.replies import asks_for_weights, count_reasons, earlier_parsers, read_preference, votes_from_text
+from bench.judges.asked.replies import (
+    asks_for_weights,
+    count_reasons,
+    earlier_parsers,
+    read_preference,
+    votes_from_text,
+)
 from bench.judges.asked.request import Asker, Reply, Request
 from bench.models.tokenize import letter_ids, load_tokenizer
 from bench.records import Verdict, read_completions, read_items, write_jsonl
@@ -29,7 +35,9 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     def ask(requests: Sequence[Request]) -> Sequence[Reply]:
         assert isinstance(settings, LanguageJudgeSettings)
         replies = _ask(settings, run, requests)
-        exchanges.update({request.digest: (request, reply) for request, reply in zip(requests, replies, strict=True)})
+        exchanges.update(
+            {request.digest: (request, reply) for request, reply in zip(requests, replies, strict=True)}
+        )
         return replies
 
     judge = load(settings).make_judge(settings, run.inputs, ask, run.progress)
@@ -50,7 +58,9 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     reasons = {f"unscored_{kind}": n for kind, n in count_reasons(verdicts).items()}
     dropped = n_dropped(run.work / "journal.jsonl") if exchanges and run.work is not None else 0
     lost = {JOURNAL_DROPPED: dropped} if dropped else {}
-    return Outcome({"rows": len(verdicts), "unscored": unscored, **reasons, **_counts(list(exchanges.values())), **lost})
+    return Outcome(
+        {"rows": len(verdicts), "unscored": unscored, **reasons, **_counts(list(exchanges.values())), **lost}
+    )
 
 
 def _check_log_probs(settings: LanguageJudgeSettings, verdicts: Sequence[Verdict]) -> None:
@@ -97,7 +107,10 @@ def _counts(exchanges: Sequence[tuple[Request, Reply]]) -> dict[str, int]:
     return {
         "requests": len(exchanges),
         "prompt_characters": sum(
-            len(message["content"]) for request, reply in exchanges if not reply.error for message in request.messages
+            len(message["content"])
+            for request, reply in exchanges
+            if not reply.error
+            for message in request.messages
         ),
         "prompt_tokens": sum(prompts),
         "completion_tokens": sum(completions),
@@ -117,7 +130,14 @@ def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Requ
     if settings.asking.server == "in_process":
         from bench.judges.asked.in_process import InProcess
 
-        asker = InProcess(run.inputs["model"], run.inputs["model"].name, settings.dtype, journal, letters(settings), settings.repeat)
+        asker = InProcess(
+            run.inputs["model"],
+            run.inputs["model"].name,
+            settings.dtype,
+            journal,
+            letters(settings),
+            settings.repeat,
+        )
     else:
         base_url = settings.asking.base_url
         if settings.asking.server == "vllm":
@@ -139,28 +159,43 @@ def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Requ
     return replies
 
 
-def _drop_without_log_probs(settings: LanguageJudgeSettings, requests: Sequence[Request], journal: Journal) -> None:
+def _drop_without_log_probs(
+    settings: LanguageJudgeSettings, requests: Sequence[Request], journal: Journal
+) -> None:
     """Drops votes of an earlier run that lack log-probabilities, so that they are asked for again.
 
     This happens only if there are too many and other votes have them.
     """
     assert settings.asking is not None
-    if not settings.annotator or not requests or not asks_for_weights(annotator(settings.annotator).parser, requests[0].body):
+    if (
+        not settings.annotator
+        or not requests
+        or not asks_for_weights(annotator(settings.annotator).parser, requests[0].body)
+    ):
         return
     kwargs = annotator(settings.annotator).parser_kwargs
-    known = {request.digest: journal.replies[request.digest] for request in requests if request.digest in journal.replies}
+    known = {
+        request.digest: journal.replies[request.digest]
+        for request in requests
+        if request.digest in journal.replies
+    }
     readings = {digest: read_preference(reply, "logprob_parser", kwargs) for digest, reply in known.items()}
     votes = {digest: reading for digest, reading in readings.items() if reading.value is not None}
     lacking = [digest for digest, reading in votes.items() if reading.from_text]
     if len(votes) > len(lacking) > settings.asking.max_without_logprobs * len(votes):
-        journal.drop(lacking, f"{len(lacking)} of {len(votes)} votes came without log-probs: they are dropped and asked for again")
+        journal.drop(
+            lacking,
+            f"{len(lacking)} of {len(votes)} votes came without log-probs: they are dropped and asked for again",
+        )
 
 
 def letters(settings: LanguageJudgeSettings) -> list[str]:
     """The tokens that decide the vote; empty if the annotator does not read log-probabilities."""
     if not settings.annotator or (chosen := annotator(settings.annotator)).parser != "logprob_parser":
         return []
-    return list(dict.fromkeys((chosen.parser_kwargs["numerator_token"], *chosen.parser_kwargs["denominator_tokens"])))
+    return list(
+        dict.fromkeys((chosen.parser_kwargs["numerator_token"], *chosen.parser_kwargs["denominator_tokens"]))
+    )
 
 
 def with_letters(requests: Sequence[Request], model: Path, wanted: Sequence[str]) -> Sequence[Request]:
@@ -168,4 +203,8 @@ def with_letters(requests: Sequence[Request], model: Path, wanted: Sequence[str]
     if not wanted:
         return requests
     ids = letter_ids(load_tokenizer(model), wanted)
-    return [Request(request.messages, {**request.body, "logprob_token_ids": ids}) for request in requests] if ids else requests
+    return (
+        [Request(request.messages, {**request.body, "logprob_token_ids": ids}) for request in requests]
+        if ids
+        else requests
+    )

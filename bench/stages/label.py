@@ -60,7 +60,13 @@ def run(settings: Settings, run: StageRun) -> Outcome:
     judged = [label.correct for label in labels if label.correct is not None]
     unscored = sum(label.unscored is not None for label in labels)
     ties = sum(label.first_preferred is None for label in labels) - unscored
-    counts = {"rows": len(labels), "ties": ties, "unscored": unscored, "correct": sum(judged), "with_truth": len(judged)}
+    counts = {
+        "rows": len(labels),
+        "ties": ties,
+        "unscored": unscored,
+        "correct": sum(judged),
+        "with_truth": len(judged),
+    }
     return Outcome(counts | _judge_calls(run) | more)
 
 
@@ -78,7 +84,10 @@ def extremes(draws: Sequence[Completion], scores: Scores) -> tuple[Completion, C
 
     Of equal scores the first sample counts. If all scores are equal, the first two samples are returned.
     """
-    best, worst = max(draws, key=lambda c: scores[draw_name(c)]), min(draws, key=lambda c: scores[draw_name(c)])
+    best, worst = (
+        max(draws, key=lambda c: scores[draw_name(c)]),
+        min(draws, key=lambda c: scores[draw_name(c)]),
+    )
     if scores[draw_name(best)] == scores[draw_name(worst)]:
         best, worst = draws[:2]
     return (best, worst) if best.draw < worst.draw else (worst, best)
@@ -87,21 +96,29 @@ def extremes(draws: Sequence[Completion], scores: Scores) -> tuple[Completion, C
 # By the annotator -------------------------------------------------------------------------------------------
 
 
-def _by_annotator(settings: GoldLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]]) -> list[Labelled]:
+def _by_annotator(
+    settings: GoldLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]]
+) -> list[Labelled]:
     pairs = [_pair_to_label(settings, item, draws[item.id]) for item in items]
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
     verdicts = GoldAnnotator(settings.gold, settings.annotator).judge(items, first, second)
     texts = [(c.completions[0], d.completions[0]) for c, d in pairs]
-    return [_label(item, verdict, *both, settings) for item, verdict, both in zip(items, verdicts, texts, strict=True)]
+    return [
+        _label(item, verdict, *both, settings)
+        for item, verdict, both in zip(items, verdicts, texts, strict=True)
+    ]
 
 
-def _pair_to_label(settings: GoldLabels, item: Item, draws: Sequence[Completion]) -> tuple[Completion, Completion]:
+def _pair_to_label(
+    settings: GoldLabels, item: Item, draws: Sequence[Completion]
+) -> tuple[Completion, Completion]:
     """The pair to label: of more than two samples the best and the worst by the annotator's score."""
     if len(draws) == 2 or item.task is None:
         return draws[0], draws[1]
     turn = Turn.from_json(item.task[0])
     scores = {
-        draw_name(c): gold(turn, c.completions[0], settings.gold).total + settings.annotator.length_bias * count_words(c.completions[0])
+        draw_name(c): gold(turn, c.completions[0], settings.gold).total
+        + settings.annotator.length_bias * count_words(c.completions[0])
         for c in draws
     }
     return extremes(draws, scores)
@@ -126,17 +143,24 @@ def _label(item: Item, verdict: Verdict, first: str, second: str, settings: Gold
 # By a score -------------------------------------------------------------------------------------------------
 
 
-def _by_score(settings: RankLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun) -> list[Labelled]:
+def _by_score(
+    settings: RankLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun
+) -> list[Labelled]:
     if settings.labeller == "judge":
         verdicts = {verdict.item_id: verdict for verdict in read_verdicts(run.inputs["verdicts"])}
         return [_by_judge(settings, item, draws[item.id], verdicts) for item in items]
     if settings.labeller == "human":
-        return [_ranked(settings, item, (item.baseline or [])[0], draws[item.id][0].completions[0], 1.0, 0.0) for item in items]
+        return [
+            _ranked(settings, item, (item.baseline or [])[0], draws[item.id][0].completions[0], 1.0, 0.0)
+            for item in items
+        ]
     scores = _scores(settings, [c for item in items for c in draws[item.id]], run)
     return [_between(settings, item, extremes(draws[item.id], scores), scores) for item in items]
 
 
-def _by_judge(settings: RankLabels, item: Item, draws: Sequence[Completion], verdicts: Mapping[str, Verdict]) -> Labelled:
+def _by_judge(
+    settings: RankLabels, item: Item, draws: Sequence[Completion], verdicts: Mapping[str, Verdict]
+) -> Labelled:
     values_of: dict[str, list[float]] = {draw_name(draw): [] for draw in draws}
     reasons: list[str] = []
     preferring = False
@@ -155,9 +179,14 @@ def _by_judge(settings: RankLabels, item: Item, draws: Sequence[Completion], ver
     if len(scored) < 2:
         reason = reasons[0] if reasons else "the judge said nothing"
         texts = draws[0].completions[0], draws[1].completions[0]
-        return Labelled(item.id, conversation(item, []), *texts, p_first=None, first_preferred=None, unscored=reason)
+        return Labelled(
+            item.id, conversation(item, []), *texts, p_first=None, first_preferred=None, unscored=reason
+        )
     pair = extremes(scored, scores)
-    label, (first, second) = _between(settings, item, pair, scores), (scores[draw_name(draw)] for draw in pair)
+    label, (first, second) = (
+        _between(settings, item, pair, scores),
+        (scores[draw_name(draw)] for draw in pair),
+    )
     # For two samples this is the preference itself.
     return replace(label, p_first=0.5 + (first - second) / 2) if preferring else label
 
@@ -174,23 +203,33 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
                     "same tokenizer and chat template."
                 )
             return {
-                name: settings.beta * (row.logps - reference[name].logps) - settings.length_penalty * row.n_tokens
+                name: settings.beta * (row.logps - reference[name].logps)
+                - settings.length_penalty * row.n_tokens
                 for name, row in policy.items()
             }
         case "reward_model":
             return read_rewards(run.inputs["rewards"])
         case "random":
-            return {draw_name(c): random.Random(f"label/{settings.seed}/{draw_name(c)}").random() for c in completions}
+            return {
+                draw_name(c): random.Random(f"label/{settings.seed}/{draw_name(c)}").random()
+                for c in completions
+            }
         case "shorter":
             return {draw_name(c): -float(count_words(c.completions[0])) for c in completions}
     raise ValueError(f"labeller '{settings.labeller}' has no scores of single samples")
 
 
-def _between(settings: RankLabels | SelfLabels, item: Item, pair: Sequence[Completion], scores: Scores) -> Labelled:
-    return _ranked(settings, item, *(draw.completions[0] for draw in pair), *(scores[draw_name(draw)] for draw in pair))  # type: ignore[arg-type]
+def _between(
+    settings: RankLabels | SelfLabels, item: Item, pair: Sequence[Completion], scores: Scores
+) -> Labelled:
+    first, second = pair
+    texts = first.completions[0], second.completions[0]
+    return _ranked(settings, item, *texts, scores[draw_name(first)], scores[draw_name(second)])
 
 
-def _ranked(settings: RankLabels | SelfLabels, item: Item, first: str, second: str, score: float, other: float) -> Labelled:
+def _ranked(
+    settings: RankLabels | SelfLabels, item: Item, first: str, second: str, score: float, other: float
+) -> Labelled:
     """A label for the larger score; equal scores or texts are a tie.
 
     Only scores that are rewards give a probability between 0 and 1.
@@ -199,10 +238,20 @@ def _ranked(settings: RankLabels | SelfLabels, item: Item, first: str, second: s
     preferred = None if score == other or first == second else score > other
     sure = {"implicit": sigmoid(score - other), "reward_model": sigmoid(score - other), "random": 0.5}
     p_first = sure.get(getattr(settings, "labeller", ""), 0.5 if preferred is None else float(preferred))
-    return Labelled(item.id, prompt, first, second, p_first, preferred, _right(preferred, item, first, second, settings.truth))
+    return Labelled(
+        item.id,
+        prompt,
+        first,
+        second,
+        p_first,
+        preferred,
+        _right(preferred, item, first, second, settings.truth),
+    )
 
 
-def _right(preferred: bool | None, item: Item, first: str, second: str, truth: GoldWeights | None) -> bool | None:
+def _right(
+    preferred: bool | None, item: Item, first: str, second: str, truth: GoldWeights | None
+) -> bool | None:
     """Whether a label agrees with the truth.
 
     None if the label is a tie, if the truth is a tie, or if it is not known.
@@ -232,5 +281,7 @@ def _by_itself(
         texts = [completion.completions[0] for completion in draws[item.id]]
         # Equal texts get no question about pairs; they are a tie.
         unscored, p_first = (None, 0.5) if len(set(texts)) == 1 else (TOO_FEW, None)
-        labels.append(Labelled(item.id, conversation(item, []), texts[0], texts[1], p_first, None, unscored=unscored))
+        labels.append(
+            Labelled(item.id, conversation(item, []), texts[0], texts[1], p_first, None, unscored=unscored)
+        )
     return labels, {"judgements": judged.replies, "unparsed": judged.unparsed}

@@ -36,7 +36,11 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
     if settings.rows == "preferences":
         assert settings.max_length is not None, "preference rows are cut where training cuts them"
         folder, max_length = run.inputs["preferences"], settings.max_length
-        named = list(_preferences(engine.tokenizer, folder, settings.splits, max_length, settings.mismatched, settings.control))
+        named = list(
+            _preferences(
+                engine.tokenizer, folder, settings.splits, max_length, settings.mismatched, settings.control
+            )
+        )
     else:
         if settings.max_length is not None and settings.control is not None:
             raise ValueError(
@@ -48,29 +52,43 @@ def _logps(settings: LogpsSettings, run: StageRun) -> Outcome:
         else:
             named = list(_texts(engine.tokenizer, completions, items, settings.max_length))
     sums = engine.logps([ids for _, ids in named], run.progress)
-    if bad := [(name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)]:
+    if bad := [
+        (name, value) for (name, _), value in zip(named, sums, strict=True) if not math.isfinite(value)
+    ]:
         raise FloatingPointError(
             f"{len(bad)} of {len(sums)} log-probabilities are not finite. The first is {bad[0][1]}, of {bad[0][0]}. The model has probably "
             "diverged: lower its learning rate."
         )
-    write_jsonl(run.out / "logps.jsonl", [Logps(name, value, len(ids.completion)) for (name, ids), value in zip(named, sums, strict=True)])
+    write_jsonl(
+        run.out / "logps.jsonl",
+        [Logps(name, value, len(ids.completion)) for (name, ids), value in zip(named, sums, strict=True)],
+    )
     return _outcome(named)
 
 
 def _rewards(settings: RewardScoreSettings, run: StageRun) -> Outcome:
     scorer = Scorer(run.inputs["model"], settings.dtype, settings.batch_size)
     if settings.rows == "completions":
-        named = list(_texts(scorer.tokenizer, run.inputs["completions"], run.inputs["items"], settings.max_length))
+        named = list(
+            _texts(scorer.tokenizer, run.inputs["completions"], run.inputs["items"], settings.max_length)
+        )
     else:
         folder = run.inputs["preferences"]
-        named = list(_preferences(scorer.tokenizer, folder, settings.splits, settings.max_length, mismatched=False))
+        named = list(
+            _preferences(scorer.tokenizer, folder, settings.splits, settings.max_length, mismatched=False)
+        )
     rewards = scorer.rewards([ids for _, ids in named], run.progress)
-    write_jsonl(run.out / "rewards.jsonl", [Reward(name, reward) for (name, _), reward in zip(named, rewards, strict=True)])
+    write_jsonl(
+        run.out / "rewards.jsonl",
+        [Reward(name, reward) for (name, _), reward in zip(named, rewards, strict=True)],
+    )
     return _outcome(named)
 
 
 def _outcome(named: Sequence[tuple[str, Ids]]) -> Outcome:
-    return Outcome({"rows": len(named), "tokens": sum(len(ids.prompt) + len(ids.completion) for _, ids in named)})
+    return Outcome(
+        {"rows": len(named), "tokens": sum(len(ids.prompt) + len(ids.completion) for _, ids in named)}
+    )
 
 
 def _preferences(
@@ -99,14 +117,21 @@ def _preferences(
         )
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, max_length: int) -> Iterator[tuple[str, Ids]]:
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, max_length: int
+) -> Iterator[tuple[str, Ids]]:
     """Yields (name, ids) of the text of every draw, tokenised and cut as for training."""
     prompts = {item.id: conversation(item, []) for item in read_items(items)}
     for completion in read_completions(folder):
-        yield draw_name(completion), row_ids(tokenizer, prompts[completion.id], completion.completions[0], max_length)
+        yield (
+            draw_name(completion),
+            row_ids(tokenizer, prompts[completion.id], completion.completions[0], max_length),
+        )
 
 
-def _drawn(tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None) -> Iterator[tuple[str, Ids]]:
+def _drawn(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, items: Path, control: str | None
+) -> Iterator[tuple[str, Ids]]:
     """Yields (item id, ids) of a policy's completions: exactly the sampled tokens, without an EOS if cut."""
     prompts = {item.id: conversation(item, []) for item in read_items(items)}
     for completion in read_completions(folder):

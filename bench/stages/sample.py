@@ -22,7 +22,8 @@ def run(settings: SampleSettings, run: StageRun) -> Outcome:
 
         written = engine.generate(prompts, settings.decoding, settings.seed * settings.draws + draw, progress)
         completions += [
-            Completion(item.id, item.turns[:1], [w.text], [len(w.ids)], [w.finished], draw) for item, w in zip(items, written, strict=True)
+            Completion(item.id, item.turns[:1], [w.text], [len(w.ids)], [w.finished], draw)
+            for item, w in zip(items, written, strict=True)
         ]
     write_jsonl(run.out / "completions.jsonl", completions)
     return Outcome({"rows": len(completions), "tokens": sum(sum(c.n_tokens) for c in completions)})

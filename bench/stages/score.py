@@ -11,5 +11,7 @@ from bench.store.stage_settings import ScoreSettings
 
 def run(settings: ScoreSettings, run: StageRun) -> Outcome:
     result = score(settings, run.inputs)
-    (run.out / "result.json").write_text(json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8")
+    (run.out / "result.json").write_text(
+        json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False), encoding="utf-8"
+    )
     return Outcome({"metrics": len(result.metrics), "missing": len(result.missing)})

@@ -41,7 +41,14 @@ from bench.store.stage_settings import (
 from bench.world import judging
 from bench.world.tasks import Turn
 
-SETTINGS = (RankedData, JudgeQuestionData, TrueEvaluationData, KeptEvaluationData, PromptRequestData, WrittenPromptData)
+SETTINGS = (
+    RankedData,
+    JudgeQuestionData,
+    TrueEvaluationData,
+    KeptEvaluationData,
+    PromptRequestData,
+    WrittenPromptData,
+)
 
 
 def make(settings: Settings, run: StageRun) -> Outcome:
@@ -82,7 +89,9 @@ def read_replies(folder: Path) -> Iterator[tuple[str, int, str]]:
 def as_item(name: str, prompt: Sequence[Message], baseline: list[str] | None = None) -> Item:
     """An item for a prompt: the last message is the turn to complete, earlier ones are context."""
     *context, last = prompt
-    return Item(name, None, [last["content"]], baseline=baseline, context=context, plain=last["role"] == "text")
+    return Item(
+        name, None, [last["content"]], baseline=baseline, context=context, plain=last["role"] == "text"
+    )
 
 
 # Rankings ---------------------------------------------------------------------------------------------------
@@ -94,12 +103,20 @@ def _rankings(settings: RankedData, run: StageRun) -> Outcome:
     for row in rows:
         assert isinstance(row, Pair)
         item = as_item(f"{settings.split}-{row.id}", row.prompt)
-        drawn = [Completion(item.id, item.turns, [text], [], [], draw) for draw, text in enumerate((row.chosen, row.rejected))]
+        drawn = [
+            Completion(item.id, item.turns, [text], [], [], draw)
+            for draw, text in enumerate((row.chosen, row.rejected))
+        ]
         items.append(item)
         completions += drawn
         rewards += [Reward(draw_name(completion), 1.0 - completion.draw) for completion in drawn]
         best.append(Text(item.id, row.prompt, row.chosen))  # type: ignore[arg-type]  # a list, read from JSON
-    for name, records in (("items", items), ("completions", completions), ("rewards", rewards), ("rows", best)):
+    for name, records in (
+        ("items", items),
+        ("completions", completions),
+        ("rewards", rewards),
+        ("rows", best),
+    ):
         write_jsonl(run.out / f"{name}.jsonl", records)  # type: ignore[arg-type]  # records of one kind each
     return Outcome({"rows": len(items)})
 
@@ -114,10 +131,19 @@ def _true_evaluations(settings: TrueEvaluationData, run: StageRun) -> Outcome:
         rankings = with_draws(source)
         for item, draws in nested_subset(rankings, settings.fraction, settings.seed):  # type: ignore[type-var]  # any list
             if item.task is None:
-                raise ValueError(f"Item {item.id} has no task of the controlled world, and true evaluations exist only for such tasks.")
+                raise ValueError(
+                    f"Item {item.id} has no task of the controlled world, and true evaluations exist only for such tasks."
+                )
             turn = Turn.from_json(item.task[0])
-            replies = ((question, _true_reply(settings, turn, question)) for question in questions(settings.prompt, item, draws))
-            rows += [Text(f"{place}/{question.name}", question.messages, reply) for question, reply in replies if reply is not None]
+            replies = (
+                (question, _true_reply(settings, turn, question))
+                for question in questions(settings.prompt, item, draws)
+            )
+            rows += [
+                Text(f"{place}/{question.name}", question.messages, reply)
+                for question, reply in replies
+                if reply is not None
+            ]
     return _written(rows, settings.n, settings.seed, run.out)
 
 
@@ -143,7 +169,11 @@ def _kept_evaluations(settings: KeptEvaluationData, run: StageRun) -> Outcome:
     agreeing: set[str] = set()
     for _, draws in with_draws(run.inputs):
         first, second = map(draw_name, draws)
-        if first in scores and second in scores and (scores[first] - scores[second]) * (truths[first] - truths[second]) > 0:
+        if (
+            first in scores
+            and second in scores
+            and (scores[first] - scores[second]) * (truths[first] - truths[second]) > 0
+        ):
             agreeing |= {first, second}
     kept = [
         Text(f"{name}/{draw}", conversation(questions_by_id[name], []), text.strip())
@@ -185,7 +215,8 @@ def _requests(settings: PromptRequestData, run: StageRun) -> Outcome:
     known, written = _known(run.inputs)
     rng = random.Random(f"requests/{settings.seed}")
     requests = [
-        Item(f"request-{place}", None, [few_shot(known, written, settings.n_known, settings.n_written, rng)]) for place in range(settings.n)
+        Item(f"request-{place}", None, [few_shot(known, written, settings.n_known, settings.n_written, rng)])
+        for place in range(settings.n)
     ]
     write_jsonl(run.out / "items.jsonl", requests)
     return Outcome({"rows": len(requests)})
@@ -200,7 +231,9 @@ def _written_prompts(settings: WrittenPromptData, run: StageRun) -> Outcome:
             f"None of the {len(texts)} prompts that the start model wrote is new and usable ({new.dropped}). "
             "Raise method.similarity or method.n_prompts."
         )
-    write_jsonl(run.out / "items.jsonl", [Item(f"written-{text_digest(text)}", None, [text]) for text in new.kept])
+    write_jsonl(
+        run.out / "items.jsonl", [Item(f"written-{text_digest(text)}", None, [text]) for text in new.kept]
+    )
     return Outcome({"rows": len(new.kept), "written": len(texts), **new.dropped})
 
 

@@ -51,7 +51,9 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
     model = new_model(settings, tokenizer)  # type: ignore[arg-type]
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
     steps = settings.pretraining.steps
-    pretrain(model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss))
+    pretrain(
+        model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss)
+    )
     save_model(model, tokenizer, run.out / "model")
     return Outcome({"steps": steps, "parameters": model.num_parameters()})
 
@@ -60,7 +62,12 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_model(run.inputs["model"], "float32")
     check_fit(run.inputs["model"], model, tokenizer)
-    rows = [row for role in TEXTS if role in run.inputs for row in read_jsonl(run.inputs[role] / "rows.jsonl", Text)]
+    rows = [
+        row
+        for role in TEXTS
+        if role in run.inputs
+        for row in read_jsonl(run.inputs[role] / "rows.jsonl", Text)
+    ]
     ids = [row_ids(tokenizer, row.prompt, row.completion, settings.max_length) for row in rows]
     examples = [SftExample(i.prompt + i.completion, [-100] * len(i.prompt) + i.completion) for i in ids]
     arguments = {
@@ -74,7 +81,13 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
     }
     recorder = Recorder(run.progress)
     batch_size = settings.training.batch_size
-    train_and_save(_trainer(model, tokenizer, examples, arguments, batch_size, recorder), tokenizer, run, recorder, "float32")
+    train_and_save(
+        _trainer(model, tokenizer, examples, arguments, batch_size, recorder),
+        tokenizer,
+        run,
+        recorder,
+        "float32",
+    )
     return Outcome({"rows": len(rows), "tokens": recorder.tokens}, recorder.recorded_files)
 
 
@@ -85,7 +98,9 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
     check_conversations(read_template(model_folder(run.inputs["model"])), rows)
     tokenized = [conversation_ids(tokenizer, row.messages, settings.max_length) for row in rows]
     examples = [
-        SftExample(row.ids, [token if answer else -100 for token, answer in zip(row.ids, row.answers, strict=True)])
+        SftExample(
+            row.ids, [token if answer else -100 for token, answer in zip(row.ids, row.answers, strict=True)]
+        )
         for row in tokenized
         if any(row.answers)
     ]
@@ -115,7 +130,12 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
     trainer = _trainer(model, tokenizer, examples, arguments, training.batch_size, recorder)
     if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
         return Outcome({})
-    counts = {"rows": len(examples), "without_answer": len(rows) - len(examples), "steps": len(recorder.history), "tokens": recorder.tokens}
+    counts = {
+        "rows": len(examples),
+        "without_answer": len(rows) - len(examples),
+        "steps": len(recorder.history),
+        "tokens": recorder.tokens,
+    }
     if devices > 1:
         # Each epoch leaves these rows out: they fill no batch of all devices.
         counts["left_out"] = len(examples) % (share.batch_size * devices)
@@ -150,4 +170,6 @@ def _trainer(
 
     config = on_one_gpu(SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}))
     dataset = Dataset.from_list([example._asdict() for example in examples])
-    return Trainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[recorder])
+    return Trainer(
+        model=model, args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[recorder]
+    )

@@ -19,4 +19,9 @@ def run(settings: TaskSettings, run: StageRun) -> Outcome:
     evaluation = evaluate(model, load_tokenizer(run.inputs["model"]), settings, run.inputs.get("tasks"))
     write_jsonl(run.out / "results.jsonl", evaluation.results)
     write_jsonl(run.out / "answers.jsonl", evaluation.answers)
-    return Outcome({"tasks": len({result.task for result in evaluation.results if result.shown}), "documents": len(evaluation.answers)})
+    return Outcome(
+        {
+            "tasks": len({result.task for result in evaluation.results if result.shown}),
+            "documents": len(evaluation.answers),
+        }
+    )

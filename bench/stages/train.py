@@ -33,7 +33,9 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
         model = start_model(settings, run)
         check_fit(run.inputs["model"], model, tokenizer)
     if controls := getattr(model.config, "control_tokens", None):
-        raise ValueError(f"The start model was trained with the control token {controls[0]} (CSFT). Use the model it was trained from.")
+        raise ValueError(
+            f"The start model was trained with the control token {controls[0]} (CSFT). Use the model it was trained from."
+        )
     rows = read_rows(run.inputs["preferences"] / "train.jsonl")
     recorder = Recorder(run.progress)
     # Weights are float32 whatever the dtype: see engines/hf.py.
@@ -43,13 +45,20 @@ def train(settings: TrainSettings | RewardModelSettings, run: StageRun) -> Outco
     trainer = load(settings.method.trainer or settings.method.name).make_trainer(job)
     if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
         return Outcome({})
-    (run.out / "facts.json").write_text(json.dumps(training_facts(trainer, job).to_json(), indent=1, allow_nan=False), encoding="utf-8")
-    return Outcome({"rows": len(rows), "steps": len(recorder.history), "tokens": recorder.tokens}, recorder.recorded_files)
+    (run.out / "facts.json").write_text(
+        json.dumps(training_facts(trainer, job).to_json(), indent=1, allow_nan=False), encoding="utf-8"
+    )
+    return Outcome(
+        {"rows": len(rows), "steps": len(recorder.history), "tokens": recorder.tokens},
+        recorder.recorded_files,
+    )
 
 
 def start_model(settings: TrainSettings, run: StageRun) -> PreTrainedModel:
     """The model to train: whole, with a new adapter, or with an adapter that is trained further."""
-    model = load_model(run.inputs["model"], settings.dtype, settings.loading, run.inputs.get("base"), trainable=True)
+    model = load_model(
+        run.inputs["model"], settings.dtype, settings.loading, run.inputs.get("base"), trainable=True
+    )
     if settings.adapter is not None and not is_adapted(model):
         add_adapter(model, settings.adapter, settings.seed)
     if settings.adapter is not None:

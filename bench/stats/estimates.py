@@ -268,7 +268,9 @@ def pool(values: Sequence[float | None]) -> Pooled | None:
     return Pooled(mean.value, sd, mean.low, mean.high, mean.n)
 
 
-def win_rate(preferences: Sequence[float | None], rng: np.random.Generator, n_resamples: int = 2000) -> Estimate | None:
+def win_rate(
+    preferences: Sequence[float | None], rng: np.random.Generator, n_resamples: int = 2000
+) -> Estimate | None:
     """Mean preference for the policy, in [0, 1]; a tie is 0.5. None when nothing was scored.
 
     standard_error: sd (ddof 1) / sqrt(n), as in AlpacaEval. Interval: percentile bootstrap over items. Where
@@ -281,7 +283,11 @@ def win_rate(preferences: Sequence[float | None], rng: np.random.Generator, n_re
     low: float | None = None
     high: float | None = None
     if n > 1:
-        low, high = wilson(mean * n, n) if mean in (0, 1) else percentile_interval(_bootstrap_means(y, rng, n_resamples))
+        low, high = (
+            wilson(mean * n, n)
+            if mean in (0, 1)
+            else percentile_interval(_bootstrap_means(y, rng, n_resamples))
+        )
     return Estimate(mean, _standard_error(y), low, high, n, len(preferences) - n)
 
 
@@ -299,7 +305,9 @@ def rating_mean(ratings_by_item: Mapping[str, Sequence[float | None]]) -> Estima
     ratings, as in FastChat, and not the mean of the two turns' means.
     """
     groups = [scored_values(ratings_by_item[item]) for item in sorted(ratings_by_item)]
-    n_unscored = sum(len(ratings) for ratings in ratings_by_item.values()) - sum(group.size for group in groups)
+    n_unscored = sum(len(ratings) for ratings in ratings_by_item.values()) - sum(
+        group.size for group in groups
+    )
     groups = [group for group in groups if group.size]
     if not groups:
         return None
@@ -316,7 +324,9 @@ def rating_mean(ratings_by_item: Mapping[str, Sequence[float | None]]) -> Estima
 # ---- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def _difference(value: float, standard_error: float | None, df: float, n_items: int, n_dropped: int) -> Difference:
+def _difference(
+    value: float, standard_error: float | None, df: float, n_items: int, n_dropped: int
+) -> Difference:
     """t test of a mean of item-wise differences.
 
     p is never below 2 ** (1 - n), the smallest p of a sign-flip test on n items: three items that agree prove
@@ -330,10 +340,14 @@ def _difference(value: float, standard_error: float | None, df: float, n_items: 
     else:
         t = value / standard_error
         p = float(2 * special.stdtr(df, -abs(t)))
-    return Difference(value, standard_error, low, high, t, df, max(p, 2.0 ** (1 - n_items)), n_items, n_dropped)
+    return Difference(
+        value, standard_error, low, high, t, df, max(p, 2.0 ** (1 - n_items)), n_items, n_dropped
+    )
 
 
-def paired_difference(a: ByItem, b: ByItem, rng: np.random.Generator, n_resamples: int = 2000) -> Difference | None:
+def paired_difference(
+    a: ByItem, b: ByItem, rng: np.random.Generator, n_resamples: int = 2000
+) -> Difference | None:
     """Mean of a - b over the items scored on both sides: one model against another.
 
     None where there are none.
@@ -370,7 +384,9 @@ def seed_difference(per_seed: Sequence[float]) -> Difference | None:
         return Difference(mean, standard_error, None, None, None, None, None, n)
     low, high = _t_interval(mean, standard_error, n - 1)
     t = mean / standard_error
-    return Difference(mean, standard_error, low, high, t, float(n - 1), float(2 * special.stdtr(n - 1, -abs(t))), n)
+    return Difference(
+        mean, standard_error, low, high, t, float(n - 1), float(2 * special.stdtr(n - 1, -abs(t))), n
+    )
 
 
 class _MeanSquares(NamedTuple):
@@ -414,7 +430,9 @@ def _combined(d: Array, spread: SeedSpread | None, n_dropped: int) -> Difference
         total, df = prompt, float(prompt_df)
     else:
         total = seed + prompt - residual
-        df = total**2 / (seed**2 / seed_df + prompt**2 / prompt_df + residual**2 / ((n_seeds - 1) * prompt_df))
+        df = total**2 / (
+            seed**2 / seed_df + prompt**2 / prompt_df + residual**2 / ((n_seeds - 1) * prompt_df)
+        )
         df = min(max(df, min(seed_df, prompt_df)), prompt_df)
     return _difference(value, math.sqrt(total / (n_seeds * n_items)), df, n_items, n_dropped)
 
@@ -434,7 +452,10 @@ def _crossed(a: BySeed, b: BySeed) -> _Crossed | None:
     items = sorted(item for item in every if all(side.get(item) is not None for side in sides))
     if not items:
         return None
-    left, right = (np.array([[side[seed][item] for item in items] for seed in seeds], dtype=np.float64) for side in (a, b))
+    left, right = (
+        np.array([[side[seed][item] for item in items] for seed in seeds], dtype=np.float64)
+        for side in (a, b)
+    )
     d: Array = left - right
     if not np.isfinite(d).all():
         raise ValueError("a value is NaN or infinite; a missing measurement is None")
@@ -495,7 +516,10 @@ def compare_table(pairs: Mapping[K, tuple[BySeed, BySeed]]) -> dict[K, Compariso
     spread = _pooled_spread([layout for layout in layouts.values() if layout is not None])
     rows = {name: None if layout is None else _compare(layout, spread) for name, layout in layouts.items()}
     adjusted = holm([None if row is None else row.lead.p for row in rows.values()])
-    return {name: None if row is None else replace(row, p_holm=p) for (name, row), p in zip(rows.items(), adjusted, strict=True)}
+    return {
+        name: None if row is None else replace(row, p_holm=p)
+        for (name, row), p in zip(rows.items(), adjusted, strict=True)
+    }
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

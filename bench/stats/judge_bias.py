@@ -110,14 +110,18 @@ def _or(estimate: Estimate | None, reason: str) -> Statistic:
 # Preferences ----------------------------------------------------------------------------------------------------------
 
 
-def preference_statistics(first: Sequence[Verdict], second: Sequence[Verdict] | None, truth: Truth | None) -> dict[str, Statistic]:
+def preference_statistics(
+    first: Sequence[Verdict], second: Sequence[Verdict] | None, truth: Truth | None
+) -> dict[str, Statistic]:
     """Statistics of preferences that need no labels of their own.
 
     `second` holds the verdicts on the same questions asked again.
     """
     agreed, scored = retest_agreement(first, second), _scored(first, truth, PREFERENCE)
     return {
-        "win_rate": _or(estimates.win_rate([v.preference for v in first], np.random.default_rng(0)), "nothing was scored"),
+        "win_rate": _or(
+            estimates.win_rate([v.preference for v in first], np.random.default_rng(0)), "nothing was scored"
+        ),
         "position_bias": position_bias(first),
         "flip_rate": flip_rate(first),
         "retest_agreement": agreed,
@@ -133,25 +137,34 @@ def preference_statistics(first: Sequence[Verdict], second: Sequence[Verdict] | 
 def position_bias(verdicts: Sequence[Verdict]) -> Statistic:
     if not _has_calls(verdicts):
         return Unmeasured(NO_ORDER)
-    return _or(estimates.mean_estimate([first - second for first, second in _both_orders(verdicts)]), NO_CALLS)
+    return _or(
+        estimates.mean_estimate([first - second for first, second in _both_orders(verdicts)]), NO_CALLS
+    )
 
 
 def flip_rate(verdicts: Sequence[Verdict]) -> Statistic:
     if not _has_calls(verdicts):
         return Unmeasured(NO_ORDER)
-    return _or(estimates.accuracy([_side(first) * _side(second) < 0 for first, second in _both_orders(verdicts)]), NO_CALLS)
+    return _or(
+        estimates.accuracy([_side(first) * _side(second) < 0 for first, second in _both_orders(verdicts)]),
+        NO_CALLS,
+    )
 
 
 def retest_agreement(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> Statistic:
     if second is None:
         return Unmeasured("a function of the two texts: it says the same again")
-    again = {(verdict.item_id, call.policy_first): call.preference for verdict in second for call in verdict.calls}
+    again = {
+        (verdict.item_id, call.policy_first): call.preference for verdict in second for call in verdict.calls
+    }
     same: dict[str, list[float | None]] = {}
     for verdict in first:
         for call in verdict.calls:
             other = again.get((verdict.item_id, call.policy_first))
             both = call.preference is not None and other is not None
-            same.setdefault(verdict.item_id, []).append(float(_side(call.preference) == _side(other)) if both else None)
+            same.setdefault(verdict.item_id, []).append(
+                float(_side(call.preference) == _side(other)) if both else None
+            )
     return clustered_share(same, "no question was asked twice and read twice")
 
 
@@ -192,7 +205,9 @@ def _side(preference: float | None) -> int:
 
 
 def tie_rate(verdicts: Sequence[Verdict]) -> Statistic:
-    ties = {item: [None if p is None else float(p == 0.5) for p in read] for item, read in _read_calls(verdicts)}
+    ties = {
+        item: [None if p is None else float(p == 0.5) for p in read] for item, read in _read_calls(verdicts)
+    }
     return clustered_share(ties, "nothing was scored")
 
 
@@ -210,7 +225,11 @@ def _read_calls(verdicts: Sequence[Verdict]) -> list[tuple[str, list[float | Non
     """
     if not _has_calls(verdicts):
         return [(verdict.item_id, [verdict.preference]) for verdict in verdicts]
-    return [(verdict.item_id, [call.preference for call in verdict.calls]) for verdict in verdicts if verdict.calls]
+    return [
+        (verdict.item_id, [call.preference for call in verdict.calls])
+        for verdict in verdicts
+        if verdict.calls
+    ]
 
 
 def clustered_share(by_item: Mapping[str, Sequence[float | None]], none: str) -> Statistic:
@@ -304,10 +323,17 @@ def kappa(pairs: Sequence[tuple[int, int]]) -> Statistic:
     value = _kappa(counts[None])[0]
     if not math.isfinite(value):
         return Unmeasured("judge and truth name one and the same side everywhere: nothing is left to chance")
-    draws = np.random.default_rng(0).multinomial(n, counts.ravel() / n, size=KAPPA_RESAMPLES).reshape(-1, 3, 3).astype(float)
+    draws = (
+        np.random.default_rng(0)
+        .multinomial(n, counts.ravel() / n, size=KAPPA_RESAMPLES)
+        .reshape(-1, 3, 3)
+        .astype(float)
+    )
     spread = _kappa(draws)
     spread = spread[np.isfinite(spread)]
-    low, high = estimates.percentile_interval(spread) if spread.size > 1 and np.ptp(spread) > 0 else (None, None)
+    low, high = (
+        estimates.percentile_interval(spread) if spread.size > 1 and np.ptp(spread) > 0 else (None, None)
+    )
     return Estimate(float(value), float(spread.std(ddof=1)) if spread.size > 1 else None, low, high, n)
 
 
@@ -328,7 +354,9 @@ def corrected_win_rate(verdicts: Sequence[Verdict], labelled: Truth) -> Statisti
     if len(known) < 2:
         return Unmeasured(f"{len(known)} labelled verdicts are too few to correct by")
     rest = np.array([judged[item] for item in judged if item not in labelled])
-    corrected = prediction_powered(np.array([judged[item] for item in known]), np.array([labelled[item] for item in known]), rest)
+    corrected = prediction_powered(
+        np.array([judged[item] for item in known]), np.array([labelled[item] for item in known]), rest
+    )
     return replace(corrected, n_unscored=len(verdicts) - len(judged))
 
 
@@ -341,18 +369,28 @@ def preference_curves(verdicts: Sequence[Verdict], truth: Truth | None) -> Curve
     curves: Curves = {}
     if sides := [(_side(first), _side(second)) for first, second in _both_orders(verdicts)]:
         tied = sum(0 in pair for pair in sides)
-        counts = (sides.count((1, 1)), sides.count((-1, -1)), sides.count((1, -1)), sides.count((-1, 1)), tied)
+        counts = (
+            sides.count((1, 1)),
+            sides.count((-1, -1)),
+            sides.count((1, -1)),
+            sides.count((-1, 1)),
+            tied,
+        )
         # x: 0 both for the policy, 1 both for the baseline, 2 first shown, 3 second shown, 4 a tie.
         curves["orders"] = [{"x": float(i), "n": float(n)} for i, n in enumerate(counts)]
     scored, true = _with_truth(verdicts, truth, PREFERENCE)
     gaps = [float(gap) for s in scored if (gap := _gap(s.verdict)) is not None]
-    return curves | _curves(gaps, scored, true, [s.value - t for s, t in zip(scored, true or [0.0] * len(scored), strict=True)])
+    return curves | _curves(
+        gaps, scored, true, [s.value - t for s, t in zip(scored, true or [0.0] * len(scored), strict=True)]
+    )
 
 
 # Ratings --------------------------------------------------------------------------------------------------------------
 
 
-def rating_statistics(first: Sequence[Verdict], second: Sequence[Verdict] | None, truth: Truth | None) -> dict[str, Statistic]:
+def rating_statistics(
+    first: Sequence[Verdict], second: Sequence[Verdict] | None, truth: Truth | None
+) -> dict[str, Statistic]:
     """Statistics of ratings that need no labels of their own.
 
     `second` holds the verdicts on the same questions asked again.
@@ -361,19 +399,27 @@ def rating_statistics(first: Sequence[Verdict], second: Sequence[Verdict] | None
         "mean_rating": _or(estimates.rating_mean(_by_item(first, lambda v: v.rating)), "nothing was rated"),
         "retest_agreement": rating_retest(first, second),
         "noise_sd": noise_sd(first, second),
-        "whole_rate": _share(first, lambda v: None if v.rating is None else float(float(v.rating).is_integer())),
+        "whole_rate": _share(
+            first, lambda v: None if v.rating is None else float(float(v.rating).is_integer())
+        ),
         "commonest_rate": commonest_rate(first),
         "failure_rate": _share([*first, *(second or ())], lambda v: float(v.rating is None)),
         "length_slope": rating_slope(first, None),
         "length_bias": Unmeasured(NO_LABELS) if truth is None else rating_slope(first, truth),
-        "drift": drift(list(_over_items(_scored(first, truth, RATING)).values()), sum(v.rating is None for v in first), "rated items"),
+        "drift": drift(
+            list(_over_items(_scored(first, truth, RATING)).values()),
+            sum(v.rating is None for v in first),
+            "rated items",
+        ),
     }
 
 
 def rating_agreement(verdicts: Sequence[Verdict], truth: Truth) -> dict[str, Statistic]:
     """Agreement of the judge's ratings with a truth, on the turns in the truth."""
     place = RATING.place
-    differences = _by_item(verdicts, lambda v: v.rating - truth[place(v)] if v.rating is not None and place(v) in truth else None)
+    differences = _by_item(
+        verdicts, lambda v: v.rating - truth[place(v)] if v.rating is not None and place(v) in truth else None
+    )
     return {
         "rank_correlation": rank_correlation(verdicts, truth),
         "pair_agreement": pair_agreement(verdicts, truth),
@@ -381,7 +427,9 @@ def rating_agreement(verdicts: Sequence[Verdict], truth: Truth) -> dict[str, Sta
     }
 
 
-def _by_item(verdicts: Sequence[Verdict], value: Callable[[Verdict], float | None]) -> dict[str, list[float | None]]:
+def _by_item(
+    verdicts: Sequence[Verdict], value: Callable[[Verdict], float | None]
+) -> dict[str, list[float | None]]:
     return grouped((verdict.item_id, value(verdict)) for verdict in verdicts)
 
 
@@ -389,12 +437,16 @@ def _share(verdicts: Sequence[Verdict], value: Callable[[Verdict], float | None]
     return clustered_share(_by_item(verdicts, value), "nothing was rated")
 
 
-def _twice(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> dict[str, list[tuple[float, float]]] | Unmeasured:
+def _twice(
+    first: Sequence[Verdict], second: Sequence[Verdict] | None
+) -> dict[str, list[tuple[float, float]]] | Unmeasured:
     """Pairs (rating, rating when asked again) by item. Unmeasured without any."""
     if second is None:
         return Unmeasured("a function of the text: it says the same again")
     both = _scored(first, {RATING.place(v): v.rating for v in second if v.rating is not None}, RATING)
-    return grouped((s.verdict.item_id, (s.value, s.true)) for s in both) or Unmeasured("no question was asked twice and read twice")
+    return grouped((s.verdict.item_id, (s.value, s.true)) for s in both) or Unmeasured(
+        "no question was asked twice and read twice"
+    )
 
 
 def rating_retest(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> Statistic:
@@ -408,13 +460,21 @@ def noise_sd(first: Sequence[Verdict], second: Sequence[Verdict] | None) -> Stat
     pairs = _twice(first, second)
     if isinstance(pairs, Unmeasured):
         return pairs
-    variance = estimates.rating_mean({item: [(a - b) ** 2 / 2 for a, b in both] for item, both in pairs.items()})
+    variance = estimates.rating_mean(
+        {item: [(a - b) ** 2 / 2 for a, b in both] for item, both in pairs.items()}
+    )
     assert variance is not None
     value, error = variance.value, variance.standard_error
     if not error or value <= 0:
         return Estimate(math.sqrt(max(0.0, value)), error, None, None, variance.n)
     factor = math.exp(float(special.stdtrit(max(1, len(pairs) - 1), 0.975)) * error / value)
-    return Estimate(math.sqrt(value), error / (2 * math.sqrt(value)), math.sqrt(value / factor), math.sqrt(value * factor), variance.n)
+    return Estimate(
+        math.sqrt(value),
+        error / (2 * math.sqrt(value)),
+        math.sqrt(value / factor),
+        math.sqrt(value * factor),
+        variance.n,
+    )
 
 
 def commonest_rate(verdicts: Sequence[Verdict]) -> Statistic:
@@ -430,7 +490,11 @@ def rating_slope(verdicts: Sequence[Verdict], truth: Truth | None) -> Statistic:
 
     Sandwich errors, clustered by item.
     """
-    kept = [(s, length) for s in _scored(verdicts, truth, RATING) if (length := s.verdict.policy_length) is not None]
+    kept = [
+        (s, length)
+        for s in _scored(verdicts, truth, RATING)
+        if (length := s.verdict.policy_length) is not None
+    ]
     x = _columns([length for _, length in kept], None if truth is None else [s.true for s, _ in kept])
     index = {item: i for i, item in enumerate(dict.fromkeys(s.verdict.item_id for s, _ in kept))}
     (n, k), c = x.shape, len(index)
@@ -444,7 +508,9 @@ def rating_slope(verdicts: Sequence[Verdict], truth: Truth | None) -> Statistic:
     np.add.at(sums, [index[s.verdict.item_id] for s, _ in kept], x * (y - x @ coefficients)[:, None])
     bread = np.linalg.inv(x.T @ x)
     covariance = bread @ (sums.T @ sums) @ bread * c / (c - 1) * (n - 1) / (n - k)
-    return _slope(float(coefficients[0]), math.sqrt(max(0.0, float(covariance[0, 0]))), c - k, n, len(verdicts))
+    return _slope(
+        float(coefficients[0]), math.sqrt(max(0.0, float(covariance[0, 0]))), c - k, n, len(verdicts)
+    )
 
 
 def _over_items(scored: Sequence[ScoredVerdict]) -> dict[str, float]:
@@ -459,10 +525,14 @@ def rank_correlation(verdicts: Sequence[Verdict], truth: Truth) -> Statistic:
     if len(rows) < 3 or np.ptp(rated) == 0 or np.ptp(true) == 0:
         return Unmeasured(NO_TRUTH if not rows else "ratings, or the truth, do not vary")
     items = sorted({row.verdict.item_id for row in rows})
-    draws = np.random.default_rng(0).multinomial(len(items), np.full(len(items), 1 / len(items)), size=RESAMPLES)
+    draws = np.random.default_rng(0).multinomial(
+        len(items), np.full(len(items), 1 / len(items)), size=RESAMPLES
+    )
     weights = draws[:, [items.index(row.verdict.item_id) for row in rows]].astype(float)
     spread = _spearman(rated, true, weights)
-    return _bootstrapped(float(_spearman(rated, true, np.ones((1, len(rows))))[0]), spread[np.isfinite(spread)], len(rows))
+    return _bootstrapped(
+        float(_spearman(rated, true, np.ones((1, len(rows))))[0]), spread[np.isfinite(spread)], len(rows)
+    )
 
 
 def _spearman(a: Array, b: Array, weights: Array) -> Array:
@@ -474,7 +544,9 @@ def _spearman(a: Array, b: Array, weights: Array) -> Array:
     ranks = (_ranks(values, weights) for values in (a, b))
     first, second = (each - (weights * each).sum(axis=1, keepdims=True) / total for each in ranks)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (weights * first * second).sum(axis=1) / np.sqrt((weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1))
+        return (weights * first * second).sum(axis=1) / np.sqrt(
+            (weights * first**2).sum(axis=1) * (weights * second**2).sum(axis=1)
+        )
 
 
 def _ranks(values: Array, weights: Array) -> Array:
@@ -484,7 +556,9 @@ def _ranks(values: Array, weights: Array) -> Array:
 
 
 def pair_agreement(verdicts: Sequence[Verdict], truth: Truth) -> Statistic:
-    rows = sorted((s.verdict.item_id, s.verdict.turn, s.value, s.true) for s in _scored(verdicts, truth, RATING))
+    rows = sorted(
+        (s.verdict.item_id, s.verdict.turn, s.value, s.true) for s in _scored(verdicts, truth, RATING)
+    )
     index = {item: i for i, item in enumerate(dict.fromkeys(row[0] for row in rows))}
     alike, counted = np.zeros((len(index), len(index))), np.zeros((len(index), len(index)))
     for turn in {row[1] for row in rows}:
@@ -509,7 +583,10 @@ def _bootstrapped(value: float, draws: Array, n: int) -> Estimate:
 
 
 def truth_rating(truth: Truth) -> Statistic:
-    return _or(estimates.rating_mean(grouped((item, value) for (item, _), value in truth.items())), "there is no truth")
+    return _or(
+        estimates.rating_mean(grouped((item, value) for (item, _), value in truth.items())),
+        "there is no truth",
+    )
 
 
 def corrected_rating(verdicts: Sequence[Verdict], labelled: Truth) -> Statistic:
@@ -522,7 +599,9 @@ def corrected_rating(verdicts: Sequence[Verdict], labelled: Truth) -> Statistic:
     if len(known) < 2:
         return Unmeasured(f"{len(known)} labelled items are too few to correct by")
     judged = np.array(list(_over_items([s._replace(true=0.0) for s in both]).values()))
-    rest = np.array([value for item, value in _over_items(_scored(verdicts, None, RATING)).items() if item not in known])
+    rest = np.array(
+        [value for item, value in _over_items(_scored(verdicts, None, RATING)).items() if item not in known]
+    )
     return prediction_powered(judged, judged - np.array(list(known.values())), rest)
 
 
@@ -533,7 +612,9 @@ def canary_difference(canaries: Mapping[str, float | None], honest: Mapping[str,
     """
     pairs = [(rating, honest.get(item)) for item, rating in canaries.items()]
     differences = [None if rating is None or other is None else rating - other for rating, other in pairs]
-    return _or(estimates.mean_estimate(differences), "no rating of it, or of the honest answers, could be read")
+    return _or(
+        estimates.mean_estimate(differences), "no rating of it, or of the honest answers, could be read"
+    )
 
 
 def rating_curves(verdicts: Sequence[Verdict], truth: Truth | None) -> Curves:
@@ -546,7 +627,9 @@ def rating_curves(verdicts: Sequence[Verdict], truth: Truth | None) -> Curves:
     counts = Counter(round(s.value) for s in scored)
     curves = {"histogram": [{"x": float(score), "n": float(counts[score])} for score in range(1, 11)]}
     lengths = [float(s.verdict.policy_length) for s in scored if s.verdict.policy_length is not None]
-    return curves | _curves(lengths, scored, true, list(_over_items(_scored(verdicts, truth, RATING)).values()))
+    return curves | _curves(
+        lengths, scored, true, list(_over_items(_scored(verdicts, truth, RATING)).values())
+    )
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
@@ -556,7 +639,9 @@ NO_SPREAD = "lengths, or the truth, do not vary over the items"
 
 def _columns(lengths: Sequence[int], truths: Sequence[float] | None) -> Array:
     """Columns (n, 2 or 3) of a regression: hundreds of characters, 1, and the truth where there is one."""
-    return np.column_stack([np.array(lengths) / CHARACTERS, np.ones(len(lengths)), *([] if truths is None else [truths])])
+    return np.column_stack(
+        [np.array(lengths) / CHARACTERS, np.ones(len(lengths)), *([] if truths is None else [truths])]
+    )
 
 
 def _slope(slope: float, error: float, df: int, n: int, n_verdicts: int) -> Estimate:
@@ -607,13 +692,20 @@ def prediction_powered(judge: Array, truth: Array, rest: Array) -> Estimate:
 BINS = 8
 
 
-def _with_truth(verdicts: Sequence[Verdict], truth: Truth | None, manner: Manner) -> tuple[list[ScoredVerdict], list[float] | None]:
+def _with_truth(
+    verdicts: Sequence[Verdict], truth: Truth | None, manner: Manner
+) -> tuple[list[ScoredVerdict], list[float] | None]:
     """Verdicts with a value, and their truths. The truths are None where one of the verdicts has no truth."""
     scored, known = _scored(verdicts, None, manner), _scored(verdicts, truth or {}, manner)
     return scored, [s.true for s in known] if truth and len(known) == len(scored) else None
 
 
-def _curves(lengths: Sequence[float], scored: Sequence[ScoredVerdict], true: Sequence[float] | None, time: Sequence[float]) -> Curves:
+def _curves(
+    lengths: Sequence[float],
+    scored: Sequence[ScoredVerdict],
+    true: Sequence[float] | None,
+    time: Sequence[float],
+) -> Curves:
     """Binned curves against length, truth and time.
 
     `lengths` holds those of the verdicts that have one. `time` holds values in the order asked.
@@ -626,7 +718,9 @@ def _curves(lengths: Sequence[float], scored: Sequence[ScoredVerdict], true: Seq
     return curves | {"time": binned([float(i) for i in range(len(time))], time, None)}
 
 
-def binned(x: Sequence[float], judge: Sequence[float], truth: Sequence[float] | None) -> list[dict[str, float]]:
+def binned(
+    x: Sequence[float], judge: Sequence[float], truth: Sequence[float] | None
+) -> list[dict[str, float]]:
     """Means over bins of about equal size, in the order of x.
 
     `low` and `high` are the 95 % interval of the judge's mean, where its values vary.
@@ -668,7 +762,9 @@ PREFERENCE = Manner(
     preference_statistics,
     preference_agreement,
     lambda verdicts, truth, labelled: {
-        "true_win_rate": _or(estimates.win_rate([*truth.values()], np.random.default_rng(0)), "there is no truth"),
+        "true_win_rate": _or(
+            estimates.win_rate([*truth.values()], np.random.default_rng(0)), "there is no truth"
+        ),
         "corrected_win_rate": corrected_win_rate(verdicts, labelled),
     },
     preference_curves,
@@ -680,6 +776,9 @@ RATING = Manner(
     list,
     rating_statistics,
     rating_agreement,
-    lambda verdicts, truth, labelled: {"true_rating": truth_rating(truth), "corrected_rating": corrected_rating(verdicts, labelled)},
+    lambda verdicts, truth, labelled: {
+        "true_rating": truth_rating(truth),
+        "corrected_rating": corrected_rating(verdicts, labelled),
+    },
     rating_curves,
 )

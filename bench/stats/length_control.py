@@ -98,7 +98,9 @@ def calibrated(verdicts: Sequence[Verdict], calibration: Calibration | None) -> 
     if calibration is None:
         return columns
     if lacking := [item for item in columns.items if item not in calibration.difficulty]:
-        return Unmeasured(f"the calibration {calibration.digest} has no difficulty for {len(lacking)} of {len(columns.items)} items")
+        return Unmeasured(
+            f"the calibration {calibration.digest} has no difficulty for {len(lacking)} of {len(columns.items)} items"
+        )
     gamed = [calibration.gamed.get(item, ()) for item in columns.items] if calibration.gamed else None
     return columns._replace(difficulty=[calibration.difficulty[item] for item in columns.items], gamed=gamed)
 
@@ -114,12 +116,18 @@ class LengthRows(NamedTuple):
     def take(self, items: NDArray[np.int_]) -> Sample:
         """Samples of R fits, from the item indices (R, n). The gamed rows of each item are included."""
         gaps = self.gaps[items]
-        x = _columns(_tanh_gaps(gaps), np.ones_like(gaps), None if self.difficulty is None else self.difficulty[items])
+        x = _columns(
+            _tanh_gaps(gaps), np.ones_like(gaps), None if self.difficulty is None else self.difficulty[items]
+        )
         y, weights = self.preferences[items], np.ones_like(gaps)
         if self.gamed.size:
             n_fits, n_gamed = len(items), items.shape[1] * self.gamed.shape[1]
             gamed = self.gamed[items].reshape(n_fits, n_gamed, 3)
-            repeated = None if self.difficulty is None else np.repeat(self.difficulty[items], self.gamed.shape[1], axis=1)
+            repeated = (
+                None
+                if self.difficulty is None
+                else np.repeat(self.difficulty[items], self.gamed.shape[1], axis=1)
+            )
             more = _columns(np.tanh(gamed[..., 1]), np.zeros((n_fits, n_gamed)), repeated)
             x, y = np.concatenate([x, more], axis=1), np.concatenate([y, gamed[..., 0]], axis=1)
             weights = np.concatenate([weights, gamed[..., 2]], axis=1)
@@ -129,7 +137,9 @@ class LengthRows(NamedTuple):
 def _tanh_gaps(gaps: Array) -> Array:
     """tanh(g / sd) of each row of gaps (R, n). A row without spread gives 0: there is nothing to control."""
     spread = gaps.std(axis=1, ddof=1, keepdims=True)
-    return np.tanh(np.divide(gaps, spread, out=np.zeros_like(gaps), where=np.ptp(gaps, axis=1, keepdims=True) > 0))
+    return np.tanh(
+        np.divide(gaps, spread, out=np.zeros_like(gaps), where=np.ptp(gaps, axis=1, keepdims=True) > 0)
+    )
 
 
 def _columns(lengths: Array, model: Array, difficulty: Array | None) -> Array:
@@ -175,17 +185,25 @@ def _rows(columns: Columns) -> tuple[LengthRows, list[int]]:
         if baseline is None or policy is None:
             raise ValueError(f"item {i} has a preference but no length of both completions")
         hard = 0.0 if difficulty is None else float(difficulty[i])
-        rows.append((preference, float(baseline - policy), hard, [] if gamed is None else sorted(gamed[i]), i))
+        rows.append(
+            (preference, float(baseline - policy), hard, [] if gamed is None else sorted(gamed[i]), i)
+        )
     rows.sort()
     table = np.array([row[:3] for row in rows], dtype=float).reshape(-1, 3)
     most = max((len(row[3]) for row in rows), default=0)
-    games = np.array([[*row[3], *[(0.0, 0.0, 0.0)] * (most - len(row[3]))] for row in rows], dtype=float).reshape(len(rows), most, 3)
+    games = np.array(
+        [[*row[3], *[(0.0, 0.0, 0.0)] * (most - len(row[3]))] for row in rows], dtype=float
+    ).reshape(len(rows), most, 3)
     if not (np.isfinite(table).all() and np.isfinite(games).all()):
         raise ValueError("a length, difficulty or gamed row is NaN or infinite")
-    return LengthRows(table[:, 0], table[:, 1], None if difficulty is None else table[:, 2], games), [row[4] for row in rows]
+    return LengthRows(table[:, 0], table[:, 1], None if difficulty is None else table[:, 2], games), [
+        row[4] for row in rows
+    ]
 
 
-def fit_logistic(sample: Sample, tolerance: float = 1e-10, n_iterations: int = 50) -> tuple[Array, NDArray[np.bool_]]:
+def fit_logistic(
+    sample: Sample, tolerance: float = 1e-10, n_iterations: int = 50
+) -> tuple[Array, NDArray[np.bool_]]:
     """Coefficients (R, k) of R weighted, unpenalised fractional logistic fits, and a mask (R,).
 
     The mask marks failed fits. A fit fails where it has no finite maximum. All fits run at once, by Newton's
@@ -239,7 +257,9 @@ def _problem(rows: LengthRows) -> Unmeasured | None:
     return None
 
 
-SEPARATED = Unmeasured("lengths or difficulty separate wins from losses: what is left at equal length has no estimate")
+SEPARATED = Unmeasured(
+    "lengths or difficulty separate wins from losses: what is left at equal length has no estimate"
+)
 REFITS_AT_ONCE = 100  # 20 MB of rows at 805 items
 
 
@@ -313,7 +333,9 @@ def lc_contributions(columns: Columns) -> list[float | None] | Unmeasured:
         neutral[:, 0] = 0
         gradient = (at_equal_length * (1 - at_equal_length)) @ neutral / n
         influence = (x @ np.linalg.solve(_hessian(x, weights * p * (1 - p), n), gradient)) * weights * (y - p)
-        values = at_equal_length + n * (influence[:n] + influence[n:].reshape(n, rows.gamed.shape[1]).sum(axis=1))
+        values = at_equal_length + n * (
+            influence[:n] + influence[n:].reshape(n, rows.gamed.shape[1]).sum(axis=1)
+        )
     result: list[float | None] = [None] * len(columns.preferences)
     for place, value in zip(places, values, strict=True):
         result[place] = float(value)
@@ -323,17 +345,23 @@ def lc_contributions(columns: Columns) -> list[float | None] | Unmeasured:
 # ---- of verdicts -----------------------------------------------------------------------------------------------------
 
 
-def lc_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibration | None, rng: np.random.Generator) -> LcWinRate | Unmeasured:
+def lc_of_verdicts(
+    verdicts: Sequence[Verdict], calibration: Calibration | None, rng: np.random.Generator
+) -> LcWinRate | Unmeasured:
     """`lc_win_rate` of a policy's verdicts. Unmeasured where an item has no difficulty in the calibration."""
     columns = calibrated(verdicts, calibration)
     return columns if isinstance(columns, Unmeasured) else lc_win_rate(columns, rng)
 
 
-def contributions_of_verdicts(verdicts: Sequence[Verdict], calibration: Calibration | None) -> dict[str, float | None] | Unmeasured:
+def contributions_of_verdicts(
+    verdicts: Sequence[Verdict], calibration: Calibration | None
+) -> dict[str, float | None] | Unmeasured:
     """`lc_contributions` of a policy's verdicts, by item id."""
     columns = calibrated(verdicts, calibration)
     each = columns if isinstance(columns, Unmeasured) else lc_contributions(columns)
-    return each if isinstance(each, Unmeasured) else dict(zip([v.item_id for v in verdicts], each, strict=True))
+    return (
+        each if isinstance(each, Unmeasured) else dict(zip([v.item_id for v in verdicts], each, strict=True))
+    )
 
 
 # ---- difficulty ------------------------------------------------------------------------------------------------------
@@ -362,7 +390,10 @@ def fit_difficulty(policies: Sequence[Columns]) -> dict[str, float]:
     number = {name: i for i, name in enumerate(names)}
     of = [np.array([number[item] for item, _, _ in rows]) for rows in scored]
     y = [np.array([preference for _, preference, _ in rows]) for rows in scored]
-    x = [_columns(_tanh_gaps(gaps), np.ones_like(gaps), None)[0] for gaps in (np.array([[gap for _, _, gap in rows]]) for rows in scored)]
+    x = [
+        _columns(_tanh_gaps(gaps), np.ones_like(gaps), None)[0]
+        for gaps in (np.array([[gap for _, _, gap in rows]]) for rows in scored)
+    ]
 
     def loss(theta: Array) -> tuple[float, Array]:
         d, w = theta[: len(names)], theta[len(names) :].reshape(-1, 2)
@@ -374,9 +405,17 @@ def fit_difficulty(policies: Sequence[Columns]) -> dict[str, float]:
             gradient[: len(names)] += np.bincount(items, residual, len(names))
             gradient[len(names) + 2 * m : len(names) + 2 * m + 2] = xm.T @ residual
         # A policy that loses everything has no finite strength. The penalty of 1e-3 keeps it finite.
-        return value + 5e-4 * float((w**2).sum()), gradient + np.concatenate([np.zeros(len(names)), 1e-3 * w.ravel()])
+        return value + 5e-4 * float((w**2).sum()), gradient + np.concatenate(
+            [np.zeros(len(names)), 1e-3 * w.ravel()]
+        )
 
     from scipy.optimize import minimize  # slow to import, and most commands fit nothing
 
-    fit = minimize(loss, np.zeros(len(names) + 2 * len(x)), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": 1e-7})
+    fit = minimize(
+        loss,
+        np.zeros(len(names) + 2 * len(x)),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 1000, "gtol": 1e-7},
+    )
     return dict(zip(names, fit.x[: len(names)].tolist(), strict=True))

@@ -101,7 +101,10 @@ def _rows(verdicts: Sequence[Verdict]) -> StyleRows:
         ours, theirs = v.policy_length, v.baseline_length
         styles = [(ours - theirs) / (ours + theirs) if ours + theirs else 0.0]
         for name in MARKUP:
-            d_a, d_b = (v.details[f"{side}_{name}"] / n if n else 0.0 for side, n in (("policy", ours), ("baseline", theirs)))
+            d_a, d_b = (
+                v.details[f"{side}_{name}"] / n if n else 0.0
+                for side, n in (("policy", ours), ("baseline", theirs))
+            )
             styles.append((d_a - d_b) / (d_a + d_b + 1))
         rows.append((outcome, weight, *styles))
     table = np.array(sorted(rows), dtype=float).reshape(-1, 2 + len(STYLES))
@@ -117,7 +120,9 @@ def has_games(verdicts: Sequence[Verdict]) -> bool:
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
-def arena_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 2000) -> Estimate | Unmeasured:
+def arena_win_rate(
+    verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 2000
+) -> Estimate | Unmeasured:
     """Mean outcome over all battles, in [0, 1].
 
     Standard error and interval are over items, each with all its battles.
@@ -147,7 +152,9 @@ class StyleWinRate(Estimate):
     n_failed_refits: int = 0
 
 
-def style_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 500) -> StyleWinRate | Unmeasured:
+def style_win_rate(
+    verdicts: Sequence[Verdict], rng: np.random.Generator, n_resamples: int = 500
+) -> StyleWinRate | Unmeasured:
     """The style-controlled win rate defined in the module docstring, in [0, 1].
 
     All lost or all won: 0 or 1, with Wilson's interval. Unmeasured where there are no more items than
@@ -169,8 +176,13 @@ def style_win_rate(verdicts: Sequence[Verdict], rng: np.random.Generator, n_resa
     if failed[0]:
         return Unmeasured("wins and losses are separated: what is left at equal style has no estimate")
     take = rng.integers(n, size=(n_resamples, n))
-    refits = [fit_logistic(_sample(x, rows, take[i : i + REFITS_AT_ONCE])) for i in range(0, n_resamples, REFITS_AT_ONCE)]
-    one_sided = np.array([np.ptp(rows.outcomes[items]) == 0 and rows.outcomes[items[0]] in (0, 1) for items in take])
+    refits = [
+        fit_logistic(_sample(x, rows, take[i : i + REFITS_AT_ONCE]))
+        for i in range(0, n_resamples, REFITS_AT_ONCE)
+    ]
+    one_sided = np.array(
+        [np.ptp(rows.outcomes[items]) == 0 and rows.outcomes[items[0]] in (0, 1) for items in take]
+    )
     fitted, lost = np.concatenate([w for w, _ in refits])[:, 1], np.concatenate([lost for _, lost in refits])
     draws = np.where(one_sided, rows.outcomes[take[:, 0]], expit(fitted))[~lost | one_sided]
     named = dict(zip([STYLES[j] for j in differ], np.delete(w[0], 1).tolist(), strict=False))

@@ -23,7 +23,9 @@ def canonical_json(value: Any) -> str:
 
     Raises ValueError for NaN and infinities, TypeError for sets and for keys that are not text.
     """
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -52,7 +54,10 @@ def keyed_settings(settings: BaseModel) -> dict[str, Any]:
     return {
         name: _plain(getattr(settings, name))
         for name, info in fields.items()
-        if not (any(isinstance(mark, LaterField) for mark in info.metadata) and getattr(settings, name) == info.default)
+        if not (
+            any(isinstance(mark, LaterField) for mark in info.metadata)
+            and getattr(settings, name) == info.default
+        )
         and not any(isinstance(mark, Unkeyed) for mark in info.metadata)
     }
 
@@ -90,7 +95,9 @@ class Stage:
 
     @cached_property
     def key(self) -> str:
-        return stage_key(self.kind, self.version, self.settings, {role: source.key for role, source in self.inputs.items()})
+        return stage_key(
+            self.kind, self.version, self.settings, {role: source.key for role, source in self.inputs.items()}
+        )
 
     @property
     def input_stages(self) -> list[Stage]:
@@ -149,7 +156,11 @@ def tree_digest(path: Path) -> str:
     """
     if path.is_file():
         return file_digest(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts))
+    files = sorted(
+        p
+        for p in path.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
+    )
     return hash_long({str(p.relative_to(path)): file_digest(p) for p in files})
 
 

@@ -651,14 +651,23 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
     "logps": (LogpsSettings, RewardScoreSettings),
     "train": (TrainSettings, RewardModelSettings),
     "generate": (GenerateSettings, WrittenCompletions),
-    "judge": (GoldPreferenceSettings, GoldRatingSettings, LanguageJudgeSettings, RewardJudgeSettings, PairRankerSettings, JurySettings),
+    "judge": (
+        GoldPreferenceSettings,
+        GoldRatingSettings,
+        LanguageJudgeSettings,
+        RewardJudgeSettings,
+        PairRankerSettings,
+        JurySettings,
+    ),
     "score": (ScoreSettings,),
     "audit": (AuditSettings, SelfJudgeSettings),
     "tasks": (TaskSettings,),
 }
 
 JUDGED_BY: dict[str, type[Settings]] = {
-    record.model_fields["judge"].default: record for record in SETTINGS["judge"] if "judge" in record.model_fields
+    record.model_fields["judge"].default: record
+    for record in SETTINGS["judge"]
+    if "judge" in record.model_fields
 }
 
 

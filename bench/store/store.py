@@ -109,15 +109,26 @@ def read_manifest(path: Path) -> Manifest:
         manifest = _MANIFEST.validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{path} cannot be read ({printable('.'.join(map(str, first['loc'])))} {first['msg']})") from error
+        raise ValueError(
+            f"{path} cannot be read ({printable('.'.join(map(str, first['loc'])))} {first['msg']})"
+        ) from error
     names = {**manifest.files, **manifest.recorded_files}
-    if outside := [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
+    if outside := [
+        name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+    ]:
         raise ValueError(f"{path} lists a file outside of its folder: {printable(outside[0])}")
     if (manifest.kind, manifest.key) != (path.parent.parent.name, path.parent.name):
-        raise Misplaced(f"{path} belongs to stage {printable(f'{manifest.kind}/{manifest.key}')}, but lies in the folder of another stage")
+        raise Misplaced(
+            f"{path} belongs to stage {printable(f'{manifest.kind}/{manifest.key}')}, but lies in the folder of another stage"
+        )
     if manifest.digest != files_digest(manifest.files):
         raise ValueError(f"{path} was changed: the checksums of its files do not give its digest")
-    if manifest.key != stage_key(manifest.kind, manifest.version, manifest.settings, {r: i.get("key") for r, i in manifest.inputs.items()}):
+    if manifest.key != stage_key(
+        manifest.kind,
+        manifest.version,
+        manifest.settings,
+        {r: i.get("key") for r, i in manifest.inputs.items()},
+    ):
         raise ValueError(f"{path} was changed: its version, settings and inputs do not give its key")
     return manifest
 
@@ -286,7 +297,9 @@ class Store:
         """The manifest of a finished stage. Raises FileNotFoundError where it is not done."""
         status = self.status(stage)
         if status.manifest is None or status.state != "done":
-            raise FileNotFoundError(f"stage {stage.kind}/{stage.key} is {status.state} in {self.root}{status.why and f': {status.why}'}")
+            raise FileNotFoundError(
+                f"stage {stage.kind}/{stage.key} is {status.state} in {self.root}{status.why and f': {status.why}'}"
+            )
         return status.manifest
 
     def _check(self, stage: Stage) -> Status:
@@ -436,7 +449,11 @@ class Store:
         """Yield the files that running stages have, or that killed commands left, one Leftover per stage."""
         for kind in sorted(path for path in self.root.glob("*") if path.is_dir() and not path.is_symlink()):
             named = [(path.name.partition("."), path) for path in sorted(kind.iterdir())]
-            left = ((key, path) for (key, _, end), path in named if end in ("lock", "progress.jsonl") or end.startswith("build-"))
+            left = (
+                (key, path)
+                for (key, _, end), path in named
+                if end in ("lock", "progress.jsonl") or end.startswith("build-")
+            )
             yield from (Leftover(kind, key, paths) for key, paths in grouped(left).items())
 
     def remove_leftovers(self) -> None:
@@ -470,7 +487,9 @@ class Store:
         a moment earlier.
         """
         facts = {
-            str(path.relative_to(built)): FileFacts(file_digest(path), path.stat().st_size, path.stat().st_mtime_ns)
+            str(path.relative_to(built)): FileFacts(
+                file_digest(path), path.stat().st_size, path.stat().st_mtime_ns
+            )
             for path in sorted(built.rglob("*"))
             if path.is_file()
         }
@@ -480,7 +499,10 @@ class Store:
             key=stage.key,
             version=stage.version,
             settings=keyed_settings(stage.settings),
-            inputs={role: {"key": source.key, "digest": input_digests[role]} for role, source in stage.inputs.items()},
+            inputs={
+                role: {"key": source.key, "digest": input_digests[role]}
+                for role, source in stage.inputs.items()
+            },
             files=files,
             recorded_files={name: fact for name, fact in facts.items() if name in recorded_files},
             digest=files_digest(files),

@@ -14,7 +14,16 @@ from bench.tracking.wandb_mirror import WandbMirror, configured_account
 class Tracker(Protocol):
     """Takes the results of a command. No call raises, and only `close` waits."""
 
-    def follow(self, *, sweep: str, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str], rows: Sequence[Row]) -> None:
+    def follow(
+        self,
+        *,
+        sweep: str,
+        key: str,
+        name: str,
+        config: Mapping[str, Any],
+        tags: Sequence[str],
+        rows: Sequence[Row],
+    ) -> None:
         """Send rows of a running cell. The first call opens the cell's run. Each row has its own `step`."""
 
     def cell(

@@ -32,7 +32,11 @@ def finite(value: Any) -> int | float | None:
     """The value as an int or float; None where it is no finite number."""
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) else None
+    return (
+        float(value)
+        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        else None
+    )
 
 
 def train_row(row: Any) -> dict[str, int | float] | None:
@@ -42,7 +46,9 @@ def train_row(row: Any) -> dict[str, int | float] | None:
     step = finite(row.get("step"))
     if step is None:
         return None
-    numbers = {under("train", str(k)): n for k, v in row.items() if k != "step" and (n := finite(v)) is not None}
+    numbers = {
+        under("train", str(k)): n for k, v in row.items() if k != "step" and (n := finite(v)) is not None
+    }
     return {**numbers, "train/step": step}
 
 

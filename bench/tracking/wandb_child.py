@@ -75,7 +75,13 @@ class _Client:
         return self.root / "wandb"
 
     def report(self) -> dict[str, Any]:
-        return {"written": self.written, "before": self.before, "failed": self.failed, "url": self.url, "runs": str(self.runs)}
+        return {
+            "written": self.written,
+            "before": self.before,
+            "failed": self.failed,
+            "url": self.url,
+            "runs": str(self.runs),
+        }
 
     def follow(self, message: Mapping[str, Any]) -> None:
         run_id = message["id"]
@@ -120,7 +126,9 @@ class _Client:
         except TimeoutError as error:
             # It is not written again offline: after a sync the uploaded part would be there twice.
             self._go_offline(error)
-            raise TimeoutError(f"its upload did not finish; run `wandb sync {_folder(entry)}` to complete it") from error
+            raise TimeoutError(
+                f"its upload did not finish; run `wandb sync {_folder(entry)}` to complete it"
+            ) from error
         where = "online" if entry.online else "offline"
         self.written[where] = self.written.get(where, 0) + 1
         self._record(message, entry)
@@ -136,7 +144,9 @@ class _Client:
         import wandb
 
         if message["files"]:
-            artifact = wandb.Artifact("table-" + re.sub(r"[^\w.-]", "-", message["name"])[:100], type="comparison")
+            artifact = wandb.Artifact(
+                "table-" + re.sub(r"[^\w.-]", "-", message["name"])[:100], type="comparison"
+            )
             for file in message["files"]:
                 artifact.add_file(file, name=Path(file).name)
             entry.run.log_artifact(artifact)
@@ -210,7 +220,9 @@ class _Client:
             self.open.clear()
             with suppress(Exception):
                 sys.modules["wandb"].teardown(exit_code=1)  # Otherwise the ids of its runs stay in use.
-            self.say(note=f"W&B: {self.base_url} failed ({brief(error)}), so runs are written offline from here on")
+            self.say(
+                note=f"W&B: {self.base_url} failed ({brief(error)}), so runs are written offline from here on"
+            )
 
     def _destination(self, *, online: bool) -> str:
         return f"{self.base_url} {self.entity or ''}/{self.project}" if online else "offline"

@@ -107,7 +107,16 @@ class WandbMirror:
         for thread in self._threads:
             thread.start()
 
-    def follow(self, *, sweep: str, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str], rows: Sequence[Row]) -> None:
+    def follow(
+        self,
+        *,
+        sweep: str,
+        key: str,
+        name: str,
+        config: Mapping[str, Any],
+        tags: Sequence[str],
+        rows: Sequence[Row],
+    ) -> None:
         with self._noted(name):
             self._send(op="follow", **self._cell(sweep, key, name, config, tags), rows=self._rows(rows, name))
 
@@ -152,7 +161,9 @@ class WandbMirror:
                 files={file: file_digest(file) for file in present},
             )
             if len(present) < len(files):
-                self._notes.append(f"W&B: {len(files) - len(present)} of {len(files)} files of {sweep} do not exist and were left out")
+                self._notes.append(
+                    f"W&B: {len(files) - len(present)} of {len(files)} files of {sweep} do not exist and were left out"
+                )
 
     def close(self) -> None:
         if self._closed:
@@ -214,7 +225,9 @@ class WandbMirror:
         if self._report["failed"]:
             yield f"W&B: {self._report['failed']} of {self._sent} runs were not written; {where}/tracker.log has the error"
 
-    def _cell(self, sweep: str, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str]) -> dict[str, Any]:
+    def _cell(
+        self, sweep: str, key: str, name: str, config: Mapping[str, Any], tags: Sequence[str]
+    ) -> dict[str, Any]:
         return {
             "id": run_id("cell", sweep, key),
             "name": name,
@@ -228,7 +241,9 @@ class WandbMirror:
         read = [train_row(row) for row in rows]
         good = [row for row in read if row is not None]
         if len(good) < len(read):
-            self._notes.append(f"W&B: {len(read) - len(good)} of {len(read)} history rows of {name} have no step and were left out")
+            self._notes.append(
+                f"W&B: {len(read) - len(good)} of {len(read)} history rows of {name} have no step and were left out"
+            )
         return good
 
     @contextmanager
@@ -324,7 +339,9 @@ def configured_account() -> Account:
         return os.environ.get(f"WANDB_{name.upper()}") or stored.get("default", name, fallback=None)
 
     base_url = (setting("base_url") or "https://api.wandb.ai").rstrip("/")
-    has_key = bool(setting("api_key") or setting("identity_token_file") or _netrc_has(urlsplit(base_url).netloc))
+    has_key = bool(
+        setting("api_key") or setting("identity_token_file") or _netrc_has(urlsplit(base_url).netloc)
+    )
     return Account(base_url, has_key, setting("mode"), setting("project"), setting("entity"))
 
 

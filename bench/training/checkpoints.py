@@ -63,8 +63,13 @@ class Checkpoints(TrainerCallback):
         """
         newest: list[Path | None] = [None]
         if self.trainer.is_world_process_zero():
-            marks = [(int(path.parent.name.rpartition("-")[2]), path) for path in self.folder.glob(f"checkpoint-*/{MARK}")]
-            newest = [next((path.parent for _, path in sorted(marks, reverse=True) if self._is_whole(path)), None)]
+            marks = [
+                (int(path.parent.name.rpartition("-")[2]), path)
+                for path in self.folder.glob(f"checkpoint-*/{MARK}")
+            ]
+            newest = [
+                next((path.parent for _, path in sorted(marks, reverse=True) if self._is_whole(path)), None)
+            ]
             for path in self.folder.glob("checkpoint-*"):
                 # If it stayed, the next save would delete the newest one to keep within the limit.
                 if path != newest[0]:
@@ -83,7 +88,11 @@ class Checkpoints(TrainerCallback):
     def restore(self, checkpoint: Path) -> None:
         """Restore our part of a checkpoint; transformers restores its own."""
         kept = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
-        self.recorder.history, self.recorder.speed, self.recorder.tokens = kept["history"], kept["speed"], kept["tokens"]
+        self.recorder.history, self.recorder.speed, self.recorder.tokens = (
+            kept["history"],
+            kept["speed"],
+            kept["tokens"],
+        )
         trainer = self.trainer
         trainer._total_train_tokens = kept["tokens"]  # TRL would count from 0 again.
         # With several processes, transformers sets the epoch only on the sampler that skips seen rows, not on
@@ -141,5 +150,7 @@ def _digests(checkpoint: Path) -> dict[str, str]:
 
     They reveal files that a full disk or a power cut left too short.
     """
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and not path.name.startswith(MARK))
+    files = sorted(
+        path for path in checkpoint.rglob("*") if path.is_file() and not path.name.startswith(MARK)
+    )
     return {str(path.relative_to(checkpoint)): file_digest(path) for path in files}

@@ -41,7 +41,9 @@ def share_of(method: Training | SftEpochs, devices: int) -> Share:
     if devices == 1:
         return Share(size, accumulation)
     if isinstance(method, Training) and not method.spreads:
-        way_out = "Train it with accelerate=one (its start model may come from a training on several devices)."
+        way_out = (
+            "Train it with accelerate=one (its start model may come from a training on several devices)."
+        )
         raise ValueError(
             f"method={name} trains on one device, because its loss needs the whole batch, got accelerate.devices={devices}. {way_out}"
         )
@@ -76,17 +78,29 @@ def spread_faults(session: Session, stages: Sequence[Stage]) -> list[str]:
         return []
     faults = []
     if how.config.get("distributed_type") == "NO":
-        faults.append(f"accelerate.devices={wanted} needs a way to spread a training over devices. Use accelerate=ddp, fsdp or zero3.")
+        faults.append(
+            f"accelerate.devices={wanted} needs a way to spread a training over devices. Use accelerate=ddp, fsdp or zero3."
+        )
     for key, expected in (("num_processes", wanted), ("num_machines", 1)):
         if (got := how.config.get(key)) != expected:
-            faults.append(f"accelerate.config.{key} must be {expected} with accelerate.devices={wanted}, got {got}")
-    if how.config.get("distributed_type") == "DEEPSPEED" and session.launcher.name == "local" and find_spec("deepspeed") is None:
-        faults.append(f"accelerate={how.name} needs DeepSpeed, which is not installed. Run: pip install -e '.[deepspeed]'")
+            faults.append(
+                f"accelerate.config.{key} must be {expected} with accelerate.devices={wanted}, got {got}"
+            )
+    if (
+        how.config.get("distributed_type") == "DEEPSPEED"
+        and session.launcher.name == "local"
+        and find_spec("deepspeed") is None
+    ):
+        faults.append(
+            f"accelerate={how.name} needs DeepSpeed, which is not installed. Run: pip install -e '.[deepspeed]'"
+        )
     if how.sharding != "none" and how.config.get("use_cpu"):
         faults.append(
             f"accelerate={how.name} divides a model among GPUs; on CPUs each process trains a whole copy. Use accelerate=ddp on CPUs."
         )
-    if how.sharding != "none" and any(isinstance(s, TrainSettings) and s.loading.quantized for _, s in spread):
+    if how.sharding != "none" and any(
+        isinstance(s, TrainSettings) and s.loading.quantized for _, s in spread
+    ):
         faults.append(
             f"adapter=qlora keeps a whole base model in four bits on each device, got accelerate={how.name}, which divides it. "
             "Use accelerate=ddp."
@@ -108,7 +122,9 @@ def check_rows(n: int, method: Training | SftEpochs, devices: int) -> None:
     """
     at_once = share_of(method, devices).batch_size * devices
     if devices > 1 and n < at_once:
-        raise ValueError(f"{n} rows do not fill one batch of {at_once} rows over {devices} devices. Use more rows or fewer devices.")
+        raise ValueError(
+            f"{n} rows do not fill one batch of {at_once} rows over {devices} devices. Use more rows or fewer devices."
+        )
 
 
 def _listed(of_kind: Mapping[str, int]) -> str:
@@ -121,8 +137,18 @@ def _lacking_gpus(session: Session, kinds: Sequence[str]) -> list[str]:
         of_kind = {kind: launcher.resources(kind, "gpu").gpus for kind in kinds}
         given = min(of_kind.values())
         each = ", ".join(f"{kind}: {{gpus: {wanted}}}" for kind in kinds)
-        where, way_out = f"hydra/launcher={launcher.name} gives {_listed(of_kind)}", f"Set 'hydra.launcher.stages={{{each}}}'."
+        where, way_out = (
+            f"hydra/launcher={launcher.name} gives {_listed(of_kind)}",
+            f"Set 'hydra.launcher.stages={{{each}}}'.",
+        )
     else:
-        given, way_out = len(visible_gpus()), "Use fewer devices, or CPUs: accelerate=ddp accelerate.config.use_cpu=true."
+        given, way_out = (
+            len(visible_gpus()),
+            "Use fewer devices, or CPUs: accelerate=ddp accelerate.config.use_cpu=true.",
+        )
         where = f"this machine has {given}"
-    return [f"each training needs accelerate.devices={wanted} GPUs, but {where}. {way_out}"] if given < wanted else []
+    return (
+        [f"each training needs accelerate.devices={wanted} GPUs, but {where}. {way_out}"]
+        if given < wanted
+        else []
+    )

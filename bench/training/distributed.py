@@ -47,7 +47,9 @@ def devices_of(run: StageRun) -> int:
     return run.accelerate.devices if run.accelerate else 1
 
 
-def train_and_save(trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageRun, recorder: Recorder, dtype: str) -> bool:
+def train_and_save(
+    trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageRun, recorder: Recorder, dtype: str
+) -> bool:
     """Train from the newest whole checkpoint, or from the start. Returns whether this process is the first
     one.
 
@@ -63,7 +65,9 @@ def train_and_save(trainer: Any, tokenizer: PreTrainedTokenizerBase, run: StageR
     before = fingerprint(model)
     checkpoints = _train_or_resume(trainer, run, recorder)
     if not any(row["learning_rate"] for row in recorder.history) and trainer.is_world_process_zero():
-        raise ValueError(f"all {len(recorder.history)} training steps were warm-up, so nothing was learned. {MORE_STEPS}")
+        raise ValueError(
+            f"all {len(recorder.history)} training steps were warm-up, so nothing was learned. {MORE_STEPS}"
+        )
     weights = _gathered(trainer) if devices_of(run) > 1 else None
     if not trainer.is_world_process_zero():
         return False
@@ -91,7 +95,11 @@ def _gathered(trainer: Any) -> dict[str, torch.Tensor]:
     if trainer.is_deepspeed_enabled and is_adapted(trainer.model):
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return {name: safe_get_full_fp32_param(value) for name, value in trainer.model.named_parameters() if value.requires_grad}
+        return {
+            name: safe_get_full_fp32_param(value)
+            for name, value in trainer.model.named_parameters()
+            if value.requires_grad
+        }
     tied = trainer.model.all_tied_weights_keys
     # DeepSpeed returns None except in the first process.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -139,7 +147,9 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
     there = accelerate.devices if accelerate.config.get("use_cpu") else torch.cuda.device_count()
     if there < accelerate.devices:
         way_out = "Use fewer devices, or CPUs: accelerate=ddp accelerate.config.use_cpu=true."
-        raise ValueError(f"the training needs accelerate.devices={accelerate.devices} GPUs, but this machine has {there}. {way_out}")
+        raise ValueError(
+            f"the training needs accelerate.devices={accelerate.devices} GPUs, but this machine has {there}. {way_out}"
+        )
     assert run.work is not None, "processes that train together agree by files"
     run.work.mkdir(parents=True, exist_ok=True)
     config, job, answer = (run.work / name for name in ("accelerate.yaml", "job.json", "answer.json"))
@@ -166,7 +176,9 @@ def _launch(module: str, settings: Spread, run: StageRun, accelerate: Accelerate
         environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run([*launch, "-m", __name__, str(job)], env=environment, check=False)
     if done.returncode != 0 or not answer.exists():
-        raise RuntimeError(f"a training on {accelerate.devices} devices failed: {_why(run.work, done.returncode)}")
+        raise RuntimeError(
+            f"a training on {accelerate.devices} devices failed: {_why(run.work, done.returncode)}"
+        )
     counts = read_object(answer)["counts"]
     for path in (config, job, answer):
         path.unlink()
@@ -199,7 +211,9 @@ def main(path: Path) -> None:
     inputs = {role: Path(place) for role, place in job["inputs"].items()}
     progress = Progress(Path(job["progress"]) if first else work / f"progress-{rank}")
     out = Path(job["out"]) if first else work / f"out-{rank}"
-    stage_run = StageRun(inputs, out, progress, job["key"], work, accelerate=Accelerate.model_validate(job["accelerate"]))
+    stage_run = StageRun(
+        inputs, out, progress, job["key"], work, accelerate=Accelerate.model_validate(job["accelerate"])
+    )
     try:
         outcome = importlib.import_module(job["module"]).train(settings, stage_run)
     except Exception as error:

@@ -48,14 +48,23 @@ class PairLogps:
         return self.policy_rejected_logps / self.rejected_length
 
 
-def pair_logps(per_token_logps: Tensor, completion_mask: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor) -> PairLogps:
+def pair_logps(
+    per_token_logps: Tensor, completion_mask: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor
+) -> PairLogps:
     """PairLogps of a TRL batch of 2B rows, the chosen ones first.
 
     `per_token_logps` (2B, T-1) is 0 outside completions; `completion_mask` is (2B, T).
     """
     policy_chosen_logps, policy_rejected_logps = per_token_logps.sum(dim=1).chunk(2)
     chosen_length, rejected_length = completion_mask[:, 1:].sum(dim=1).chunk(2)
-    return PairLogps(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, chosen_length, rejected_length)
+    return PairLogps(
+        policy_chosen_logps,
+        policy_rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        chosen_length,
+        rejected_length,
+    )
 
 
 def dpo_sft(pairs: PairLogps, *, beta: float, sft_weight: float) -> Tensor:
@@ -79,7 +88,9 @@ def refined_dpo(pairs: PairLogps, distrusted: Tensor, *, beta: float, alpha: flo
     return -(1 - smoothing) * logsigmoid(logits) - smoothing * logsigmoid(-logits)
 
 
-def extrapolated_logps(policy_logits: Tensor, ref_logits: Tensor, tokens: Tensor, mask: Tensor, decoupling: float) -> Tensor:
+def extrapolated_logps(
+    policy_logits: Tensor, ref_logits: Tensor, tokens: Tensor, mask: Tensor, decoupling: float
+) -> Tensor:
     """Σ_t log softmax((1+λ) h - λ h_ref)[y_t] (B,)
 
     λ is `decoupling`. The logits h and h_ref (B, T, V) predict `tokens` (B, T); `mask` (B, T) is 1 at the
@@ -113,12 +124,17 @@ def log_odds(mean_logps: Tensor) -> Tensor:
 
 def orpo(pairs: PairLogps, *, lambda_or: float) -> Tensor:
     """-log π(y_w)/|y_w| - λ log σ(log odds(y_w) - log odds(y_l))"""
-    return -pairs.policy_chosen_mean - lambda_or * logsigmoid(log_odds(pairs.policy_chosen_mean) - log_odds(pairs.policy_rejected_mean))
+    return -pairs.policy_chosen_mean - lambda_or * logsigmoid(
+        log_odds(pairs.policy_chosen_mean) - log_odds(pairs.policy_rejected_mean)
+    )
 
 
 def cpo(pairs: PairLogps, *, beta: float, alpha: float) -> Tensor:
     """-log σ(β [log π(y_w) - log π(y_l)]) - α log π(y_w)/|y_w|"""
-    return -logsigmoid(beta * (pairs.policy_chosen_logps - pairs.policy_rejected_logps)) - alpha * pairs.policy_chosen_mean
+    return (
+        -logsigmoid(beta * (pairs.policy_chosen_logps - pairs.policy_rejected_logps))
+        - alpha * pairs.policy_chosen_mean
+    )
 
 
 def kto_pair(pairs: PairLogps, *, beta: float) -> Tensor:
@@ -213,7 +229,9 @@ def whitened(values: Tensor, mask: Tensor) -> Tensor:
 def clipped_policy_loss(advantages: Tensor, rows: TokenLogps, clip: float) -> Tensor:
     """mean_t max(-A ρ, -A clip(ρ, c, 1/c)), a scalar;  ρ = π/π_ref"""
     ratio = rows.ratio.exp()
-    return token_mean(torch.maximum(-advantages * ratio, -advantages * ratio.clamp(clip, 1 / clip)), rows.mask)
+    return token_mean(
+        torch.maximum(-advantages * ratio, -advantages * ratio.clamp(clip, 1 / clip)), rows.mask
+    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ from typing import Any, Self
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SchedulerType,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.training_args import OptimizerNames
 
 from bench.config import METHODS
@@ -79,7 +86,11 @@ class LengthBatches(torch.utils.data.Sampler[int]):
         rows = list(range(len(self.lengths)))
         rng.shuffle(rows)
         span = self.batch_size * MEGABATCH
-        rows = [row for start in range(0, len(rows), span) for row in sorted(rows[start : start + span], key=lambda i: self.lengths[i])]
+        rows = [
+            row
+            for start in range(0, len(rows), span)
+            for row in sorted(rows[start : start + span], key=lambda i: self.lengths[i])
+        ]
         batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         last = batches.pop() if len(batches[-1]) < self.batch_size else []
         rng.shuffle(batches)
@@ -102,7 +113,9 @@ class Recorder(TrainerCallback):
         self.tokens = 0
         self._last = time.perf_counter()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         if not logs or "loss" not in logs:
             return
         now, seconds = time.perf_counter(), time.perf_counter() - self._last
@@ -116,7 +129,9 @@ class Recorder(TrainerCallback):
         for name, value in numbers.items():
             if not math.isfinite(value):
                 step = f"step {state.global_step} of {state.max_steps}"
-                raise FloatingPointError(f"the training diverged: {name} was {value} at {step}. Lower the learning rate.")
+                raise FloatingPointError(
+                    f"the training diverged: {name} was {value} at {step}. Lower the learning rate."
+                )
         self.history.append({"step": state.global_step, **numbers})
         self.speed.append(speed | pace)
         self.progress(state.global_step, state.max_steps, **numbers, **pace)
@@ -126,7 +141,10 @@ class Recorder(TrainerCallback):
 
     def write(self, out: Path) -> None:
         for name, rows in (("history.jsonl", self.history), ("speed.jsonl", self.speed)):
-            (out / name).write_text("".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+            (out / name).write_text(
+                "".join(json.dumps(row, sort_keys=True, allow_nan=False) + "\n" for row in rows),
+                encoding="utf-8",
+            )
 
 
 def common_arguments(out: Path, *, seed: int, dtype: str, checkpointing: bool = False) -> dict[str, Any]:
@@ -209,12 +227,17 @@ class Prepared:
     def over(cls, rows: Sequence[dict[str, Any]], job: TrainingJob, arguments: Any) -> Self:
         """A trainer of these rows. Raises ValueError if several devices have fewer rows than one batch."""
         check_rows(len(rows), job.settings.method, job.devices)
-        trained = [(parameter, parameter.data) for parameter in job.model.parameters() if parameter.requires_grad]
+        trained = [
+            (parameter, parameter.data) for parameter in job.model.parameters() if parameter.requires_grad
+        ]
         trainer = cls(  # type: ignore[call-arg]
             model=job.model,
             args=on_one_gpu(arguments),
             train_dataset=Dataset.from_list(
-                [{k: v for k, v in row.items() if k not in ("length", "example")} | {"row": i} for i, row in enumerate(rows)]
+                [
+                    {k: v for k, v in row.items() if k not in ("length", "example")} | {"row": i}
+                    for i, row in enumerate(rows)
+                ]
             ),
             processing_class=job.tokenizer,
             callbacks=[job.callback],
@@ -227,7 +250,10 @@ class Prepared:
         trainer.order = LengthBatches([row["length"] for row in rows], method.batch_size, job.settings.seed)  # type: ignore[attr-defined]
         trainer.fed = Fed([row["example"] for row in rows])
         collate = trainer.data_collator  # type: ignore[attr-defined]
-        trainer.data_collator = lambda rows: {**collate(rows), "row": torch.tensor([row["row"] for row in rows])}  # type: ignore[attr-defined]
+        trainer.data_collator = lambda rows: {  # type: ignore[attr-defined]
+            **collate(rows),
+            "row": torch.tensor([row["row"] for row in rows]),
+        }
         return trainer
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **named: Any) -> torch.Tensor:
@@ -308,11 +334,15 @@ def paired_trainer(job: TrainingJob, **loss: Any) -> Trainer:
         pass
 
     rows = paired_rows(job)
-    return PairedTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method), **loss))
+    return PairedTrainer.over(
+        rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method), **loss)
+    )
 
 
 def own_loss_trainer(
-    job: TrainingJob, loss: Callable[[losses.PairLogps], torch.Tensor], learns_from: Sequence[str] = ("chosen", "rejected")
+    job: TrainingJob,
+    loss: Callable[[losses.PairLogps], torch.Tensor],
+    learns_from: Sequence[str] = ("chosen", "rejected"),
 ) -> Trainer:
     """TRL's DPOTrainer over pairs with our `loss`; its mean is minimised.
 
@@ -326,17 +356,23 @@ def own_loss_trainer(
             return loss(pairs).mean()
 
     rows = paired_rows(job, learns_from)
-    return OwnLossTrainer.over(rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method)))
+    return OwnLossTrainer.over(
+        rows, job, DPOConfig(**method_arguments(job), beta=reward_scale(job.settings.method))
+    )
 
 
-def paired_rows(job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejected")) -> list[dict[str, Any]]:
+def paired_rows(
+    job: TrainingJob, learns_from: Sequence[str] = ("chosen", "rejected")
+) -> list[dict[str, Any]]:
     """Rows for TRL's DPOTrainer, one per pair. Raises ValueError for unpaired data."""
     rows = []
     for row in job.rows:
         if not isinstance(row, Pair):
             name = job.settings.method.name
             rows_too = ", ".join(name for name, kind in METHODS.items() if kind.feedback == "rows")
-            raise ValueError(f"{name} learns from pairs, but the data are unpaired. Use paired data, or method={rows_too}.")
+            raise ValueError(
+                f"{name} learns from pairs, but the data are unpaired. Use paired data, or method={rows_too}."
+            )
         ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         rows.append(
             {
@@ -394,7 +430,9 @@ def training_facts(trainer: Trainer, job: TrainingJob) -> TrainFacts:
     )
 
 
-def fingerprint(model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | None = None) -> dict[str, tuple[float, float]]:
+def fingerprint(
+    model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, tuple[float, float]]:
     """Sum and sum of absolute values of each tensor, by name.
 
     Two fingerprints show whether weights changed, without a copy of them. `weights`: taken instead of the
@@ -407,7 +445,9 @@ def fingerprint(model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | No
 
 
 def check_weights(
-    model: PreTrainedModel, before: dict[str, tuple[float, float]], weights: Mapping[str, torch.Tensor] | None = None
+    model: PreTrainedModel,
+    before: dict[str, tuple[float, float]],
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Raises FloatingPointError for weights that are not finite, and RuntimeError if no weight has changed.
 

@@ -70,7 +70,10 @@ class Fed:
 
     def to_json(self) -> dict[str, Any]:
         """The counts as JSON, for a checkpoint."""
-        return {"epochs": {str(epoch): rows for epoch, rows in self.epochs.items()}, "steps": {str(k): n for k, n in self.steps.items()}}
+        return {
+            "epochs": {str(epoch): rows for epoch, rows in self.epochs.items()},
+            "steps": {str(k): n for k, n in self.steps.items()},
+        }
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         self.epochs = {int(epoch): list(rows) for epoch, rows in kept["epochs"].items()}
@@ -81,7 +84,9 @@ class Fed:
         visits = [self.examples[i] for rows in self.epochs.values() for i in rows]
         seen = {example.row.id: example.row for example in visits}
         parts = {(e.row.id, column): ids for e in visits for column, ids in e.ids.items()}
-        texts = [[name, column, seen[name].prompt, getattr(seen[name], column)] for name, column in sorted(parts)]
+        texts = [
+            [name, column, seen[name].prompt, getattr(seen[name], column)] for name, column in sorted(parts)
+        ]
         # Counted over all rows, not over the visited ones: part of an epoch may contain only one completion
         # of a pair.
         given = {(e.row.id, column) for e in self.examples for column in e.ids}

@@ -46,7 +46,12 @@ UnpairedLoss = Callable[[UnpairedBatch], tuple[torch.Tensor, dict[str, torch.Ten
 
 
 def own_unpaired_trainer(
-    job: TrainingJob, rows: Sequence[dict[str, Any]], loss: UnpairedLoss, *, token_references: bool = False, critic: Critic | None = None
+    job: TrainingJob,
+    rows: Sequence[dict[str, Any]],
+    loss: UnpairedLoss,
+    *,
+    token_references: bool = False,
+    critic: Critic | None = None,
 ) -> Trainer:
     """TRL's KTOTrainer over judged completions (rows of `unpaired_rows`), with our `loss` and without KTO's
     second forward pass.
@@ -71,7 +76,9 @@ def own_unpaired_trainer(
         def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
             fresh, optimizer = self.optimizer is None, super().create_optimizer(*args)
             if critic and fresh:
-                optimizer.add_param_group({"params": list(critic.module.parameters()), "weight_decay": self.args.weight_decay})
+                optimizer.add_param_group(
+                    {"params": list(critic.module.parameters()), "weight_decay": self.args.weight_decay}
+                )
             return optimizer
 
         def _clip_grad_norm(self, model):  # type: ignore[no-untyped-def]
@@ -111,7 +118,9 @@ def own_unpaired_trainer(
     # Rows are cut already; a control token comes on top of max_length.
     arguments = method_arguments(job) | {"max_length": None}
     trainer = OwnUnpairedTrainer.over(
-        rows, job, KTOConfig(**arguments, loss_type="apo_zero_unpaired", beta=reward_scale(job.settings.method))
+        rows,
+        job,
+        KTOConfig(**arguments, loss_type="apo_zero_unpaired", beta=reward_scale(job.settings.method)),
     )
     trainer.critic = critic  # type: ignore[attr-defined]  # Conformance checks read it.
     trainer.data_collator = _with_token_references(trainer.data_collator)
@@ -149,13 +158,17 @@ def _token_logps(model: Any, dataset: Dataset, job: TrainingJob) -> list[list[fl
     rows = [Ids(row["prompt_ids"], row["completion_ids"]) for row in dataset]
     logps: list[list[float]] = [[] for _ in rows]
     for batch in by_length([len(row.whole) for row in rows], job.settings.method.batch_size):
-        values = per_token_logps(model, [rows[i] for i in batch], job.tokenizer.pad_token_id, job.settings.dtype)
+        values = per_token_logps(
+            model, [rows[i] for i in batch], job.tokenizer.pad_token_id, job.settings.dtype
+        )
         for i, row in zip(batch, values.tolist(), strict=True):
             logps[i] = row[: len(rows[i].whole) - 1]
     return logps
 
 
-def _with_token_references(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+def _with_token_references(
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """TRL's collator, extended to pad the reference's log-probabilities to the batch's width."""
 
     def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:

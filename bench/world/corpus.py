@@ -23,7 +23,9 @@ TWO_TURN_SHARE = 0.25  # Share of the conversations in training texts.
 # Share of drills in the first rows; it falls to 0 at DRILL_END. Tiny models learn copying last.
 DRILL_SHARE = 0.6
 DRILL_END = 0.6  # Share of all rows.
-_DRILL_WORDS = tuple(word for pool in vocabulary.KINDS for word in pool) + vocabulary.OPENERS + vocabulary.CLOSERS
+_DRILL_WORDS = (
+    tuple(word for pool in vocabulary.KINDS for word in pool) + vocabulary.OPENERS + vocabulary.CLOSERS
+)
 
 
 def base_rows(world: World, n: int, seed: int) -> Iterator[Text]:
@@ -37,7 +39,9 @@ def base_rows(world: World, n: int, seed: int) -> Iterator[Text]:
             yield _drill(row_id, rng)
         else:
             category = world.categories[rng.randrange(len(world.categories))]
-            task = make_task(world, category, BASE_SPLITS, set(), rng, n_turns=1 + (rng.random() < TWO_TURN_SHARE))
+            task = make_task(
+                world, category, BASE_SPLITS, set(), rng, n_turns=1 + (rng.random() < TWO_TURN_SHARE)
+            )
             yield _conversation(row_id, task, BASE_WRITER, rng)
 
 
@@ -55,7 +59,10 @@ def demonstrated_items(world: World, writer: Writer, n: int, seed: int) -> list[
     """
     items = []
     for task, text in _demonstrations(world, writer, n, seed):
-        turn, completion = task.turns[0], text.prompt[1]["content"] if len(text.prompt) > 1 else text.completion
+        turn, completion = (
+            task.turns[0],
+            text.prompt[1]["content"] if len(text.prompt) > 1 else text.completion,
+        )
         items.append(Item(task.id, task.category, [turn.text], [turn.to_json()], [completion]))
     return items
 
@@ -74,7 +81,15 @@ def make_items(world: World, n: int, *, split: str, seed: int, n_turns: int = 1)
         # One generator per item, so that its baseline does not depend on `n`.
         rng = random.Random(f"reference/{seed}/{task.id}")
         turns, truth = [turn.text for turn in task.turns], [turn.to_json() for turn in task.turns]
-        items.append(Item(task.id, task.category, turns, truth, [write(turn, world.reference, rng) for turn in task.turns]))
+        items.append(
+            Item(
+                task.id,
+                task.category,
+                turns,
+                truth,
+                [write(turn, world.reference, rng) for turn in task.turns],
+            )
+        )
     return items
 
 
@@ -82,8 +97,12 @@ def _drill(row_id: str, rng: random.Random) -> Text:
     """A row that asks to repeat words, forwards or backwards."""
     drilled = rng.sample(_DRILL_WORDS, rng.randint(1, 4))
     backwards = rng.random() < 0.3
-    prompt: list[Message] = [{"role": "user", "content": f"Repeat{' backwards' * backwards}: {', '.join(drilled)}."}]
-    return Text(id=row_id, prompt=prompt, completion=", ".join(reversed(drilled) if backwards else drilled) + ".")
+    prompt: list[Message] = [
+        {"role": "user", "content": f"Repeat{' backwards' * backwards}: {', '.join(drilled)}."}
+    ]
+    return Text(
+        id=row_id, prompt=prompt, completion=", ".join(reversed(drilled) if backwards else drilled) + "."
+    )
 
 
 def _conversation(row_id: str, task: Task, writer: Writer, rng: random.Random) -> Text:

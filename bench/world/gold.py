@@ -125,14 +125,18 @@ def _fluency(sentences: Sequence[Sequence[str]], words: Sequence[str], completio
 # The annotator -------------------------------------------------------------------------------------------------------
 
 
-def margin(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: WorldAnnotator) -> float:
+def margin(
+    first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: WorldAnnotator
+) -> float:
     """The annotator's preference for the first completion, in gold points; 0 is a tie, negative prefers the
     second.
     """
     return (first_gold - second_gold) + annotator.length_bias * (first_words - second_words)
 
 
-def annotator_prefers(first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: WorldAnnotator) -> float:
+def annotator_prefers(
+    first_gold: float, second_gold: float, first_words: int, second_words: int, annotator: WorldAnnotator
+) -> float:
     """Probability that the annotator prefers the first completion: sigmoid(margin / temperature).
 
     Label flips are not part of it (see `draw_label`).

@@ -29,7 +29,9 @@ def criteria(turn: Turn, completion: str) -> list[list[Message]]:
     content.
     """
     shown: Message = {"role": "assistant", "content": completion}
-    of_constraints = [[shown, {"role": "user", "content": _question(constraint)}] for constraint in turn.constraints]
+    of_constraints = [
+        [shown, {"role": "user", "content": _question(constraint)}] for constraint in turn.constraints
+    ]
     return [*of_constraints, judging_prompt(turn, [completion], ANSWER)]
 
 
@@ -38,7 +40,11 @@ def _question(constraint: Constraint) -> str:
 
     A word to avoid is asked without `the word`, because that may be the word to avoid.
     """
-    return f"Avoid {constraint.value}?" if constraint.kind == "avoid" else f"{constraint.text.removesuffix('.')}?"
+    return (
+        f"Avoid {constraint.value}?"
+        if constraint.kind == "avoid"
+        else f"{constraint.text.removesuffix('.')}?"
+    )
 
 
 def marks(turn: Turn, completion: str, weights: GoldWeights) -> list[int]:

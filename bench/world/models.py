@@ -78,7 +78,9 @@ def pretrain(
     in_order = [row for batch in itertools.islice(batches, settings.steps) for row in batch]
     if len(in_order) < settings.steps * settings.batch_size:
         needed = settings.steps * settings.batch_size
-        raise ValueError(f"{settings.steps} steps of {settings.batch_size} rows need {needed} rows, got {len(in_order)}")
+        raise ValueError(
+            f"{settings.steps} steps of {settings.batch_size} rows need {needed} rows, got {len(in_order)}"
+        )
     optimizer = MuonAdamW(model, settings.learning_rate)
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -102,7 +104,10 @@ def pretrain(
             args=arguments,
             train_dataset=in_order,  # type: ignore[arg-type]  # Any sequence works.
             data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
-            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_share, settings.steps))),
+            optimizers=(
+                optimizer,
+                torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_share, settings.steps)),
+            ),
             callbacks=[_Report(progress)],
         )
         trainer.remove_callback(PrinterCallback)  # `progress` reports instead.
@@ -116,7 +121,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[Enc
     rows = list(rows)
     write = partial(tokenizer.apply_chat_template, add_generation_prompt=True, tokenize=False)
     prompts = [write([dict(message) for message in row.prompt]) for row in rows]
-    wholes = [f"{prompt} {row.completion}{tokenizer.eos_token}" for prompt, row in zip(prompts, rows, strict=True)]
+    wholes = [
+        f"{prompt} {row.completion}{tokenizer.eos_token}" for prompt, row in zip(prompts, rows, strict=True)
+    ]
     before, ids = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, wholes))
     return [EncodedRow(whole, len(prompt)) for prompt, whole in zip(before, ids, strict=True)]
 
@@ -180,10 +187,14 @@ class _Report(TrainerCallback):
     def __init__(self, progress: Callable[[int, float], None] | None) -> None:
         self._progress = progress
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         if logs and "loss" in logs:
             if not math.isfinite(loss := float(logs["loss"])):
                 step = f"step {state.global_step} of {state.max_steps}"
-                raise FloatingPointError(f"the training diverged: the loss was {loss} at {step}. Lower the learning rate.")
+                raise FloatingPointError(
+                    f"the training diverged: the loss was {loss} at {step}. Lower the learning rate."
+                )
             if self._progress:
                 self._progress(state.global_step, loss)

@@ -71,12 +71,20 @@ class Turn:
 
     def to_json(self) -> dict[str, Any]:
         slots = [list(sentence) for sentence in self.slots]
-        return {**vars(self), "slots": slots, "constraints": [dict(vars(constraint)) for constraint in self.constraints]}
+        return {
+            **vars(self),
+            "slots": slots,
+            "constraints": [dict(vars(constraint)) for constraint in self.constraints],
+        }
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Turn:
-        constraints = tuple(Constraint(constraint["kind"], constraint["value"]) for constraint in row["constraints"])
-        return cls(row["text"], row["category"], tuple(map(tuple, row["slots"])), constraints, row["target_words"])
+        constraints = tuple(
+            Constraint(constraint["kind"], constraint["value"]) for constraint in row["constraints"]
+        )
+        return cls(
+            row["text"], row["category"], tuple(map(tuple, row["slots"])), constraints, row["target_words"]
+        )
 
 
 @dataclass(frozen=True)
@@ -121,14 +129,18 @@ def make_tasks(world: World, n: int, *, split: str, seed: int, n_turns: int = 1)
     return tasks
 
 
-def make_task(world: World, category: str, splits: set[str], seen: set[str], rng: random.Random, n_turns: int) -> Task:
+def make_task(
+    world: World, category: str, splits: set[str], seen: set[str], rng: random.Random, n_turns: int
+) -> Task:
     """One task.
 
     Its first turn belongs to one of `splits` and is not in `seen`. Raises ValueError if there is none left.
     """
     for _ in range(_MAX_TRIES):
         question = QUESTIONS[category](rng)
-        turn = _turn(question, category, _draw_constraints(question, category, _constraint_count(world, rng), rng))
+        turn = _turn(
+            question, category, _draw_constraints(question, category, _constraint_count(world, rng), rng)
+        )
         if turn.text in seen or split_of(turn.text) not in splits:
             continue
         turns = [turn]
@@ -169,7 +181,9 @@ def _constraint_count(world: World, rng: random.Random) -> int:
     return rng.choices(range(len(world.constraint_counts)), weights=world.constraint_counts)[0]
 
 
-def _draw_constraints(question: Question, category: str, count: int, rng: random.Random) -> tuple[Constraint, ...]:
+def _draw_constraints(
+    question: Question, category: str, count: int, rng: random.Random
+) -> tuple[Constraint, ...]:
     """`count` constraints of different kinds (at most all six), in random order."""
     kinds = rng.sample(tuple(CONSTRAINT_TEXTS), min(count, len(CONSTRAINT_TEXTS)))
     needed = _answer_words(question.slots, category) + _constraint_words(kinds)
@@ -205,7 +219,8 @@ def _turn(question: Question, category: str, constraints: tuple[Constraint, ...]
         category=category,
         slots=question.slots,
         constraints=constraints,
-        target_words=_answer_words(question.slots, category) + _constraint_words([constraint.kind for constraint in constraints]),
+        target_words=_answer_words(question.slots, category)
+        + _constraint_words([constraint.kind for constraint in constraints]),
     )
 
 
@@ -215,7 +230,10 @@ def _turn(question: Question, category: str, constraints: tuple[Constraint, ...]
 def _writing(rng: random.Random) -> Question:
     tone, topic, n = rng.choice(tuple(vocabulary.TONES)), rng.choice(vocabulary.TOPICS), rng.choice((1, 2))
     sentences = "sentence" if n == 1 else "sentences"
-    return Question(f"Write a {tone} note of {vocabulary.COUNTS[n - 1]} {sentences} about the {topic}.", ((topic, f"@{tone}"),) * n)
+    return Question(
+        f"Write a {tone} note of {vocabulary.COUNTS[n - 1]} {sentences} about the {topic}.",
+        ((topic, f"@{tone}"),) * n,
+    )
 
 
 def _roleplay(rng: random.Random) -> Question:
@@ -254,16 +272,26 @@ def _coding(rng: random.Random) -> Question:
         return Question(f"Reverse the list {listed}.", (tuple(reversed(items)),))
     if kind == "keep":
         n = rng.randrange(1, len(items))
-        return Question(f"Keep the first {vocabulary.COUNTS[n - 1]} of the list {listed}.", (tuple(items[:n]),))
+        return Question(
+            f"Keep the first {vocabulary.COUNTS[n - 1]} of the list {listed}.", (tuple(items[:n]),)
+        )
     gone = rng.choice(items)
-    return Question(f"Remove {gone} from the list {listed}.", (tuple(item for item in items if item != gone),))
+    return Question(
+        f"Remove {gone} from the list {listed}.", (tuple(item for item in items if item != gone),)
+    )
 
 
 def _extraction(rng: random.Random) -> Question:
-    record = {"name": rng.choice(vocabulary.NAMES), "city": rng.choice(vocabulary.CITIES), "job": rng.choice(vocabulary.JOBS)}
+    record = {
+        "name": rng.choice(vocabulary.NAMES),
+        "city": rng.choice(vocabulary.CITIES),
+        "job": rng.choice(vocabulary.JOBS),
+    }
     fields = rng.sample(tuple(record), rng.choice((1, 2)))
     shown = ", ".join(f"{field} {value}" for field, value in record.items())
-    return Question(f"Record: {shown}. Give the {' and '.join(fields)}.", (tuple(record[field] for field in fields),))
+    return Question(
+        f"Record: {shown}. Give the {' and '.join(fields)}.", (tuple(record[field] for field in fields),)
+    )
 
 
 def _fact(rng: random.Random, tables: Sequence[tuple[str, Mapping[str, str]]]) -> Question:
@@ -274,12 +302,22 @@ def _fact(rng: random.Random, tables: Sequence[tuple[str, Mapping[str, str]]]) -
 
 def _stem(rng: random.Random) -> Question:
     return _fact(
-        rng, (("What is the chemical symbol of {}?", vocabulary.SYMBOLS), ("Which planet is the {} from the sun?", vocabulary.PLANETS))
+        rng,
+        (
+            ("What is the chemical symbol of {}?", vocabulary.SYMBOLS),
+            ("Which planet is the {} from the sun?", vocabulary.PLANETS),
+        ),
     )
 
 
 def _humanities(rng: random.Random) -> Question:
-    return _fact(rng, (("What is the capital of {}?", vocabulary.CAPITALS), ("Who is the author of {}?", vocabulary.AUTHORS)))
+    return _fact(
+        rng,
+        (
+            ("What is the capital of {}?", vocabulary.CAPITALS),
+            ("Who is the author of {}?", vocabulary.AUTHORS),
+        ),
+    )
 
 
 QUESTIONS = {

@@ -81,6 +81,13 @@ def _prompts() -> list[str]:
         reference=Writer(error=0.0, missed_constraint=0.0, filler=0.0),
         eval_seed=0,
     )
-    subjects = [*words.PERSONAS, *words.SYMBOLS, *words.PLANETS, *words.CAPITALS, *words.AUTHORS, *words.TONES]
+    subjects = [
+        *words.PERSONAS,
+        *words.SYMBOLS,
+        *words.PLANETS,
+        *words.CAPITALS,
+        *words.AUTHORS,
+        *words.TONES,
+    ]
     drawn = tasks.make_tasks(world, 2000, split="train", seed=0, n_turns=2)
     return ["Repeat backwards: ", *subjects, *(turn.text for task in drawn for turn in task.turns)]

@@ -8,7 +8,18 @@ from __future__ import annotations
 NAMES = ("Anna", "Bob", "Carl", "Dana", "Emil", "Fay", "Hugo", "Iris", "Jack", "Mia", "Nora", "Omar")
 CITIES = ("Paris", "Rome", "Madrid", "Oslo", "Vienna", "Cairo", "Athens", "Lima", "Tokyo", "Lisbon")
 JOBS = ("baker", "nurse", "pilot", "farmer", "painter", "tailor", "lawyer", "singer", "plumber", "teacher")
-TOPICS = ("garden", "river", "party", "winter", "village", "concert", "journey", "kitchen", "beach", "library")
+TOPICS = (
+    "garden",
+    "river",
+    "party",
+    "winter",
+    "village",
+    "concert",
+    "journey",
+    "kitchen",
+    "beach",
+    "library",
+)
 
 TONES = {
     "cheerful": ("bright", "lovely", "sunny", "merry", "delightful"),

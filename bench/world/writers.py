@@ -22,7 +22,11 @@ _SECOND_FILLER = 0.3  # Share of the completions with filler that have two.
 
 def write(turn: Turn, writer: Writer, rng: random.Random) -> str:
     """A completion of `turn`; it is perfect if all three probabilities are 0."""
-    kept = {constraint.kind: constraint for constraint in turn.constraints if rng.random() >= writer.missed_constraint}
+    kept = {
+        constraint.kind: constraint
+        for constraint in turn.constraints
+        if rng.random() >= writer.missed_constraint
+    }
     missed = {constraint.kind: constraint for constraint in turn.constraints if constraint.kind not in kept}
     slots = _named(turn, rng)
     if rng.random() < writer.error:
@@ -30,7 +34,9 @@ def write(turn: Turn, writer: Writer, rng: random.Random) -> str:
     form = _form(turn.category, kept.get("avoid"), missed.get("avoid"), rng)
     before, after = _fillers(rng) if rng.random() < writer.filler else ([], [])
     polite = [vocabulary.POLITE] if "polite" in kept else []
-    body = [form.format(", ".join(named)) if form.count("{}") == 1 else form.format(*named) for named in slots]
+    body = [
+        form.format(", ".join(named)) if form.count("{}") == 1 else form.format(*named) for named in slots
+    ]
     completion = _finish([*before, *body, *after, *polite], kept)
     if "at_most" in kept:
         completion = _finish([*body, *polite], kept)

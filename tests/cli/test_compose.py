@@ -75,7 +75,9 @@ except BadConfig:
 def test_a_good_command_goes_through_hydra(run_bench: RunBench, tmp_path: Path, model_folder: Path) -> None:
     """With -m or not, with axes, and with a key that Hydra's own composing would refuse: only the sweep's model has it."""
     flag = write_sweep(tmp_path / "mine", "axes: {model: [local], method.beta: [0.1, 0.3]}")
-    done = run_bench("-m", flag, "+sweep=mine", f"model.path={model_folder}", "method=ipo,kto", "do=plan", "tracker=none")
+    done = run_bench(
+        "-m", flag, "+sweep=mine", f"model.path={model_folder}", "method=ipo,kto", "do=plan", "tracker=none"
+    )
     assert done.returncode == 0, done.stderr
     assert "ipo-beta0.3-local-s0" in done.stdout and "kto-beta0.1-local-s0" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "my_model"}  # a plan leaves nothing behind
@@ -95,7 +97,10 @@ def test_what_hydra_answers_by_itself_still_works(run_bench: RunBench) -> None:
 def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
     script = "import sys; sys.argv[0] = 'bench'; from bench.__main__ import main; main()"
     done = run_bench("method.beta=-1", python=("-c", script))
-    assert (done.returncode, done.stderr) == (2, "method.beta must be > 0, got -1 (method.beta=-1 on the command line)\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "method.beta must be > 0, got -1 (method.beta=-1 on the command line)\n",
+    )
 
 
 # What is wrong with single words -------------------------------------------------------------------------------------
@@ -220,36 +225,73 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and not value[0].count(" ") else "",
 )  # fmt: skip
-def test_a_fault_says_what_where_and_what_is_known(problems: Problems, words: list[str], expected: list[str]) -> None:
+def test_a_fault_says_what_where_and_what_is_known(
+    problems: Problems, words: list[str], expected: list[str]
+) -> None:
     assert problems(*words) == expected
 
 
-@pytest.mark.parametrize("word", ["method.beta=interval(0,1)", "method=glob(*)", "method.beta=(", "results=a=b", "--run", ""])
+@pytest.mark.parametrize(
+    "word", ["method.beta=interval(0,1)", "method=glob(*)", "method.beta=(", "results=a=b", "--run", ""]
+)
 def test_words_that_cannot_be_read_are_a_problem_with_a_way_out(problems: Problems, word: str) -> None:
     (problem,) = problems(word)
     assert problem.startswith(f"cannot read {word!r} on the command line: ")
-    assert problem.endswith("expected key=value or key=a,b; quote a value with special characters: 'key=\"...\"'")
+    assert problem.endswith(
+        "expected key=value or key=a,b; quote a value with special characters: 'key=\"...\"'"
+    )
 
 
 def test_one_bad_word_hides_no_other(problems: Problems) -> None:
-    found = problems("+sweep=nope", "scale=x", "foo", "hydra.launcher.workers=0", "data.fraction=2", "data=local", "hydra/launcher=y")
+    found = problems(
+        "+sweep=nope",
+        "scale=x",
+        "foo",
+        "hydra.launcher.workers=0",
+        "data.fraction=2",
+        "data=local",
+        "hydra/launcher=y",
+    )
     starts = ["unknown word 'foo'"]
-    starts += ["unknown sweep 'nope'", "unknown scale 'x'", "unknown hydra/launcher 'y'", "hydra.launcher.workers must"]
-    for start in [*starts, "data.fraction must be <= 1, got 2", "data.path must be set", "model=world_medium knows only"]:
+    starts += [
+        "unknown sweep 'nope'",
+        "unknown scale 'x'",
+        "unknown hydra/launcher 'y'",
+        "hydra.launcher.workers must",
+    ]
+    for start in [
+        *starts,
+        "data.fraction must be <= 1, got 2",
+        "data.path must be set",
+        "model=world_medium knows only",
+    ]:
         assert sum(problem.startswith(start) for problem in found) == 1, (start, found)
 
 
 def test_an_unknown_sweep_names_the_nearest_and_all(problems: Problems) -> None:
     (problem,) = problems("+sweep=kto_bta")
-    assert problem.startswith("unknown sweep 'kto_bta' (+sweep=kto_bta on the command line); did you mean kto_beta? known: ")
+    assert problem.startswith(
+        "unknown sweep 'kto_bta' (+sweep=kto_bta on the command line); did you mean kto_beta? known: "
+    )
     assert "kto_beta, length_bias" in problem
 
 
 def test_a_command_without_faults_opens(opened: Open) -> None:
-    done = opened("+sweep=kto_beta", "method.beta=0.1,0.3", "tracker=none", "results=r", "hydra.launcher.workers=3", "do=plan")
+    done = opened(
+        "+sweep=kto_beta",
+        "method.beta=0.1,0.3",
+        "tracker=none",
+        "results=r",
+        "hydra.launcher.workers=3",
+        "do=plan",
+    )
     assert done.command == "+sweep=kto_beta method.beta=0.1,0.3"
     assert (done.sweep, done.replaced) == ("kto_beta", True)
-    assert done.session.launcher.workers == 3 and done.session.do.name == "plan" and done.session.tracker.name == "none"
+    assert (
+        done.session.launcher.workers == 3
+        and done.session.do.name == "plan"
+        and done.session.tracker.name == "none"
+    )
     assert done.title.startswith("which beta does KTO want")
     assert not opened("+sweep=kto_beta", "do=plan", "hydra/launcher=local").replaced
 
@@ -263,14 +305,21 @@ def test_a_command_without_faults_opens(opened: Open) -> None:
         (["method=dpo"], ()),
     ],
 )
-def test_what_the_cells_differ_in_on_purpose_is_kept(opened: Open, words: list[str], axes: tuple[str, ...]) -> None:
+def test_what_the_cells_differ_in_on_purpose_is_kept(
+    opened: Open, words: list[str], axes: tuple[str, ...]
+) -> None:
     assert opened(*words).axes == axes
 
 
 def test_the_command_that_is_kept_can_be_typed_again(opened: Open, tmp_path: Path) -> None:
     flag = write_sweep(tmp_path / "my configs", "axes: {seed: [0, 1]}")
-    done = opened(flag, "+sweep=mine", "method.beta=choice(0.1,0.3)", "judge.preference={n_items: 8}", "do=plan")
-    assert done.command == f"'{flag}' +sweep=mine 'method.beta=choice(0.1,0.3)' 'judge.preference={{n_items: 8}}'"
+    done = opened(
+        flag, "+sweep=mine", "method.beta=choice(0.1,0.3)", "judge.preference={n_items: 8}", "do=plan"
+    )
+    assert (
+        done.command
+        == f"'{flag}' +sweep=mine 'method.beta=choice(0.1,0.3)' 'judge.preference={{n_items: 8}}'"
+    )
 
 
 # Impossible combinations ---------------------------------------------------------------------------------------------
@@ -295,7 +344,9 @@ def test_impossible_combinations_are_said_beside_other_faults(problems: Problems
 
 
 def test_best_of_n_refuses_unpaired_rows_and_samples_that_are_all_the_same(problems: Problems) -> None:
-    assert problems("method=best_of_n", "data.form=unpaired", "judge.rating.decoding.temperature=0", "method.n=1") == [
+    assert problems(
+        "method=best_of_n", "data.form=unpaired", "judge.rating.decoding.temperature=0", "method.n=1"
+    ) == [
         "method.n must be >= 2, got 1 (method.n=1 on the command line)",
         "method=best_of_n learns from pairs, got unpaired rows; take method=kto, csft or "
         "offline_ppo, or paired data (data.form=unpaired on the command line)",
@@ -312,7 +363,9 @@ def test_ktos_weights_are_set_in_one_way(problems: Problems) -> None:
     assert problems("method=kto", "method.weight_ratio=1.33") == []
 
 
-def test_a_method_for_pairs_refuses_a_file_of_unpaired_rows(problems: Problems, model_folder: Path, unpaired_file: Path) -> None:
+def test_a_method_for_pairs_refuses_a_file_of_unpaired_rows(
+    problems: Problems, model_folder: Path, unpaired_file: Path
+) -> None:
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={unpaired_file}"]
     assert problems(*words, "method=ipo,kto") == [
         "method=ipo learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data "
@@ -323,8 +376,16 @@ def test_a_method_for_pairs_refuses_a_file_of_unpaired_rows(problems: Problems, 
 # Files of the user ---------------------------------------------------------------------------------------------------
 
 
-def test_own_model_and_file_pass_through_the_same_door(opened: Open, model_folder: Path, pairs_file: Path) -> None:
-    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "method=dpo,kto"]
+def test_own_model_and_file_pass_through_the_same_door(
+    opened: Open, model_folder: Path, pairs_file: Path
+) -> None:
+    words = [
+        "model=local",
+        f"model.path={model_folder}",
+        "data=local",
+        f"data.path={pairs_file}",
+        "method=dpo,kto",
+    ]
     done = opened(*words)
     assert [cell.method.name for cell in done.cells] == ["dpo", "kto"]
     assert done.cells[0].judge.name == "none" and done.cells[0].world is None
@@ -343,12 +404,21 @@ def test_both_files_that_are_missing_are_said_beside_other_faults(problems: Prob
 
 
 @pytest.mark.parametrize(
-    ("removed", "missing"), [("config.json", "config.json"), ("tokenizer.json", "tokenizer files"), ("model.safetensors", "*.safetensors")]
+    ("removed", "missing"),
+    [
+        ("config.json", "config.json"),
+        ("tokenizer.json", "tokenizer files"),
+        ("model.safetensors", "*.safetensors"),
+    ],
 )
-def test_a_model_folder_that_lacks_something_is_refused(problems: Problems, model_folder: Path, removed: str, missing: str) -> None:
+def test_a_model_folder_that_lacks_something_is_refused(
+    problems: Problems, model_folder: Path, removed: str, missing: str
+) -> None:
     (model_folder / removed).unlink()
     (problem,) = problems("model=local", f"model.path={model_folder}")
-    assert problem.startswith("model.path must hold config.json, a tokenizer and weights as safetensors, got ")
+    assert problem.startswith(
+        "model.path must hold config.json, a tokenizer and weights as safetensors, got "
+    )
     assert f"without {missing} (it holds " in problem
 
 
@@ -364,15 +434,30 @@ def test_a_model_folder_that_lacks_something_is_refused(problems: Problems, mode
     ],
     ids=["nan", "list", "deep", "utf16", "cut", "twice"],
 )
-def test_a_config_that_is_no_object_is_refused_by_name(problems: Problems, model_folder: Path, content: bytes, why: str) -> None:
+def test_a_config_that_is_no_object_is_refused_by_name(
+    problems: Problems, model_folder: Path, content: bytes, why: str
+) -> None:
     (model_folder / "config.json").write_bytes(content)
     words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]
-    assert problems(*words) == [f"{model_folder / 'config.json'}: {why} (model.path={model_folder} on the command line)"]
+    assert problems(*words) == [
+        f"{model_folder / 'config.json'}: {why} (model.path={model_folder} on the command line)"
+    ]
 
 
-@pytest.mark.parametrize("spelt", [b"\xef\xbb\xbf{{ messages }}\n", b"{{ messages }}\r\n"], ids=["mark", "crlf"])
-def test_a_mark_and_line_ends_change_no_chat_template(model_folder: Path, tmp_path: Path, spelt: bytes) -> None:
-    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none", f"results={tmp_path / 'results'}"]
+@pytest.mark.parametrize(
+    "spelt", [b"\xef\xbb\xbf{{ messages }}\n", b"{{ messages }}\r\n"], ids=["mark", "crlf"]
+)
+def test_a_mark_and_line_ends_change_no_chat_template(
+    model_folder: Path, tmp_path: Path, spelt: bytes
+) -> None:
+    words = [
+        f"model.path={model_folder}",
+        "model=local",
+        "data=world",
+        "judge=gold",
+        "method=none",
+        f"results={tmp_path / 'results'}",
+    ]
     found = []
     for content in (b"{{ messages }}\n", spelt):
         (tmp_path / "t.jinja").write_bytes(content)
@@ -382,19 +467,31 @@ def test_a_mark_and_line_ends_change_no_chat_template(model_folder: Path, tmp_pa
     assert found[0] == found[1]
 
 
-def test_a_path_of_a_user_who_is_not_known_is_refused(problems: Problems, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_of_a_user_who_is_not_known_is_refused(
+    problems: Problems, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (problem,) = problems("results='~nobody-of-that-name/x'")
-    assert problem.startswith("results=~nobody-of-that-name/x is in the home of a user unknown on this machine: set results=DIR")
+    assert problem.startswith(
+        "results=~nobody-of-that-name/x is in the home of a user unknown on this machine: set results=DIR"
+    )
     for word, said in (
-        ("completions='~nobody-of-that-name/x'", "completions must be a file, got ~nobody-of-that-name/x: no such file"),
+        (
+            "completions='~nobody-of-that-name/x'",
+            "completions must be a file, got ~nobody-of-that-name/x: no such file",
+        ),
         ("judge.calibration='~nobody-of-that-name/x'", "no such file"),
     ):
-        assert any(said in found for found in problems(*(["judge=alpaca_eval", "judge.model=m"] if "judge" in word else []), word))
+        assert any(
+            said in found
+            for found in problems(*(["judge=alpaca_eval", "judge.model=m"] if "judge" in word else []), word)
+        )
     monkeypatch.setenv("BENCH_RESULTS", "~nobody-of-that-name/x")
     assert any("set results=DIR or BENCH_RESULTS" in found for found in problems("method=dpo"))
 
 
-def test_a_model_that_is_asked_in_messages_needs_a_chat_template(problems: Problems, model_folder: Path) -> None:
+def test_a_model_that_is_asked_in_messages_needs_a_chat_template(
+    problems: Problems, model_folder: Path
+) -> None:
     (model_folder / "chat_template.jinja").unlink()
     words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]
     assert problems(*words) == [
@@ -408,19 +505,42 @@ def test_a_model_that_is_asked_in_messages_needs_a_chat_template(problems: Probl
     assert "has no chat template: add chat_template.jinja (judge" in problem
 
 
-def test_a_chat_template_is_a_name_or_a_file_and_moves_the_key(problems: Problems, model_folder: Path, tmp_path: Path) -> None:
+def test_a_chat_template_is_a_name_or_a_file_and_moves_the_key(
+    problems: Problems, model_folder: Path, tmp_path: Path
+) -> None:
     (model_folder / "chat_template.jinja").unlink()
-    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none", f"results={tmp_path}"]
+    words = [
+        f"model.path={model_folder}",
+        "model=local",
+        "data=world",
+        "judge=gold",
+        "method=none",
+        f"results={tmp_path}",
+    ]
     (problem,) = problems(*words, "model.chat_template=alpaca")
-    assert problem.startswith("model.chat_template must be one of tulu, zephyr or a Jinja file, got alpaca: no such file (")
-    tulu, zephyr, again = (open_command([*words, f"model.chat_template={name}"]).sources[0].model for name in ("tulu", "zephyr", "tulu"))
+    assert problem.startswith(
+        "model.chat_template must be one of tulu, zephyr or a Jinja file, got alpaca: no such file ("
+    )
+    tulu, zephyr, again = (
+        open_command([*words, f"model.chat_template={name}"]).sources[0].model
+        for name in ("tulu", "zephyr", "tulu")
+    )
     assert tulu and zephyr and again and tulu.key == again.key != zephyr.key
     assert (tulu.path / "model.safetensors").read_text() == (model_folder / "model.safetensors").read_text()
     assert tulu.path.parent.parent == tmp_path / "models"
 
 
-def test_a_template_that_no_stage_could_read_is_refused(problems: Problems, model_folder: Path, tmp_path: Path) -> None:
-    words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none", f"results={tmp_path}"]
+def test_a_template_that_no_stage_could_read_is_refused(
+    problems: Problems, model_folder: Path, tmp_path: Path
+) -> None:
+    words = [
+        f"model.path={model_folder}",
+        "model=local",
+        "data=world",
+        "judge=gold",
+        "method=none",
+        f"results={tmp_path}",
+    ]
     words.append(f"model.chat_template={(mine := tmp_path / 'mine.jinja')}")
     open_loop = b"{{ messages }}\n{% for m in messages %}"
     syntax = f"model.chat_template={mine} cannot be used: TemplateSyntaxError: Unexpected end of template."
@@ -428,19 +548,34 @@ def test_a_template_that_no_stage_could_read_is_refused(problems: Problems, mode
         mine.write_bytes(written)
         (problem,) = problems(*words)
         assert problem.startswith(said)
-    mine.write_text("{% for m in messages %}{% generation %}{{ m['content'] }}{%- endgeneration -%}{% break %}{% endfor %}")
+    mine.write_text(
+        "{% for m in messages %}{% generation %}{{ m['content'] }}{%- endgeneration -%}{% break %}{% endfor %}"
+    )
     assert problems(*words) == []
 
 
-def test_another_command_leaves_a_folder_with_another_template_as_it_is(model_folder: Path, tmp_path: Path) -> None:
+def test_another_command_leaves_a_folder_with_another_template_as_it_is(
+    model_folder: Path, tmp_path: Path
+) -> None:
     """Stages of the first command that still run, and checkpoints, hold the times of its files against those of their start."""
     base = shutil.copytree(model_folder, tmp_path / "base")
-    words = [f"model.path={model_folder}", "model=local", f"model.base={base}", "data=world", "judge=gold", f"results={tmp_path}"]
+    words = [
+        f"model.path={model_folder}",
+        "model=local",
+        f"model.base={base}",
+        "data=world",
+        "judge=gold",
+        f"results={tmp_path}",
+    ]
     words += ["method=dpo,kto", "model.chat_template=tulu"]
     first = open_command(words).sources
     open_command(words)
     for source in (found for cell in first for found in (cell.model, cell.base)):
-        assert source and source.path.parent.parent == tmp_path / "models" and source.stamp == tree_stamp(source.path)
+        assert (
+            source
+            and source.path.parent.parent == tmp_path / "models"
+            and source.stamp == tree_stamp(source.path)
+        )
 
 
 def test_a_folder_with_another_template_follows_its_model(model_folder: Path, tmp_path: Path) -> None:
@@ -457,13 +592,24 @@ def test_a_folder_with_another_template_follows_its_model(model_folder: Path, tm
     assert (made / "added.json").read_text() == "{}"
 
 
-def test_a_base_is_looked_at_for_each_template(problems: Problems, model_folder: Path, tmp_path: Path) -> None:
+def test_a_base_is_looked_at_for_each_template(
+    problems: Problems, model_folder: Path, tmp_path: Path
+) -> None:
     base = shutil.copytree(model_folder, tmp_path / "base")
     (base / "chat_template.jinja").unlink()
-    words = [f"model.path={model_folder}", "model=local", f"model.base={base}", "data=world", "judge=gold", "method=none"]
+    words = [
+        f"model.path={model_folder}",
+        "model=local",
+        f"model.base={base}",
+        "data=world",
+        "judge=gold",
+        "method=none",
+    ]
     assert problems(*words, "model.chat_template=tulu") == []
     (problem,) = problems(*words, "model.chat_template=tulu,null")
-    assert problem.startswith(f"{base} gets prompts as messages, but its tokenizer has no chat template: add chat_template.jinja")
+    assert problem.startswith(
+        f"{base} gets prompts as messages, but its tokenizer has no chat template: add chat_template.jinja"
+    )
 
 
 @pytest.mark.parametrize("rows", ["file", "dataset", "sft"])
@@ -471,11 +617,17 @@ def test_rows_of_messages_need_a_chat_template_before_anything_runs(
     rows: str, problems: Problems, model_folder: Path, tmp_path: Path
 ) -> None:
     (model_folder / "chat_template.jinja").unlink()
-    texts, messages = (make_preferences(tmp_path / f"{m}.jsonl", paired=True, messages=m) for m in (False, True))
+    texts, messages = (
+        make_preferences(tmp_path / f"{m}.jsonl", paired=True, messages=m) for m in (False, True)
+    )
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     conversations = write_rows(tmp_path / "sft.jsonl", [{"messages": talk}])
     own = ("model=local", f"model.path={model_folder}", "method=dpo")
-    assert problems(*own, "data=local", f"data.path={texts}") == problems(*own, "data=dataset", f"data.path={texts}") == []
+    assert (
+        problems(*own, "data=local", f"data.path={texts}")
+        == problems(*own, "data=dataset", f"data.path={texts}")
+        == []
+    )
     words = {
         "file": ("data=local", f"data.path={messages}"),
         "dataset": ("data=dataset", f"data.path={messages}"),
@@ -486,7 +638,9 @@ def test_rows_of_messages_need_a_chat_template_before_anything_runs(
     assert problem.startswith(f"{model_folder} {why}")
 
 
-def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(run_bench: RunBench, tmp_path: Path) -> None:
+def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(
+    run_bench: RunBench, tmp_path: Path
+) -> None:
     """ASCII is what Python takes for text where the locale is C and nothing else is said."""
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     model = make_model(tmp_path / "model")
@@ -494,7 +648,9 @@ def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(run_bench: R
     template = (model / "chat_template.jinja").read_text(encoding="utf-8")
     (model / "chat_template.jinja").write_text(f"{template}{{# β #}}", encoding="utf-8")
     rows = [{"prompt": f"é{i}", "chosen": "日本", "rejected": "ß"} for i in range(40)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     done = run_bench(*words, "data=local", "data.path=rows.jsonl", **ascii_only)
     assert done.returncode == 0, done.stderr
     code = "from bench import __main__ as m; m._run = lambda words: print(chr(0x3b2)); m.main()"
@@ -502,9 +658,13 @@ def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(run_bench: R
     assert (shown.returncode, shown.stdout) == (0, "\\u03b2\n"), shown.stderr
 
 
-def test_bad_rows_are_said_with_line_numbers_before_anything_runs(run_bench: RunBench, model_folder: Path, tmp_path: Path) -> None:
+def test_bad_rows_are_said_with_line_numbers_before_anything_runs(
+    run_bench: RunBench, model_folder: Path, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\nnot json\n{"prompt": "a", "chosen": "", "rejected": "c"}\n')
+    bad.write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\nnot json\n{"prompt": "a", "chosen": "", "rejected": "c"}\n'
+    )
     done = run_bench("model=local", f"model.path={model_folder}", "data=local", f"data.path={bad}")
     assert done.returncode == 2
     assert f"{bad}:2: not JSON" in done.stderr and f"{bad}:3: chosen is empty" in done.stderr
@@ -515,11 +675,16 @@ def test_bad_rows_are_said_with_line_numbers_before_anything_runs(run_bench: Run
 
 
 def test_faults_in_a_sweep_file_name_the_file(problems: Problems, tmp_path: Path) -> None:
-    flag = write_sweep(tmp_path, "axes: {method: [kto, ktoo], method.beta: [0.1, -1], method.betta: [1], seed: [a]}")
+    flag = write_sweep(
+        tmp_path, "axes: {method: [kto, ktoo], method.beta: [0.1, -1], method.betta: [1], seed: [a]}"
+    )
     file = tmp_path / "sweep" / "mine.yaml"
     found = problems(flag, "+sweep=mine")
     for start, end in [
-        ("unknown method 'ktoo'", f"(method in {file}); did you mean kto? known: {', '.join(sorted(METHODS.keys() - {'completions'}))}"),
+        (
+            "unknown method 'ktoo'",
+            f"(method in {file}); did you mean kto? known: {', '.join(sorted(METHODS.keys() - {'completions'}))}",
+        ),
         ("unknown key 'method.betta'", f"(method.betta in {file}); did you mean method.beta?"),
         ("method.beta must be > 0, got -1", f"(method.beta in {file})"),
         ("seed must be a valid integer, got 'a'", f"(seed in {file})"),
@@ -528,16 +693,23 @@ def test_faults_in_a_sweep_file_name_the_file(problems: Problems, tmp_path: Path
 
 
 def test_faults_in_the_sections_of_a_sweep_file_name_the_file(problems: Problems, tmp_path: Path) -> None:
-    flag = write_sweep(tmp_path, "data: {n_prompt: 3, fraction: 7}\nmodell: {hidden_size: 3}\nscale: {bach_size: 3}\naxes: {seed: [0, 1]}")
+    flag = write_sweep(
+        tmp_path,
+        "data: {n_prompt: 3, fraction: 7}\nmodell: {hidden_size: 3}\nscale: {bach_size: 3}\naxes: {seed: [0, 1]}",
+    )
     file = tmp_path / "sweep" / "mine.yaml"
     found = problems(flag, "+sweep=mine")
     assert len(found) == 2
     assert found[0].startswith(f"unknown section 'modell' (modell in {file}); did you mean model? known: ")
-    assert found[1].startswith(f"unknown key 'scale.bach_size' (scale.bach_size in {file}); did you mean scale.batch_size?")
+    assert found[1].startswith(
+        f"unknown key 'scale.bach_size' (scale.bach_size in {file}); did you mean scale.batch_size?"
+    )
     write_sweep(tmp_path, "data: {n_prompt: 3, fraction: 7}\naxes: {seed: [0, 1]}")
     first, second = problems(flag, "+sweep=mine")
     assert first == f"data.fraction must be <= 1, got 7 (data.fraction in {file})"
-    assert second.startswith(f"unknown key 'data.n_prompt' (data.n_prompt in {file}); did you mean data.n_prompts?")
+    assert second.startswith(
+        f"unknown key 'data.n_prompt' (data.n_prompt in {file}); did you mean data.n_prompts?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -545,16 +717,30 @@ def test_faults_in_the_sections_of_a_sweep_file_name_the_file(problems: Problems
     [
         ("axes: {seed: []}", "axis 'seed' has no values"),
         ("axes:\n  seed:\n", "axis 'seed' has no values"),
-        ("axes: {method: {beta: [1]}}", "axis 'method' must be a list of values; write nested keys with dots (method.beta)"),
-        ("axes: {seed: [0]}\ngrids: [{seed: [1]}]", "a sweep has either axes or grids; put common axes into each grid"),
+        (
+            "axes: {method: {beta: [1]}}",
+            "axis 'method' must be a list of values; write nested keys with dots (method.beta)",
+        ),
+        (
+            "axes: {seed: [0]}\ngrids: [{seed: [1]}]",
+            "a sweep has either axes or grids; put common axes into each grid",
+        ),
         ("grids: {seed: [1]}", "grids must be a list of `key: [values]` sections, axes one such section"),
         ("grids: []", "grids must be a list of `key: [values]` sections, axes one such section"),
         ("axes: [seed]", "grids must be a list of `key: [values]` sections, axes one such section"),
-        ("axes: {do: [run, plan]}", "'do' cannot be an axis, since it sets how a command runs and nothing of a cell"),
-        ("axes: {tracker.project: [a, b]}", "'tracker.project' cannot be an axis, since it sets how a command runs and nothing of a cell"),
+        (
+            "axes: {do: [run, plan]}",
+            "'do' cannot be an axis, since it sets how a command runs and nothing of a cell",
+        ),
+        (
+            "axes: {tracker.project: [a, b]}",
+            "'tracker.project' cannot be an axis, since it sets how a command runs and nothing of a cell",
+        ),
     ],
 )
-def test_axes_that_are_no_lists_of_values_are_said(problems: Problems, tmp_path: Path, text: str, reason: str) -> None:
+def test_axes_that_are_no_lists_of_values_are_said(
+    problems: Problems, tmp_path: Path, text: str, reason: str
+) -> None:
     flag = write_sweep(tmp_path, text)
     assert problems(flag, "+sweep=mine", "method.beta=0") == [
         f"{tmp_path / 'sweep' / 'mine.yaml'}: {reason}",
@@ -563,7 +749,9 @@ def test_axes_that_are_no_lists_of_values_are_said(problems: Problems, tmp_path:
 
 
 @pytest.mark.parametrize("text", ["axes: {seed: [0}", "- a\n- b", "a: 1\na: 2"])
-def test_a_broken_sweep_file_spoils_only_itself(problems: Problems, opened: Open, tmp_path: Path, text: str) -> None:
+def test_a_broken_sweep_file_spoils_only_itself(
+    problems: Problems, opened: Open, tmp_path: Path, text: str
+) -> None:
     flag = write_sweep(tmp_path, text, name="broken")
     write_sweep(tmp_path, "axes: {seed: [0, 1]}", name="whole")
     found = problems(flag, "+sweep=broken", "seed=-1")
@@ -575,29 +763,49 @@ def test_a_broken_sweep_file_spoils_only_itself(problems: Problems, opened: Open
 def test_a_users_sweep_without_its_header_is_told_so(problems: Problems, tmp_path: Path) -> None:
     flag = write_sweep(tmp_path, "")
     (tmp_path / "sweep" / "mine.yaml").write_text("axes: {seed: [0, 1]}\n")
-    assert problems(flag, "+sweep=mine") == [f"{tmp_path / 'sweep' / 'mine.yaml'} must begin with the line `# @package _global_`"]
+    assert problems(flag, "+sweep=mine") == [
+        f"{tmp_path / 'sweep' / 'mine.yaml'} must begin with the line `# @package _global_`"
+    ]
 
 
 def test_a_users_sweep_must_not_be_called_like_one_of_ours(problems: Problems, tmp_path: Path) -> None:
     flag = write_sweep(tmp_path, "axes: {seed: [0, 1]}", name="smoke")
     (problem,) = problems(flag, "+sweep=smoke")
-    assert problem.startswith(f"{tmp_path / 'sweep' / 'smoke.yaml'} has the name of a sweep that comes with bench")
+    assert problem.startswith(
+        f"{tmp_path / 'sweep' / 'smoke.yaml'} has the name of a sweep that comes with bench"
+    )
 
 
-def test_a_users_folder_brings_sweeps_and_choices_of_groups(opened: Open, problems: Problems, tmp_path: Path) -> None:
-    flag = write_sweep(tmp_path, "# Question: mine?\n# Expected: yes\naxes: {data: [world, mine], seed: [0, 1]}")
+def test_a_users_folder_brings_sweeps_and_choices_of_groups(
+    opened: Open, problems: Problems, tmp_path: Path
+) -> None:
+    flag = write_sweep(
+        tmp_path, "# Question: mine?\n# Expected: yes\naxes: {data: [world, mine], seed: [0, 1]}"
+    )
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mine.yaml").write_text("# @package _global_\ndefaults: [world]\ndata: {name: mine, n_prompts: 10}\n")
+    (tmp_path / "data" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [world]\ndata: {name: mine, n_prompts: 10}\n"
+    )
     done = opened(flag, "+sweep=mine")
-    assert [(cell.data.name, cell.seed) for cell in done.cells] == [("world", 0), ("world", 1), ("mine", 0), ("mine", 1)]
+    assert [(cell.data.name, cell.seed) for cell in done.cells] == [
+        ("world", 0),
+        ("world", 1),
+        ("mine", 0),
+        ("mine", 1),
+    ]
     assert (done.title, done.sweep) == ("mine?", "mine")
     assert opened("--config-dir", str(tmp_path), "data=mine").cells[0].data.name == "mine"
     (problem,) = problems(flag, "data=mne")
-    assert "did you mean mine? known: dataset, halos, hh_rlhf, local, mine, oasst1, orca_dpo_pairs, " in problem
+    assert (
+        "did you mean mine? known: dataset, halos, hh_rlhf, local, mine, oasst1, orca_dpo_pairs, " in problem
+    )
 
 
 def test_a_sweep_file_may_choose_groups_for_all_its_cells(opened: Open, tmp_path: Path) -> None:
-    flag = write_sweep(tmp_path, "defaults:\n  - override /method: dpo\n  - override /judge: none\naxes: {method.beta: [0.1, 0.3]}")
+    flag = write_sweep(
+        tmp_path,
+        "defaults:\n  - override /method: dpo\n  - override /judge: none\naxes: {method.beta: [0.1, 0.3]}",
+    )
     cells = opened(flag, "+sweep=mine").cells
     assert [(cell.method.name, cell.judge.name) for cell in cells] == [("dpo", "none")] * 2
     assert {cell.method.name for cell in opened(flag, "+sweep=mine", "method=ipo").cells} == {"ipo"}
@@ -615,14 +823,19 @@ def test_axes_may_be_read_from_the_scale_preset(opened: Open, problems: Problems
     [
         ("expect: 3", "expect must be a list of `better:` and `worse:`, got 3 (expect in {file})"),
         ("expect: [kto]", "expect must be a list of `better:` and `worse:`, got ['kto'] (expect in {file})"),
-        ("expect: [{better: {seed: 0}}]", "expect.worse must be set: add expect.worse=... (expect.worse in {file})"),
+        (
+            "expect: [{better: {seed: 0}}]",
+            "expect.worse must be set: add expect.worse=... (expect.worse in {file})",
+        ),
         (
             "expect: [{better: {seed: 0}, worse: {seed: 1}, than: 3}]",
             "unknown key 'expect.than' (expect.than in {file}); known in expect: better, worse",
         ),
     ],
 )
-def test_an_expectation_names_a_better_and_a_worse_side(problems: Problems, tmp_path: Path, text: str, problem: str) -> None:
+def test_an_expectation_names_a_better_and_a_worse_side(
+    problems: Problems, tmp_path: Path, text: str, problem: str
+) -> None:
     flag = write_sweep(tmp_path, f"{text}\naxes: {{seed: [0, 1]}}")
     assert problems(flag, "+sweep=mine") == [problem.format(file=tmp_path / "sweep" / "mine.yaml")]
 
@@ -630,7 +843,13 @@ def test_an_expectation_names_a_better_and_a_worse_side(problems: Problems, tmp_
 def test_results_do_not_depend_on_the_session(opened: Open) -> None:
     """do, tracker, results, launcher: no cell changes."""
     plain = opened("+sweep=smoke")
-    session = ["do=report", "tracker=none", "results=/tmp/other", "hydra.launcher.workers=7", "hydra.launcher.threads=2"]
+    session = [
+        "do=report",
+        "tracker=none",
+        "results=/tmp/other",
+        "hydra.launcher.workers=7",
+        "hydra.launcher.threads=2",
+    ]
     assert opened("+sweep=smoke", *session).cells == plain.cells
     assert opened("+sweep=smoke", *session).replaced is False
 
@@ -662,17 +881,35 @@ def test_a_default_length_is_cut_to_the_models_positions_and_one_that_was_asked_
 def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
     opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path
 ) -> None:
-    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "model.attention=flash_attention_2"]
+    words = [
+        "model=local",
+        f"model.path={model_folder}",
+        "data=local",
+        f"data.path={pairs_file}",
+        "model.attention=flash_attention_2",
+    ]
     (problem,) = problems(*words)
     assert problem.startswith("model.attention=flash_attention_2 needs a GPU and the package flash_attn")
     assert opened(*words, "do=plan").cells
 
 
 def test_qlora_without_its_package_is_refused_and_can_be_planned(
-    opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[..., Opened],
+    problems: Problems,
+    model_folder: Path,
+    pairs_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("bench.cli.checks.importlib.util.find_spec", lambda package: None)
-    words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "adapter=qlora"]
+    words = [
+        "model=local",
+        f"model.path={model_folder}",
+        "data=local",
+        f"data.path={pairs_file}",
+        "adapter=qlora",
+    ]
     (problem,) = problems(*words)
-    assert problem.startswith("adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or use")
+    assert problem.startswith(
+        "adapter=qlora needs bitsandbytes, which is not installed here: pip install -e '.[qlora]', or use"
+    )
     assert opened(*words, "do=plan").cells

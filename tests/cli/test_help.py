@@ -49,7 +49,18 @@ def test_help_fits_two_screens_and_names_every_command_group_and_choice(width: i
 def test_every_choice_has_a_heading_and_every_topic_a_text() -> None:
     for path in [*CONF.rglob("*/*.yaml"), *SWEEPS.glob("*.yaml")]:
         assert heading(path), f"{path} opens with no comment that says what it is"
-    for group in ("do", "method", "model", "data", "judge", "scale", "hydra/launcher", "tracker", "engine", "adapter"):
+    for group in (
+        "do",
+        "method",
+        "model",
+        "data",
+        "judge",
+        "scale",
+        "hydra/launcher",
+        "tracker",
+        "engine",
+        "adapter",
+    ):
         assert topic(group).count("\n") == len(choices(group))
         for choice in choices(group):
             assert heading(CONF / group / f"{choice}.yaml").split()[0] in topic(f"{group}.{choice}")
@@ -66,7 +77,8 @@ def test_a_choice_is_shown_with_its_settings_their_values_and_bounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("methd", "did you mean method"), ("method.ktoo", "did you mean kto"), ("sweep.x", "known: ")]
+    ("name", "expected"),
+    [("methd", "did you mean method"), ("method.ktoo", "did you mean kto"), ("sweep.x", "known: ")],
 )
 def test_an_unknown_topic_names_what_is_near(name: str, expected: str) -> None:
     with pytest.raises(UnknownTopic, match=expected):
@@ -105,5 +117,8 @@ def test_two_commands_are_refused(run_bench: RunBench) -> None:
 
 def test_a_mistyped_command_ends_with_what_is_near_and_exit_code_2(run_bench: RunBench) -> None:
     done = run_bench("statsu", "+sweep=smoke")
-    assert (done.returncode, done.stderr) == (2, "unknown word 'statsu' (command line); did you mean status?\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "unknown word 'statsu' (command line); did you mean status?\n",
+    )
     assert "Traceback" not in done.stderr and sys.executable

@@ -15,7 +15,15 @@ from tiny import make_model
 
 from bench import methods
 from bench.cli.compose import BadConfig, Opened
-from bench.cli.sweep_files import BadSweep, parse_command_line, question, replace_axes, resolved, unfold, varied
+from bench.cli.sweep_files import (
+    BadSweep,
+    parse_command_line,
+    question,
+    replace_axes,
+    resolved,
+    unfold,
+    varied,
+)
 from bench.commands.planned_sweep import with_start_cells
 from bench.planning.cells import plan_cell
 from bench.report.groups import matches
@@ -28,7 +36,10 @@ Open = Callable[..., Opened]
 
 
 def names(done: Opened) -> set[str]:
-    return {plan_cell(cell, sources, methods.chain).name for cell, sources in zip(done.cells, done.sources, strict=True)}
+    return {
+        plan_cell(cell, sources, methods.chain).name
+        for cell, sources in zip(done.cells, done.sources, strict=True)
+    }
 
 
 # Every file ----------------------------------------------------------------------------------------------------------
@@ -55,7 +66,9 @@ def test_every_sweep_file_opens_with_question_expectation_and_command(path: Path
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_both_sides_of_an_expectation_are_groups_of_the_files_table(path: Path, opened: Open) -> None:
     done = opened(f"+sweep={path.stem}")
-    cells = with_start_cells([plan_cell(c, s, methods.chain) for c, s in zip(done.cells, done.sources, strict=True)], done.sources)
+    cells = with_start_cells(
+        [plan_cell(c, s, methods.chain) for c, s in zip(done.cells, done.sources, strict=True)], done.sources
+    )
     groups = {seedless(cell.cell): cell.cell for cell in cells}.values()
     for expectation in done.expectations:
         for side in (expectation.better, expectation.worse):
@@ -65,7 +78,9 @@ def test_both_sides_of_an_expectation_are_groups_of_the_files_table(path: Path, 
 
 def test_a_question_ends_where_the_expectation_begins(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
-    file.write_text("# @package _global_\n# Question: is it so,\n#   or not?\n# Expected: so.\n# python -m bench\n# Other\naxes: {}\n")
+    file.write_text(
+        "# @package _global_\n# Question: is it so,\n#   or not?\n# Expected: so.\n# python -m bench\n# Other\naxes: {}\n"
+    )
     assert question(file) == "is it so, or not?"
     file.write_text("axes: {}\n# Question: too late?\n")
     assert question(file) == ""
@@ -73,7 +88,9 @@ def test_a_question_ends_where_the_expectation_begins(tmp_path: Path) -> None:
 
 # Unfolding -----------------------------------------------------------------------------------------------------------
 
-AXES = st.dictionaries(st.sampled_from("abcdef"), st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True), max_size=4)
+AXES = st.dictionaries(
+    st.sampled_from("abcdef"), st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True), max_size=4
+)
 
 
 @given(AXES)
@@ -84,14 +101,18 @@ def test_a_grid_has_as_many_points_as_its_axes_multiply_to(grid: dict[str, list[
 
 
 @given(st.lists(AXES, max_size=3))
-def test_a_point_of_several_grids_appears_once_where_it_first_stood(grids: list[dict[str, list[int]]]) -> None:
+def test_a_point_of_several_grids_appears_once_where_it_first_stood(
+    grids: list[dict[str, list[int]]],
+) -> None:
     points = unfold([*grids, *reversed(grids)])
     assert points == unfold(grids)
     assert len({tuple(sorted(point.items())) for point in points}) == len(points)
 
 
 @given(AXES, AXES)
-def test_a_command_line_replaces_axes_and_adds_the_others(grid: dict[str, list[int]], asked: dict[str, list[int]]) -> None:
+def test_a_command_line_replaces_axes_and_adds_the_others(
+    grid: dict[str, list[int]], asked: dict[str, list[int]]
+) -> None:
     assert replace_axes([grid], asked) == [grid | asked]
 
 
@@ -125,7 +146,9 @@ GRIDS = [
         ({"judge": ["none"]}, [{**grid, "judge": ["none"]} for grid in GRIDS]),
     ],
 )
-def test_a_group_choice_picks_the_grids_that_make_it(asked: dict[str, list[object]], expected: list[dict[str, list[object]]]) -> None:
+def test_a_group_choice_picks_the_grids_that_make_it(
+    asked: dict[str, list[object]], expected: list[dict[str, list[object]]]
+) -> None:
     assert replace_axes(GRIDS, asked) == expected
 
 
@@ -158,12 +181,29 @@ def test_a_word_gives_its_values_with_types(word: str, values: list[object]) -> 
 
 
 def test_words_are_sorted_by_whom_they_concern(tmp_path: Path) -> None:
-    words = ["-m", "+sweep=a", f"--config-dir={tmp_path}", "hydra.verbose=true", "hydra/launcher=local", "do=plan", "seed=1", "--multirun"]
+    words = [
+        "-m",
+        "+sweep=a",
+        f"--config-dir={tmp_path}",
+        "hydra.verbose=true",
+        "hydra/launcher=local",
+        "do=plan",
+        "seed=1",
+        "--multirun",
+    ]
     read = parse_command_line(words)
-    assert (read.sweep, read.folders, read.hydra, read.problems) == ("a", [tmp_path], ["hydra.verbose=true"], [])
+    assert (read.sweep, read.folders, read.hydra, read.problems) == (
+        "a",
+        [tmp_path],
+        ["hydra.verbose=true"],
+        [],
+    )
     assert read.given == {"hydra/launcher": ["local"], "do": ["plan"], "seed": [1]}
     assert read.cell_words == f"--config-dir={tmp_path} +sweep=a seed=1"
-    assert read.sets_cells and not parse_command_line(["+sweep=a", "do=plan", "results=x", "tracker.mode=offline"]).sets_cells
+    assert (
+        read.sets_cells
+        and not parse_command_line(["+sweep=a", "do=plan", "results=x", "tracker.mode=offline"]).sets_cells
+    )
 
 
 # Cells ---------------------------------------------------------------------------------------------------------------
@@ -175,10 +215,14 @@ def test_words_are_sorted_by_whom_they_concern(tmp_path: Path) -> None:
     st.lists(st.sampled_from([0.05, 0.1, 1.0, 3]), min_size=1, unique=True),
     st.integers(1, 4),
 )
-def test_a_command_has_as_many_cells_as_its_axes_multiply_to(method: list[str], beta: list[float], seeds: int) -> None:
+def test_a_command_has_as_many_cells_as_its_axes_multiply_to(
+    method: list[str], beta: list[float], seeds: int
+) -> None:
     from bench.cli.compose import open_command
 
-    done = open_command([f"method={','.join(method)}", f"method.beta={','.join(map(str, beta))}", f"seed=range({seeds})"])
+    done = open_command(
+        [f"method={','.join(method)}", f"method.beta={','.join(map(str, beta))}", f"seed=range({seeds})"]
+    )
     assert len(done.cells) == len(set(done.cells)) == len(method) * len(beta) * seeds
 
 
@@ -190,7 +234,10 @@ def test_values_that_are_one_number_are_one_cell(opened: Open) -> None:
 def test_a_cell_alone_and_in_a_sweep_has_one_key_and_one_folder(sweep: str, opened: Open) -> None:
     """Every cell of the sweep, asked for alone with the words that a person would type."""
     done = opened(f"+sweep={sweep}")
-    swept = {cell: plan_cell(cell, sources, methods.chain) for cell, sources in zip(done.cells, done.sources, strict=True)}
+    swept = {
+        cell: plan_cell(cell, sources, methods.chain)
+        for cell, sources in zip(done.cells, done.sources, strict=True)
+    }
     for cell, plan in swept.items():
         settings = [f"method={cell.method.name}", f"method.beta={cell.method.beta}", f"seed={cell.seed}"]  # type: ignore[union-attr]
         file = [f"+sweep={sweep}"] if sweep == "smoke" else []  # its models are small
@@ -202,7 +249,9 @@ def test_a_cell_alone_and_in_a_sweep_has_one_key_and_one_folder(sweep: str, open
 def test_one_start_cell_is_added_before_all_that_start_from_it(opened: Open) -> None:
     """Fractions share it, seeds do not; a `none` that was asked for is the same cell."""
     done = opened("method=dpo,none,kto", "data.fraction=0.1,1.0", "seed=0,1")
-    cells = with_start_cells([plan_cell(c, s, methods.chain) for c, s in zip(done.cells, done.sources, strict=True)], done.sources)
+    cells = with_start_cells(
+        [plan_cell(c, s, methods.chain) for c, s in zip(done.cells, done.sources, strict=True)], done.sources
+    )
     assert [cell.name.rsplit("-", 1)[0] for cell in cells] == [
         "start-world_medium-s0",
         "dpo-beta0.1-frac0.1-world_medium-s0",
@@ -231,7 +280,9 @@ def test_the_axes_are_the_keys_that_differ_over_the_points() -> None:
 # Short forms ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_completions_is_judged_on_the_prompts_of_its_neighbours(opened: Open, tmp_path: Path) -> None:
+def test_a_file_of_completions_is_judged_on_the_prompts_of_its_neighbours(
+    opened: Open, tmp_path: Path
+) -> None:
     """The scale, the judge and the data of the grid are the file's too, whatever the file's own name; `seed` and method are not."""
     file = tmp_path / "f.jsonl"
     file.write_text('{"prompt": "Say hello.", "completion": "Hello."}\n')
@@ -239,7 +290,11 @@ def test_a_file_of_completions_is_judged_on_the_prompts_of_its_neighbours(opened
     for command in (("+sweep=simpo_table", *words), words):
         cells = opened(*command).cells
         written = [cell for cell in cells if cell.method.name == "completions"]
-        assert len(written) == 1 and written[0].judge == cells[0].judge and written[0].judge.preference.n_items == 300
+        assert (
+            len(written) == 1
+            and written[0].judge == cells[0].judge
+            and written[0].judge.preference.n_items == 300
+        )
     assert len(cells) == 1
 
 
@@ -266,7 +321,13 @@ def test_two_copies_of_a_file_are_refused(opened: Open, tmp_path: Path) -> None:
 
 
 def test_interpolations_are_written_out_as_omegaconf_does() -> None:
-    tree = {"a": "${b.c}", "b": {"c": [1, "x"], "d": "${.c}", "e": "${..f}-${f}"}, "f": "y", "g": "${b.c[1]}", "h": r"no \${f}"}
+    tree = {
+        "a": "${b.c}",
+        "b": {"c": [1, "x"], "d": "${.c}", "e": "${..f}-${f}"},
+        "f": "y",
+        "g": "${b.c[1]}",
+        "h": r"no \${f}",
+    }
     found = resolved(tree)
     assert found["a"] == found["b"]["d"] == [1, "x"] and found["b"]["e"] == "y-y" and found["g"] == "x"
 
@@ -274,9 +335,18 @@ def test_interpolations_are_written_out_as_omegaconf_does() -> None:
 @pytest.mark.parametrize(
     ("tree", "why"),
     [
-        ({f"k{i}": f"${{k{i + 1}}}${{k{i + 1}}}" for i in range(40)} | {"k40": "x"}, "expand to more than 1,000,000 characters"),
-        ({f"k{i}": [f"${{k{i + 1}}}"] * 9 for i in range(9)} | {"k9": "x"}, "expand to more than 1,000,000 characters"),
-        ({"a": {f"k{i}": f"${{.k{i + 1}}} ${{a.k{i + 1}}}" for i in range(40)} | {"k40": "x"}}, "expand to more than 1,000,000"),
+        (
+            {f"k{i}": f"${{k{i + 1}}}${{k{i + 1}}}" for i in range(40)} | {"k40": "x"},
+            "expand to more than 1,000,000 characters",
+        ),
+        (
+            {f"k{i}": [f"${{k{i + 1}}}"] * 9 for i in range(9)} | {"k9": "x"},
+            "expand to more than 1,000,000 characters",
+        ),
+        (
+            {"a": {f"k{i}": f"${{.k{i + 1}}} ${{a.k{i + 1}}}" for i in range(40)} | {"k40": "x"}},
+            "expand to more than 1,000,000",
+        ),
         ({"a": "${b}", "b": "${c}", "c": "${a}"}, "contain themselves"),
         ({"a": {"b": "${a}"}}, "contain themselves"),
         ({"a": "${a}"}, "contain themselves"),

@@ -30,7 +30,13 @@ def bundled(place: Path) -> Ran:
     shutil.copytree(smoke().results, results, ignore=shutil.ignore_patterns("*.lock", "*.safetensors"))
     for path in smoke().results.rglob("*.safetensors"):
         os.link(path, results / path.relative_to(smoke().results))
-    ran = bench("+sweep=smoke", "do=bundle", f"out={place / 'smoke.tar.gz'}", results=results, BENCH_TEST_API_KEY="never-written-anywhere")
+    ran = bench(
+        "+sweep=smoke",
+        "do=bundle",
+        f"out={place / 'smoke.tar.gz'}",
+        results=results,
+        BENCH_TEST_API_KEY="never-written-anywhere",
+    )
     assert ran.code == 0, ran.err
     return ran
 
@@ -42,7 +48,9 @@ def extract(archive: Path, to: Path) -> Path:
     return root
 
 
-def test_a_referee_gets_the_same_tables_from_the_archive_alone(bundled: Ran, place: Path, tmp_path: Path) -> None:
+def test_a_referee_gets_the_same_tables_from_the_archive_alone(
+    bundled: Ran, place: Path, tmp_path: Path
+) -> None:
     words = " ".join(bundled.out.split())
     assert "the same bytes as" in words
     assert f"bundle {place / 'smoke.tar.gz'}" in words
@@ -62,7 +70,9 @@ def test_a_referee_gets_the_same_tables_from_the_archive_alone(bundled: Ran, pla
     assert "5 done" in status.out
 
 
-@pytest.mark.parametrize("file", ["store/judge/*/verdicts.jsonl", "store/logps/*/logps.jsonl", "store/score/*/result.json"])
+@pytest.mark.parametrize(
+    "file", ["store/judge/*/verdicts.jsonl", "store/logps/*/logps.jsonl", "store/score/*/result.json"]
+)
 def test_a_number_that_was_changed_is_said(file: str, bundled: Ran, place: Path, tmp_path: Path) -> None:
     root = extract(place / "smoke.tar.gz", tmp_path)
     changed = sorted(root.glob(file))[0]
@@ -76,10 +86,14 @@ def test_a_number_that_was_changed_is_said(file: str, bundled: Ran, place: Path,
         assert f"DAMAGED {changed} has a wrong checksum" in " ".join(ran.out.split())
 
 
-def test_the_archive_says_what_it_is_and_names_no_folder_of_its_author(bundled: Ran, place: Path, tmp_path: Path) -> None:
+def test_the_archive_says_what_it_is_and_names_no_folder_of_its_author(
+    bundled: Ran, place: Path, tmp_path: Path
+) -> None:
     assert "LOOK" not in bundled.out
     root = extract(place / "smoke.tar.gz", tmp_path)
-    assert {"README.md", "bundle.json", "environment.json", "sweep.yaml", "store", "sweeps"} <= {path.name for path in root.iterdir()}
+    assert {"README.md", "bundle.json", "environment.json", "sweep.yaml", "store", "sweeps"} <= {
+        path.name for path in root.iterdir()
+    }
     own = (str(bundled.results), str(place), "never-written-anywhere")
     for path in root.rglob("*"):
         assert not path.is_file() or not any(word.encode() in path.read_bytes() for word in own), path
@@ -124,7 +138,13 @@ def test_do_report_says_that_a_table_was_another_one(bundled: Ran, place: Path, 
 
 
 def test_a_secret_of_the_environment_is_not_given_away(bundled: Ran, place: Path) -> None:
-    ran = bench("+sweep=smoke", "do=bundle", f"out={place / 'no.tar.gz'}", results=bundled.results, MY_API_KEY="world_smoke")
+    ran = bench(
+        "+sweep=smoke",
+        "do=bundle",
+        f"out={place / 'no.tar.gz'}",
+        results=bundled.results,
+        MY_API_KEY="world_smoke",
+    )
     assert ran.code == 2
     assert "holds the value of MY_API_KEY" in ran.err
     assert not (place / "no.tar.gz").exists()
@@ -132,7 +152,10 @@ def test_a_secret_of_the_environment_is_not_given_away(bundled: Ran, place: Path
 
 def test_a_users_model_and_data_are_not_needed_again(tmp_path: Path) -> None:
     """Planned with sources that are not there: what has failed says so, in both places."""
-    model, pairs = make_model(tmp_path / "mine" / "policy"), make_preferences(tmp_path / "mine" / "pairs.jsonl", paired=True, messages=True)
+    model, pairs = (
+        make_model(tmp_path / "mine" / "policy"),
+        make_preferences(tmp_path / "mine" / "pairs.jsonl", paired=True, messages=True),
+    )
     words = (f"model={model}", "data=local", f"data.path={pairs}", "judge=none", "method=dpo")
     made = bench(*words, "do=report", results=tmp_path / "results")
     archive = tmp_path / "own.tar.gz"
@@ -173,4 +196,7 @@ def test_a_failed_cell_is_in_the_bundle_with_its_reason(tmp_path: Path) -> None:
 def test_paths_lose_their_folders_and_nothing_else() -> None:
     given = {"a": ["/home/me/model", "kept/here"], "b": {"c": "~/x.jsonl", "d": 3}}
     assert nameless(given) == {"a": ["model", "kept/here"], "b": {"c": "x.jsonl", "d": 3}}
-    assert nameless_command("+sweep=smoke model=/home/me/a,/home/me/b method.beta=0.1") == "+sweep=smoke model=a,b method.beta=0.1"
+    assert (
+        nameless_command("+sweep=smoke model=/home/me/a,/home/me/b method.beta=0.1")
+        == "+sweep=smoke model=a,b method.beta=0.1"
+    )

@@ -26,15 +26,42 @@ from bench.text_files import printable
 
 EXAMPLES = int(os.environ.get("BENCH_FUZZ_EXAMPLES", "60"))
 QUICK = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), deadline=None)
-PATHS = st.sampled_from(["/etc/passwd", "..", "../x", "a/../../x", "", ".", "~", "store", "inputs/a b", "x\ny", "C:\\x", "\u202e", "\0"])
+PATHS = st.sampled_from(
+    [
+        "/etc/passwd",
+        "..",
+        "../x",
+        "a/../../x",
+        "",
+        ".",
+        "~",
+        "store",
+        "inputs/a b",
+        "x\ny",
+        "C:\\x",
+        "\u202e",
+        "\0",
+    ]
+)
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> list[Opened]:
     """Commands over cells of the world, of a user's files, and judged by several."""
     place = tmp_path_factory.mktemp("sent")
-    model, rows = make_model(place / "model"), make_preferences(place / "rows.jsonl", paired=True, messages=False)
-    local = ["model=local", f"model.path={model}", "data=local", f"data.path={rows}", "judge=none", "method=dpo,kto", "adapter=lora"]
+    model, rows = (
+        make_model(place / "model"),
+        make_preferences(place / "rows.jsonl", paired=True, messages=False),
+    )
+    local = [
+        "model=local",
+        f"model.path={model}",
+        "data=local",
+        f"data.path={rows}",
+        "judge=none",
+        "method=dpo,kto",
+        "adapter=lora",
+    ]
     return [open_command(["+sweep=smoke", "tracker=none"]), open_command([*local, "tracker=none"])]
 
 
@@ -42,7 +69,9 @@ def change(data: st.DataObject, content: Any) -> Any:
     """Content with one to three of its parts spoilt."""
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from([(), *parts(content)]))
-        how = data.draw(st.sampled_from(["put", "put", "list", "object", *(["out", "another"] if path else [])]))
+        how = data.draw(
+            st.sampled_from(["put", "put", "list", "object", *(["out", "another"] if path else [])])
+        )
         content = spoilt(content, path, how, data.draw(ODD | PATHS))
     return content
 
@@ -50,7 +79,9 @@ def change(data: st.DataObject, content: Any) -> Any:
 def holds(read: Any, written: Any) -> bool:
     """Whether what was read is what was written; settings that nobody wrote have their defaults."""
     if isinstance(written, dict):
-        return isinstance(read, dict) and all(name in read and holds(read[name], part) for name, part in written.items())
+        return isinstance(read, dict) and all(
+            name in read and holds(read[name], part) for name, part in written.items()
+        )
     return read == written and isinstance(read, bool) == isinstance(written, bool)
 
 
@@ -80,7 +111,10 @@ def test_a_bundle_is_refused_by_its_file_or_read_as_it_stands(
     for cell, sources in zip(content["cells"], found.sources, strict=True):
         for role, source in cell["sources"].items():
             if source and "path" in source:
-                assert getattr(sources, role).path == folder / source["path"] and getattr(sources, role).digest == source["digest"]
+                assert (
+                    getattr(sources, role).path == folder / source["path"]
+                    and getattr(sources, role).digest == source["digest"]
+                )
     assert planned.cells
 
 
@@ -89,7 +123,9 @@ def test_a_bundle_is_refused_by_its_file_or_read_as_it_stands(
 def test_lists_of_a_bundle_are_lists(name: str, value: Any, opened: list[Opened], tmp_path: Path) -> None:
     told = json.loads(json.dumps(bundle_facts(opened[0], {}, [], Store(tmp_path / "store"))))
     (tmp_path / "bundle.json").write_text(json.dumps(told | {name: value}))
-    with pytest.raises(BadConfig, match=rf"bundle.json cannot be read by this version of bench: {name} must be a list, got"):
+    with pytest.raises(
+        BadConfig, match=rf"bundle.json cannot be read by this version of bench: {name} must be a list, got"
+    ):
         read(tmp_path, opened[0])
 
 
@@ -101,8 +137,18 @@ def test_a_manifest_is_refused_by_its_file_or_read_as_it_stands(
     path = tmp_path_factory.getbasetemp() / "data" / ("0" * 16) / "manifest.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files = {"a.jsonl": {"sha256": "0" * 64, "size": 3, "mtime_ns": 1}}
-    parts_of_it: dict[str, Any] = {"kind": "data", "key": path.parent.name, "version": 1, "settings": {"a": 1, "b": [0.5, None]}}
-    parts_of_it |= {"inputs": {"model": {"key": "1" * 16, "digest": "2"}}, "files": {}, "recorded_files": {}, "digest": files_digest({})}
+    parts_of_it: dict[str, Any] = {
+        "kind": "data",
+        "key": path.parent.name,
+        "version": 1,
+        "settings": {"a": 1, "b": [0.5, None]},
+    }
+    parts_of_it |= {
+        "inputs": {"model": {"key": "1" * 16, "digest": "2"}},
+        "files": {},
+        "recorded_files": {},
+        "digest": files_digest({}),
+    }
     parts_of_it |= {"counts": {"rows": 3}, "timings": {"wall_s": 0.1}, "recorded": {"revision": "x"}}
     write_manifest(path, Manifest(**parts_of_it))
     content = change(data, {**json.loads(path.read_text()), "files": files})

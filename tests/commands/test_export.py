@@ -40,7 +40,9 @@ def test_the_folder_loads_and_is_the_cells_policy(exported: tuple[Ran, Path]) ->
     samples = smoke_folder(scored.inputs["completions"]) / "completions.jsonl"  # type: ignore[arg-type]
     for sample in list(read_jsonl(samples, Completion))[:5]:
         message = [{"role": "user", "content": sample.turns[0]}]
-        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"]
+        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
         ids = torch.tensor([prompt + sample.ids[0]])
         with torch.no_grad():
             logps = model(ids).logits.log_softmax(-1)[0, :-1]
@@ -94,8 +96,18 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
 def test_control_tokens_of_a_users_model_are_kept(tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 
-    model, pairs = make_model(tmp_path / "policy"), make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
-    words = (f"model={model}", "data=local", f"data.path={pairs}", "judge=none", "method=csft", "method.warmup_ratio=0")
+    model, pairs = (
+        make_model(tmp_path / "policy"),
+        make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True),
+    )
+    words = (
+        f"model={model}",
+        "data=local",
+        f"data.path={pairs}",
+        "judge=none",
+        "method=csft",
+        "method.warmup_ratio=0",
+    )
     ran = bench(*words, "data.n_kl_prompts=4", "judge.n_items=4", results=tmp_path / "results")
     assert ran.code == 0, ran.err + ran.out
     out = tmp_path / "out"

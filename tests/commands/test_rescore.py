@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded import ALPACA_EVAL, CALIBRATION, MODELS, MT_BENCH, REFERENCE, expected, laid_out, lay_out, needs_fixtures
+from recorded import (
+    ALPACA_EVAL,
+    CALIBRATION,
+    MODELS,
+    MT_BENCH,
+    REFERENCE,
+    expected,
+    laid_out,
+    lay_out,
+    needs_fixtures,
+)
 from tiny import ROOT, Ran, bench, copy_results, plans, smoke, smoke_folder
 
 from bench.cli.compose import BadConfig
@@ -25,7 +35,11 @@ Row = dict[str, str]
 
 def asked(judgements: Path, **keys: Any) -> Rescore:
     defaults = {"reference_outputs": None, "calibration": None, "out": None, "max_unscored": 0.1}
-    return Rescore(name="rescore", judgements=str(judgements), **{**defaults, **{name: _plain(value) for name, value in keys.items()}})
+    return Rescore(
+        name="rescore",
+        judgements=str(judgements),
+        **{**defaults, **{name: _plain(value) for name, value in keys.items()}},
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -47,7 +61,14 @@ def command(tmp_path: Path, *words: str) -> Ran:
 
 def annotated(i: int, **other: Any) -> dict[str, Any]:
     names = {"generator_1": "b", "generator_2": "m", "annotator": "a"}
-    return {"instruction": f"Say {i}", "output_1": "theirs", "output_2": f"ours {i}", "preference": 1.5, **names, **other}
+    return {
+        "instruction": f"Say {i}",
+        "output_1": "theirs",
+        "output_2": f"ours {i}",
+        "preference": 1.5,
+        **names,
+        **other,
+    }
 
 
 def output(i: int, text: str, model: str) -> dict[str, Any]:
@@ -76,10 +97,26 @@ OURS = [output(i, f"ours {i}", "m") for i in range(6)]
             OURS,
             "6 of 6 rows have another output_2 than the model_outputs.json",
         ),
-        ([annotated(0), annotated(1, output_1="x")], OURS, "1 of 2 rows have another output_1 than the reference (first: row 1)"),
-        ([annotated(9)], OURS, "1 of 1 rows have an instruction that is not in the model_outputs.json (first: row 0)"),
-        ([annotated(8)], [output(8, "ours 8", "m")], "1 of 1 rows have an instruction that is not in the reference (first: row 0)"),
-        ([annotated(0, output_1="ours 0", output_2="theirs")], OURS, "another output_2 than the model_outputs.json"),
+        (
+            [annotated(0), annotated(1, output_1="x")],
+            OURS,
+            "1 of 2 rows have another output_1 than the reference (first: row 1)",
+        ),
+        (
+            [annotated(9)],
+            OURS,
+            "1 of 1 rows have an instruction that is not in the model_outputs.json (first: row 0)",
+        ),
+        (
+            [annotated(8)],
+            [output(8, "ours 8", "m")],
+            "1 of 1 rows have an instruction that is not in the reference (first: row 0)",
+        ),
+        (
+            [annotated(0, output_1="ours 0", output_2="theirs")],
+            OURS,
+            "another output_2 than the model_outputs.json",
+        ),
     ],
 )
 def test_annotations_of_other_texts_than_the_files_beside_them_are_refused(
@@ -93,17 +130,27 @@ def test_annotations_of_other_texts_than_the_files_beside_them_are_refused(
 
 
 def test_texts_of_another_model_do_not_stand_in_for_those_that_rows_lack(tmp_path: Path) -> None:
-    folder = small_layout(tmp_path, [annotated(i, output_2=None) for i in range(6)], [row | {"generator": "other"} for row in OURS])
+    folder = small_layout(
+        tmp_path,
+        [annotated(i, output_2=None) for i in range(6)],
+        [row | {"generator": "other"} for row in OURS],
+    )
     with pytest.raises(
-        BadConfig, match="row 0: the row has no output_2, and the file with these outputs is of another model, the text 'other'"
+        BadConfig,
+        match="row 0: the row has no output_2, and the file with these outputs is of another model, the text 'other'",
     ):
         rescore_files(asked(folder))
 
 
 def test_repeated_rows_are_counted_under_the_table(tmp_path: Path) -> None:
-    found = rescore_files(asked(small_layout(tmp_path, [annotated(i) for i in range(6)] + [annotated(0, preference=2)], OURS)))
+    found = rescore_files(
+        asked(small_layout(tmp_path, [annotated(i) for i in range(6)] + [annotated(0, preference=2)], OURS))
+    )
     assert found.rows[0]["n_repeated"] == 1
-    assert any(note.startswith("Some rows repeat an instruction: m 1. The package counts each") for note in found.notes)
+    assert any(
+        note.startswith("Some rows repeat an instruction: m 1. The package counts each")
+        for note in found.notes
+    )
 
 
 # AlpacaEval's layout --------------------------------------------------------------------------------------------------
@@ -112,12 +159,26 @@ def test_repeated_rows_are_counted_under_the_table(tmp_path: Path) -> None:
 @needs_fixtures
 def test_the_command_writes_the_packages_columns_beside_ours(tmp_path: Path) -> None:
     out = tmp_path / "board.csv"
-    ran = command(tmp_path, f"judgements={laid_out()}", f"reference_outputs={REFERENCE}", f"calibration={CALIBRATION}", f"out={out}")
+    ran = command(
+        tmp_path,
+        f"judgements={laid_out()}",
+        f"reference_outputs={REFERENCE}",
+        f"calibration={CALIBRATION}",
+        f"out={out}",
+    )
     assert ran.code == 0, ran.err
     rows, published = {row["model"]: row for row in rows_of(out)}, expected(ALPACA_EVAL)["models"]
     assert list(rows) == sorted(MODELS)
     for model, row in rows.items():
-        for name in ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate"):
+        for name in (
+            "win_rate",
+            "standard_error",
+            "n_wins",
+            "n_wins_base",
+            "n_draws",
+            "n_total",
+            "discrete_win_rate",
+        ):
             assert float(row[name]) == pytest.approx(published[model][name], abs=1e-6), (model, name)
         assert float(row["length_controlled_winrate"]) == pytest.approx(MODELS[model], abs=0.001)
         assert float(row["lc_win_rate_low"]) <= float(row["lc_win_rate"]) <= float(row["lc_win_rate_high"])
@@ -126,7 +187,9 @@ def test_the_command_writes_the_packages_columns_beside_ours(tmp_path: Path) -> 
     assert {row["n_unscored"] for model, row in rows.items() if model != "text_davinci_001"} == {"0"}
     davinci = rows["text_davinci_001"]
     assert (davinci["n_total"], davinci["n_unscored"]) == ("803", "2")
-    assert float(davinci["lc_win_rate"]) == pytest.approx(6.36, abs=0.01)  # by item; by position the package says 9.03
+    assert float(davinci["lc_win_rate"]) == pytest.approx(
+        6.36, abs=0.01
+    )  # by item; by position the package says 9.03
     assert not (tmp_path / "results").exists()
 
 
@@ -153,7 +216,9 @@ def test_fitted_difficulties_come_from_the_other_models(tmp_path: Path) -> None:
 @needs_fixtures
 def test_failed_votes_are_counted_and_too_many_refuse_the_model(tmp_path: Path) -> None:
     def fail(every: int) -> Any:
-        return lambda rows: [row | {"preference": None} if i % every == 0 else row for i, row in enumerate(rows)]
+        return lambda rows: [
+            row | {"preference": None} if i % every == 0 else row for i, row in enumerate(rows)
+        ]
 
     lay_out(tmp_path, "claude-2.1", fail(20), name="some")
     lay_out(tmp_path, "claude-2.1", fail(4), name="many")
@@ -162,7 +227,10 @@ def test_failed_votes_are_counted_and_too_many_refuse_the_model(tmp_path: Path) 
     assert (found["some"]["n_unscored"], found["some"]["n_total"]) == (41, 764)
     assert (found["cut"]["n_unscored"], found["cut"]["n_total"]) == (3, 802)
     assert found["many"]["refused"] and found["many"]["win_rate"] is found["many"]["lc_win_rate"] is None
-    assert found["many"]["reason"] == "win_rate: 202 of 805 verdicts (25%) have no score, more than max_unscored=0.1, so there is no mean"
+    assert (
+        found["many"]["reason"]
+        == "win_rate: 202 of 805 verdicts (25%) have no score, more than max_unscored=0.1, so there is no mean"
+    )
     allowed = rescore_files(asked(tmp_path, max_unscored=0.3))
     assert not allowed.refused and all(row["win_rate"] > 0 for row in allowed.rows)
 
@@ -180,7 +248,9 @@ def test_a_repeated_item_counts_once_for_us(tmp_path: Path) -> None:
 
 @needs_fixtures
 @pytest.mark.parametrize("file", ["orpo_gpt-4_single", "phi3_gpt-4_single", "errors_gpt-4_single"])
-def test_single_judgements_give_fastchats_averages_and_ours_beside(tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_judgements_give_fastchats_averages_and_ours_beside(
+    tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = rescore_files(asked(MT_BENCH / "model_judgment" / f"{file}.jsonl.gz", out=tmp_path / "rows.csv"))
     show(found, asked(tmp_path, out=tmp_path / "rows.csv"))
     printed, wanted = capsys.readouterr().out, expected(MT_BENCH)[file]["models"]
@@ -200,9 +270,13 @@ def test_single_judgements_give_fastchats_averages_and_ours_beside(tmp_path: Pat
 @needs_fixtures
 def test_a_file_with_three_quarters_failures_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "granite.csv"
-    ran = command(tmp_path, f"judgements={MT_BENCH / 'model_judgment' / 'granite_gpt-4_single.jsonl.gz'}", f"out={out}")
+    ran = command(
+        tmp_path, f"judgements={MT_BENCH / 'model_judgment' / 'granite_gpt-4_single.jsonl.gz'}", f"out={out}"
+    )
     assert ran.code == 3
-    assert "REFUSED granite-7b-lab: 122 of 160 verdicts (76%) have no score" in ran.out and "7.4" not in ran.out
+    assert (
+        "REFUSED granite-7b-lab: 122 of 160 verdicts (76%) have no score" in ran.out and "7.4" not in ran.out
+    )
     (row,) = rows_of(out)
     assert row["rating"] == "" and row["failed"] == "120" and "average" not in row
 
@@ -212,7 +286,14 @@ def test_pairwise_judgements_give_fastchats_rates() -> None:
     rows = by_model(asked(MT_BENCH / "model_judgment" / "phi3_gpt-4_pair.jsonl.gz"))
     dpo = rows["phi-3-dpo"]
     assert dpo["win_rate_adjusted"] == pytest.approx(0.513699, abs=1e-6) == dpo["pairwise_win_rate"]
-    assert [dpo[name] for name in ("win", "loss", "tie", "rows", "failed", "order_flips")] == [20, 18, 35, 75, 2, 18]
+    assert [dpo[name] for name in ("win", "loss", "tie", "rows", "failed", "order_flips")] == [
+        20,
+        18,
+        35,
+        75,
+        2,
+        18,
+    ]
     assert dpo["pairwise_win_rate_low"] == pytest.approx(1 - rows["phi-3"]["pairwise_win_rate_high"])
 
 
@@ -225,9 +306,13 @@ def test_a_sweep_is_rescored_from_the_store_without_a_judge_and_nothing_moves(tm
     ran = bench("+sweep=smoke", "do=rescore", f"out={tmp_path / 'out.csv'}", results=results)
     assert ran.code == 0, ran.err
     assert "5 of 5 cells were scored again" in ran.out and "changed: " not in ran.out
-    assert {path: path.stat().st_mtime_ns for path in (results / "store").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (results / "store").rglob("*") if path.is_file()
+    } == before
     stored, now = rows_of(smoke().results / "sweeps" / "smoke" / "table.csv"), rows_of(tmp_path / "out.csv")
-    assert [{k: v for k, v in row.items() if k not in ("row", "differs")} | {"calibration": ""} for row in stored] == now  # of the table
+    assert [
+        {k: v for k, v in row.items() if k not in ("row", "differs")} | {"calibration": ""} for row in stored
+    ] == now  # of the table
 
 
 def test_numbers_that_moved_are_named_and_cells_without_inputs_stay_as_they_were(tmp_path: Path) -> None:
@@ -249,10 +334,14 @@ def test_numbers_that_moved_are_named_and_cells_without_inputs_stay_as_they_were
             path.unlink()
         store.folder(stage).rmdir()
     ran = bench("+sweep=smoke", "do=rescore", f"out={tmp_path / 'out.csv'}", results=results)
-    assert ran.code == 3 and "was deleted from the store. Run the sweep again to compute it" in ran.out, ran.err
+    assert ran.code == 3 and "was deleted from the store. Run the sweep again to compute it" in ran.out, (
+        ran.err
+    )
     assert f"{edited.name} changed: win_rate 0.75 -> {right:.6g}" in ran.out
     assert f"{gone.name} has no stored numbers to compare with" in ran.out
-    assert f"{unjudged.name} shows its stored numbers, because the store has no preference verdicts" in ran.out
+    assert (
+        f"{unjudged.name} shows its stored numbers, because the store has no preference verdicts" in ran.out
+    )
     rows = {row["name"]: row for row in rows_of(tmp_path / "out.csv")}
     assert float(rows[edited.name]["win_rate"]) == right
     assert all(rows[cell.name]["status"] == "done" for cell in cells)
@@ -263,15 +352,32 @@ def test_a_calibration_by_item_id_reaches_the_sweeps_length_control(tmp_path: Pa
     lines = (smoke_folder(cell.roles["preference_items"]) / "items.jsonl").read_text().splitlines()
     items = [json.loads(line)["id"] for line in lines]
     path = tmp_path / "difficulty.csv"
-    path.write_text("item_id,instruction_difficulty\n" + "".join(f"{item},{i % 5 - 2}\n" for i, item in enumerate(items)))
-    ran = bench("+sweep=smoke", "do=rescore", f"calibration={path}", f"out={tmp_path / 'o.csv'}", results=smoke().results)
+    path.write_text(
+        "item_id,instruction_difficulty\n" + "".join(f"{item},{i % 5 - 2}\n" for i, item in enumerate(items))
+    )
+    ran = bench(
+        "+sweep=smoke",
+        "do=rescore",
+        f"calibration={path}",
+        f"out={tmp_path / 'o.csv'}",
+        results=smoke().results,
+    )
     assert ran.code == 0, ran.err
     stored = {row["name"]: row for row in rows_of(smoke().results / "sweeps" / "smoke" / "table.csv")}
     for row in rows_of(tmp_path / "o.csv"):
-        assert row["win_rate"] == stored[row["name"]]["win_rate"] and row["lc_win_rate"] != stored[row["name"]]["lc_win_rate"]
+        assert (
+            row["win_rate"] == stored[row["name"]]["win_rate"]
+            and row["lc_win_rate"] != stored[row["name"]]["lc_win_rate"]
+        )
         assert len(row["calibration"]) == 16
     path.write_text(f"item_id,instruction_difficulty\n{items[0]},1\n")
-    ran = bench("+sweep=smoke", "do=rescore", f"calibration={path}", f"out={tmp_path / 'o.csv'}", results=smoke().results)
+    ran = bench(
+        "+sweep=smoke",
+        "do=rescore",
+        f"calibration={path}",
+        f"out={tmp_path / 'o.csv'}",
+        results=smoke().results,
+    )
     assert f"has no difficulty for {len(items) - 1} of {len(items)} items" in ran.out
     assert {row["lc_win_rate"] for row in rows_of(tmp_path / "o.csv") if "lc_win_rate" in row} <= {""}
 
@@ -279,13 +385,17 @@ def test_a_calibration_by_item_id_reaches_the_sweeps_length_control(tmp_path: Pa
 def test_cells_lie_in_alpacaevals_layout_and_are_rescored_to_the_same_rates(tmp_path: Path) -> None:
     """What a run exports of its cells goes in again: win rates of result.json in percent, ratings as they were."""
     for row in by_model(asked(smoke().results / "cells")).values():
-        metrics = json.loads((smoke().results / "cells" / row["model"] / "result.json").read_text())["metrics"]
+        metrics = json.loads((smoke().results / "cells" / row["model"] / "result.json").read_text())[
+            "metrics"
+        ]
         assert row["win_rate"] == pytest.approx(100 * metrics["win_rate"], abs=1e-9)
         assert row["lc_win_rate"] == pytest.approx(100 * metrics["lc_win_rate"], abs=1e-9)
         assert row["avg_length"] == int(metrics["mean_length"])
         single = smoke().results / "cells" / row["model"] / "gold_rating_single.jsonl"
         rated = by_model(asked(single))[row["model"]]
-        assert (rated["rating"], rated["rating_se"]) == pytest.approx((metrics["rating"], metrics["rating_se"]))
+        assert (rated["rating"], rated["rating_se"]) == pytest.approx(
+            (metrics["rating"], metrics["rating_se"])
+        )
 
 
 # What is refused ------------------------------------------------------------------------------------------------------
@@ -294,8 +404,14 @@ def test_cells_lie_in_alpacaevals_layout_and_are_rescored_to_the_same_rates(tmp_
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["judgements=/no/where"], "judgements must be a folder in AlpacaEval's layout or a file of FastChat's judgements (.jsonl), got"),
-        (["reference_outputs=/no/where"], "reference_outputs must be a file, got /no/where: no such file (reference_outputs=/no/where"),
+        (
+            ["judgements=/no/where"],
+            "judgements must be a folder in AlpacaEval's layout or a file of FastChat's judgements (.jsonl), got",
+        ),
+        (
+            ["reference_outputs=/no/where"],
+            "reference_outputs must be a file, got /no/where: no such file (reference_outputs=/no/where",
+        ),
         (["calibration=/no/where"], "calibration must be a file, got /no/where: no such file"),
         (["out=/no/where/x.csv"], "out must be a CSV file in an existing folder, got /no/where/x.csv"),
         (["judgements=.", "method=dpo"], "judgements=. are rescored without cells: leave out method=dpo"),
@@ -304,12 +420,21 @@ def test_cells_lie_in_alpacaevals_layout_and_are_rescored_to_the_same_rates(tmp_
     ],
 )
 def test_the_door_says_what_cannot_be_rescored(problems: Any, words: list[str], says: str) -> None:
-    assert any(text.startswith(says) or says in text for text in problems("do=rescore", *words)), problems("do=rescore", *words)
+    assert any(text.startswith(says) or says in text for text in problems("do=rescore", *words)), problems(
+        "do=rescore", *words
+    )
 
 
-def test_all_that_is_wrong_is_said_at_once_and_a_key_of_another_verb_is_unknown(problems: Any, tmp_path: Path) -> None:
-    assert len(problems("do=rescore", "judgements=/no/where", "calibration=/no/file", "out=/no/where/x.csv")) == 3
-    assert problems("judgements=x") == ["unknown key 'do.judgements' (judgements=x on the command line); known in do: name"]
+def test_all_that_is_wrong_is_said_at_once_and_a_key_of_another_verb_is_unknown(
+    problems: Any, tmp_path: Path
+) -> None:
+    assert (
+        len(problems("do=rescore", "judgements=/no/where", "calibration=/no/file", "out=/no/where/x.csv"))
+        == 3
+    )
+    assert problems("judgements=x") == [
+        "unknown key 'do.judgements' (judgements=x on the command line); known in do: name"
+    ]
     (tmp_path / "j.jsonl").write_text("")
     words = ("do=rescore", f"judgements={tmp_path / 'j.jsonl'}", "calibration=fitted")
     assert ["calibration is for AlpacaEval's verdicts" in text for text in problems(*words)] == [True]
@@ -319,13 +444,22 @@ def test_all_that_is_wrong_is_said_at_once_and_a_key_of_another_verb_is_unknown(
 def test_a_calibration_of_another_set_is_bad_config(tmp_path: Path) -> None:
     (tmp_path / "of_another_set.csv").write_text("index,instruction_difficulty\n0,0.5\n1,0.1\n")
     with pytest.raises(BadConfig, match="numbers 2 items by `index`, but there are 805 items here"):
-        rescore_files(asked(ALPACA_EVAL, reference_outputs=str(REFERENCE), calibration=str(tmp_path / "of_another_set.csv")))
+        rescore_files(
+            asked(
+                ALPACA_EVAL,
+                reference_outputs=str(REFERENCE),
+                calibration=str(tmp_path / "of_another_set.csv"),
+            )
+        )
 
 
 def test_files_that_cannot_be_read_are_bad_config_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.jsonl").write_text("{}\n")
-    for path, says in (("empty", "expected MODEL/ANNOTATOR/annotations.json"), ("bad.jsonl", "expected an object with question_id")):
+    for path, says in (
+        ("empty", "expected MODEL/ANNOTATOR/annotations.json"),
+        ("bad.jsonl", "expected an object with question_id"),
+    ):
         with pytest.raises(BadConfig, match=says):
             rescore_files(asked(tmp_path / path))
     ran = command(tmp_path, f"judgements={tmp_path / 'bad.jsonl'}")
@@ -334,12 +468,31 @@ def test_files_that_cannot_be_read_are_bad_config_and_no_traceback(tmp_path: Pat
 
 def test_rescoring_loads_nothing_heavy(tmp_path: Path) -> None:
     """`datasets` comes with the alpaca-eval package, and only where its numbers are asked for."""
-    rows = [{"question_id": 81, "model": "m", "judge": ["j", "p"], "user_prompt": "", "judgment": "[[8]]", "score": 8, "turn": 1}]
+    rows = [
+        {
+            "question_id": 81,
+            "model": "m",
+            "judge": ["j", "p"],
+            "user_prompt": "",
+            "judgment": "[[8]]",
+            "score": 8,
+            "turn": 1,
+        }
+    ]
     (tmp_path / "j.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    annotation = {"instruction": "a", "output_1": "x", "generator_1": "b", "output_2": "yy", "generator_2": "m", "annotator": "j"}
+    annotation = {
+        "instruction": "a",
+        "output_1": "x",
+        "generator_1": "b",
+        "output_2": "yy",
+        "generator_2": "m",
+        "annotator": "j",
+    }
     folder = tmp_path / "ae" / "m" / "j"
     folder.mkdir(parents=True)
-    (folder / "annotations.json").write_text(json.dumps([annotation | {"instruction": f"{i}", "preference": 1 + i % 2} for i in range(5)]))
+    (folder / "annotations.json").write_text(
+        json.dumps([annotation | {"instruction": f"{i}", "preference": 1 + i % 2} for i in range(5)])
+    )
     for path, allowed in (("j.jsonl", set()), ("ae", {"datasets"})):
         code = f"""
 import sys
@@ -349,6 +502,8 @@ do = Rescore(name="rescore", judgements={str(tmp_path / path)!r}, reference_outp
 show(rescore_files(do), do)
 print(sorted({{"torch", "transformers", "trl", "vllm", "peft", "accelerate", "wandb", "datasets"}} & set(sys.modules)))
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         assert set(json.loads(done.stdout.splitlines()[-1].replace("'", '"'))) == allowed

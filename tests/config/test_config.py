@@ -42,13 +42,25 @@ def test_every_file_in_conf_composes_and_passes(
     words = {f"{group}={choice}"}
     if group == "model" and not choice.startswith("world"):
         words |= {f"model.path={model_folder}"}
-    if group == "scale" and (brought := yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()).get("brings")):
-        words |= {f"model.path={model_folder}", f"data.path={publish(model_folder.parent / choice, brought['data'])}"}
+    if group == "scale" and (
+        brought := yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()).get("brings")
+    ):
+        words |= {
+            f"model.path={model_folder}",
+            f"data.path={publish(model_folder.parent / choice, brought['data'])}",
+        }
     if group == "data" and choice in PUBLISHED:
-        words |= {"model=local", f"model.path={model_folder}", f"data.path={publish(model_folder.parent / choice, choice)}"}
+        words |= {
+            "model=local",
+            f"model.path={model_folder}",
+            f"data.path={publish(model_folder.parent / choice, choice)}",
+        }
     if group == "sft" and choice != "none":
         words |= {"model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"}
-        files = publish(model_folder.parent / "ultrachat", "ultrachat_200k") / PUBLISHED["ultrachat_200k"].files["train"]
+        files = (
+            publish(model_folder.parent / "ultrachat", "ultrachat_200k")
+            / PUBLISHED["ultrachat_200k"].files["train"]
+        )
         words |= {f"sft.path={files}"}
     if (group, choice) == ("data", "local"):
         words |= {"model=local", f"model.path={model_folder}", f"data.path={pairs_file}"}
@@ -63,7 +75,9 @@ def test_every_file_in_conf_composes_and_passes(
     if (group, choice) == ("do", "bundle"):
         words |= {f"out={model_folder.parent / 'sweep.tar.gz'}"}
     if (group, choice) == ("hardware", "gpu"):
-        words |= {f"hardware.{name}=1" for name in ("peak_tflops", "memory_gb", "bandwidth_gbs")} | {"hardware.name=mine"}
+        words |= {f"hardware.{name}=1" for name in ("peak_tflops", "memory_gb", "bandwidth_gbs")} | {
+            "hardware.name=mine"
+        }
     if (group, choice) == ("judge", "local"):
         words |= {f"judge.model={model_folder}"}
     if (group, choice) == ("judge", "alpaca_eval_gpt4"):
@@ -73,7 +87,9 @@ def test_every_file_in_conf_composes_and_passes(
     if (group, choice) in (("judge", "reward_model"), ("judge", "pair_ranker")):
         words |= {f"judge.model={model_folder}"}
     if (group, choice) == ("judge", "jury"):
-        words |= {f"judge.judges={{truth: {{judge: gold}}, reward: {{judge: reward_model, model: '{model_folder}'}}}}"}
+        words |= {
+            f"judge.judges={{truth: {{judge: gold}}, reward: {{judge: reward_model, model: '{model_folder}'}}}}"
+        }
     done = opened(*words)
     assert len(done.cells) == 1
 
@@ -85,8 +101,15 @@ def test_only_paths_of_own_files_have_no_default() -> None:
         for key, value in _leaves(yaml.safe_load(path.read_text()))
         if value == "???"
     }
-    of_gpu = {f"hardware.{name}" for name in ("name", "peak_tflops", "memory_gb", "bandwidth_gbs")}  # hardware=gpu, which is any
-    assert must == of_gpu | {"model.path", "data.path", "judge.model", "judge.judges"}  # which judge is asked is nobody's default
+    of_gpu = {
+        f"hardware.{name}" for name in ("name", "peak_tflops", "memory_gb", "bandwidth_gbs")
+    }  # hardware=gpu, which is any
+    assert must == of_gpu | {
+        "model.path",
+        "data.path",
+        "judge.model",
+        "judge.judges",
+    }  # which judge is asked is nobody's default
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -107,13 +130,17 @@ def test_the_comment_of_a_key_is_the_first_sentence_of_its_docstring(path: Path)
     for key, setting in own_settings(path).items():
         meaning = known.get(key, ("", ""))[0]
         if meaning and setting.comment:
-            assert setting.comment.rstrip(".") == first_sentence(meaning), f"{key} in {path.relative_to(CONF)}"
+            assert setting.comment.rstrip(".") == first_sentence(meaning), (
+                f"{key} in {path.relative_to(CONF)}"
+            )
 
 
 @pytest.mark.parametrize("path", _yaml_files(), ids=lambda path: path.relative_to(CONF).as_posix())
 def test_every_key_has_a_comment_in_its_file_or_where_that_builds_on(path: Path) -> None:
     known = fields(path)
-    without = [key for key, setting in settings(path).items() if known.get(key, ("", ""))[0] and not setting.comment]
+    without = [
+        key for key, setting in settings(path).items() if known.get(key, ("", ""))[0] and not setting.comment
+    ]
     inherited = {key for key in without if _explained_below(path, key)}
     assert set(without) == inherited
 
@@ -121,7 +148,9 @@ def test_every_key_has_a_comment_in_its_file_or_where_that_builds_on(path: Path)
 def _explained_below(path: Path, key: str) -> bool:
     """Whether a file that this one builds on has a comment over the key."""
     below = [settings(base) for base in bases(path)]
-    return any((key in keys and keys[key].comment) for keys in below) or any(_explained_below(base, key) for base in bases(path))
+    return any((key in keys and keys[key].comment) for keys in below) or any(
+        _explained_below(base, key) for base in bases(path)
+    )
 
 
 def test_every_field_says_its_meaning_and_every_number_of_a_method_its_usual_range() -> None:
@@ -130,7 +159,15 @@ def test_every_field_says_its_meaning_and_every_number_of_a_method_its_usual_ran
         for name, field in record.model_fields.items():
             assert field.description or name in tags, f"{record.__name__}.{name} has no docstring"
     for method in config.METHODS.values():
-        for name in method.model_fields.keys() & {"beta", "betas", "gamma", "alpha", "learning_rate", "label_smoothing", "delta"}:
+        for name in method.model_fields.keys() & {
+            "beta",
+            "betas",
+            "gamma",
+            "alpha",
+            "learning_rate",
+            "label_smoothing",
+            "delta",
+        }:
             text = method.model_fields[name].description or ""
             assert re.search(r"usual [\d]|usual that of|\d for", text), f"{method.__name__}.{name}: {text}"
 
@@ -221,13 +258,18 @@ def test_a_value_out_of_range_or_of_another_type_is_refused(cell: Cell, key: str
 
 
 def test_whole_numbers_may_stand_for_fractions_and_lists_for_tuples(cell: Cell) -> None:
-    assert Cell.model_validate(_with(cell, "method.beta", 1)) == Cell.model_validate(_with(cell, "method.beta", 1.0))
+    assert Cell.model_validate(_with(cell, "method.beta", 1)) == Cell.model_validate(
+        _with(cell, "method.beta", 1.0)
+    )
     assert Cell.model_validate(_with(cell, "world.categories", ["math"])).world.categories == ("math",)  # type: ignore[union-attr]
 
 
 def test_all_impossible_combinations_are_found_at_once(cell: Cell) -> None:
     """World model and gold judge on a file; unpaired rows for DPO is the third, of the world's data."""
-    tree = cell.model_dump() | {"data": {"kind": "local", "name": "mine", "form": "unpaired"}, "method": {"name": "dpo"}}
+    tree = cell.model_dump() | {
+        "data": {"kind": "local", "name": "mine", "form": "unpaired"},
+        "method": {"name": "dpo"},
+    }
     assert [field for field, _ in misfits(tree)] == ["model", "judge", "data.form"]
     assert [field for field, _ in misfits(cell.model_dump() | {"world": None})] == ["world"]
     assert misfits(cell.model_dump()) == []

@@ -24,9 +24,23 @@ from bench.training import losses
 KINDS = by_name(*get_args(Trained), RefinedDpo)
 PAIRED = ("dpo", "cdpo", "ipo_summed", "slic", "simpo", "orpo", "cpo", "kto_pair", "sft_chosen")
 OURS = (*PAIRED, "csft", "offline_ppo", "spa")
-PPO = ("TokenLogps", "token_mean", "_next", "_discounted", "terminal_rewards", "future_rewards", "generalized_advantages", "whitened")
+PPO = (
+    "TokenLogps",
+    "token_mean",
+    "_next",
+    "_discounted",
+    "terminal_rewards",
+    "future_rewards",
+    "generalized_advantages",
+    "whitened",
+)
 PPO += ("clipped_policy_loss", "PpoLoss")
-USED_BY = {"log_odds": ("orpo",), "dpo_sft": ("dpo",), "pair_logps": PAIRED, "PairLogps": PAIRED}  # a loss of its own name otherwise
+USED_BY = {
+    "log_odds": ("orpo",),
+    "dpo_sft": ("dpo",),
+    "pair_logps": PAIRED,
+    "PairLogps": PAIRED,
+}  # a loss of its own name otherwise
 USED_BY |= dict.fromkeys(("refined_dpo", "extrapolated_logps"), ("spa",))
 USED_BY |= dict.fromkeys(PPO, ("offline_ppo",))
 SUMS = {"policy_chosen_logps", "policy_rejected_logps", "policy_chosen_mean", "policy_rejected_mean"}
@@ -64,7 +78,9 @@ def make_mutants(source: str) -> Iterator[Mutant]:
                 before = ast.unparse(node)
                 change, new = list(_changes(node))[which]
                 tree = _Replace(node, new).visit(tree)
-                name = f"{top.name}, line {getattr(node, 'lineno', 0)}: {change}: {before} -> {ast.unparse(new)}"
+                name = (
+                    f"{top.name}, line {getattr(node, 'lineno', 0)}: {change}: {before} -> {ast.unparse(new)}"
+                )
                 yield Mutant(top.name, change, name, ast.unparse(ast.fix_missing_locations(tree)))
 
 
@@ -81,25 +97,43 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
         case ast.Call(func=ast.Attribute(value=value, attr="mean" | "sum" as attr) as func):
             other = "sum" if attr == "mean" else "mean"
             argument = value if attr == "mean" else _call(value, "float")
-            yield f"{other} for {attr}", ast.Call(ast.Attribute(argument, other, func.ctx), node.args, node.keywords)
+            yield (
+                f"{other} for {attr}",
+                ast.Call(ast.Attribute(argument, other, func.ctx), node.args, node.keywords),
+            )
             if attr == "mean":
                 yield "detached", _call(node, "detach")
         case ast.Call(func=ast.Attribute(value=value, attr="clamp")):
             yield "clamp dropped", value
             yield "detached", _call(node, "detach")
-        case ast.Call(func=ast.Attribute(attr="relu" | "sigmoid" | "expm1" | "log" | "rsqrt") | ast.Name(id="logsigmoid")):
-            yield "clamp dropped" if ast.unparse(node.func).endswith("relu") else "function dropped", node.args[0]
+        case ast.Call(
+            func=ast.Attribute(attr="relu" | "sigmoid" | "expm1" | "log" | "rsqrt")
+            | ast.Name(id="logsigmoid")
+        ):
+            yield (
+                "clamp dropped" if ast.unparse(node.func).endswith("relu") else "function dropped",
+                node.args[0],
+            )
         case ast.Call(func=ast.Attribute(value=value, attr="exp" | "detach" as attr)):
             yield "detach dropped" if attr == "detach" else "function dropped", value
         case ast.Call(func=ast.Name(id="whitened" | "_next" | "_discounted" as name), args=[argument, *_]):
             yield "whitening dropped" if name == "whitened" else "function dropped", argument
         case ast.Call(func=ast.Attribute(value=value, attr="maximum") as func):
-            yield "minimum for maximum", ast.Call(ast.Attribute(value, "minimum", func.ctx), node.args, node.keywords)
+            yield (
+                "minimum for maximum",
+                ast.Call(ast.Attribute(value, "minimum", func.ctx), node.args, node.keywords),
+            )
         case ast.Call(func=ast.Attribute(attr="where"), args=[label, yes, no]):
             yield "desirable for undesirable", ast.Call(node.func, [label, no, yes], node.keywords)
-        case ast.Attribute(attr=attr, ctx=ast.Load()) if (other := _other_side(attr)) != attr or attr in POLICY:
+        case ast.Attribute(attr=attr, ctx=ast.Load()) if (
+            other := _other_side(attr)
+        ) != attr or attr in POLICY:
             if other != attr:
-                change = "policy for reference" if {attr, other} == {"policy_logps", "ref_logps"} else "chosen for rejected"
+                change = (
+                    "policy for reference"
+                    if {attr, other} == {"policy_logps", "ref_logps"}
+                    else "chosen for rejected"
+                )
                 yield change, ast.Attribute(node.value, other, node.ctx)
             if attr in POLICY:
                 yield "detached", _call(node, "detach")
@@ -165,7 +199,9 @@ def main() -> int:
             for check in quick_checks(bench, KINDS[name]):
                 if not check.passed:
                     raise AssertionError(f"{name}: {check.name} fails without a mutant")
-        found = [(mutant, killed(mutant, bench)) for mutant in make_mutants(Path(losses.__file__).read_text())]
+        found = [
+            (mutant, killed(mutant, bench)) for mutant in make_mutants(Path(losses.__file__).read_text())
+        ]
     finally:
         bench.close()
     changes, by = Counter(mutant.change for mutant, _ in found), Counter(check for _, check in found if check)

@@ -11,7 +11,18 @@ import mutants
 import pytest
 
 from bench.config import METHODS as ALL
-from bench.config import Dpo, IterativeDpo, Kto, OfflinePpo, RefinedDpo, SelfRewarding, Spa, Spin, Trained, name_of
+from bench.config import (
+    Dpo,
+    IterativeDpo,
+    Kto,
+    OfflinePpo,
+    RefinedDpo,
+    SelfRewarding,
+    Spa,
+    Spin,
+    Trained,
+    name_of,
+)
 from bench.conformance.checks import KINDS, Bench, Check, Kind, method
 from bench.conformance.references import GOLDEN_ROW, HALOS, PPO_ROW, REFERENCES, Row
 from bench.conformance.table import METHODS, checks_of, facts_of, print_table
@@ -27,23 +38,39 @@ def test_a_method_is_what_its_paper_says(trainers: Bench, kind: Kind) -> None:
 
 
 def test_every_method_has_a_reference_settings_and_facts() -> None:
-    loops = {IterativeDpo, Spin, SelfRewarding}  # whose trainings are dpo's and sft_chosen's; spa's is RefinedDpo
+    loops = {
+        IterativeDpo,
+        Spin,
+        SelfRewarding,
+    }  # whose trainings are dpo's and sft_chosen's; spa's is RefinedDpo
     trained = {kind for kind in ALL.values() if kind.trains} - loops - {Spa} | {RefinedDpo}
     assert trained == set(METHODS) and all(facts_of(kind).equation for kind in METHODS)
     assert set(KINDS) == set(REFERENCES) == {*get_args(Trained), RefinedDpo}  # best_of_n's are in reward.py
-    assert all((reference.at_first_step is not None) == kind.has_reference for kind, reference in REFERENCES.items())
+    assert all(
+        (reference.at_first_step is not None) == kind.has_reference for kind, reference in REFERENCES.items()
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "settings", "golden"),
     [
         (Dpo, {"beta": 0.1, "sft_weight": 0.5}, 1.5130152524),  # 0.5130152524 + 0.5 x 20 / 10
-        (Kto, {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 4 / 3}, 0.5387564594),
-        (Kto, {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 0.5}, 0.6400302625),
+        (
+            Kto,
+            {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 4 / 3},
+            0.5387564594,
+        ),
+        (
+            Kto,
+            {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "weight_ratio": 0.5},
+            0.6400302625,
+        ),
         (OfflinePpo, {"clip": 0.25, **HALOS}, -0.6975033523),
     ],
 )
-def test_golden_values_of_further_settings(trainers: Bench, kind: Kind, settings: dict[str, float], golden: float) -> None:
+def test_golden_values_of_further_settings(
+    trainers: Bench, kind: Kind, settings: dict[str, float], golden: float
+) -> None:
     """KTO: half of 4/3 x 0.5249791875 + 0.3775406688, of 0.5249791875 + 2 x 0.3775406688. Offline PPO with the paper's clip: no ratio is
     cut, so the policy's part is the mean of -1.5 x .7309897465, -2.25 x .6829518251 and .4 x 1.4139415716, -.6891831992."""
     row = PPO_ROW if kind is OfflinePpo else GOLDEN_ROW
@@ -58,7 +85,10 @@ def test_a_number_that_is_none_does_not_pass() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.couples_rows], ids=name_of)
 def test_rows_of_kto_are_coupled_through_their_batch(trainers: Bench, kind: Kind) -> None:
     """Which is why batch size and accumulation are part of them: the mean over two halves is another number."""
-    rows = [Row(-20, -30, -26, -28, 10, 12, -40, -40, -43, -43), Row(-20, -30, -18, -39, 9, 4, -40, -40, -42, -31)]
+    rows = [
+        Row(-20, -30, -26, -28, 10, 12, -40, -40, -43, -43),
+        Row(-20, -30, -18, -39, 9, 4, -40, -40, -42, -31),
+    ]
     m = method(kind, REFERENCES[kind].settings[0])
     whole = trainers.prescribed(m, rows)[0].item()
     halves = sum(trainers.prescribed(m, [row])[0].item() for row in rows) / 2
@@ -72,8 +102,22 @@ def test_every_mutant_of_the_losses_is_killed(trainers: Bench, capsys: pytest.Ca
         print(f"\n{len(found) - len(survivors)} of {len(found)} mutants of losses.py killed")
     assert survivors == []
     changes = Counter(mutant.change for mutant in found)
-    wanted = {"sign", "mean for sum", "sum for mean", "clamp dropped", "detached", "chosen for rejected", "number"}
-    wanted |= {"detach dropped", "whitening dropped", "desirable for undesirable", "policy for reference", "minimum for maximum"}
+    wanted = {
+        "sign",
+        "mean for sum",
+        "sum for mean",
+        "clamp dropped",
+        "detached",
+        "chosen for rejected",
+        "number",
+    }
+    wanted |= {
+        "detach dropped",
+        "whitening dropped",
+        "desirable for undesirable",
+        "policy for reference",
+        "minimum for maximum",
+    }
     assert wanted <= set(changes)
     assert {mutant.function for mutant in found} >= {
         "cdpo",

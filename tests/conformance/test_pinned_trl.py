@@ -16,7 +16,18 @@ from bench.conformance.checks import Bench, method, random_rows
 from bench.conformance.references import Row
 from bench.conformance.table import TRL_VERSION
 
-DPO_LOSSES = {"sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"}
+DPO_LOSSES = {
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+}
 DPO_LOSSES |= {"apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"}
 
 
@@ -30,7 +41,9 @@ def test_which_losses_there_are() -> None:
     assert KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"] == ["kto", "apo_zero_unpaired"]
 
 
-@pytest.mark.parametrize(("name", "there"), [("cpo", True), ("orpo", True), ("online_dpo", True), ("ppo", False), ("bco", False)])
+@pytest.mark.parametrize(
+    ("name", "there"), [("cpo", True), ("orpo", True), ("online_dpo", True), ("ppo", False), ("bco", False)]
+)
 def test_which_experimental_trainers_there_are(name: str, there: bool) -> None:
     assert (importlib.util.find_spec(f"trl.experimental.{name}") is not None) == there
 
@@ -38,7 +51,14 @@ def test_which_experimental_trainers_there_are(name: str, there: bool) -> None:
 @pytest.mark.parametrize("config", [DPOConfig, KTOConfig])
 def test_defaults(config: type) -> None:
     defaults = {name: field.default for name, field in config.__dataclass_fields__.items()}  # type: ignore[attr-defined]
-    wanted = {"beta": 0.1, "learning_rate": 1e-6, "max_length": 1024, "disable_dropout": True, "gradient_checkpointing": True, "bf16": None}
+    wanted = {
+        "beta": 0.1,
+        "learning_rate": 1e-6,
+        "max_length": 1024,
+        "disable_dropout": True,
+        "gradient_checkpointing": True,
+        "bf16": None,
+    }
     assert {name: defaults[name] for name in wanted} == wanted  # bf16 None: on
     assert "max_prompt_length" not in defaults
 

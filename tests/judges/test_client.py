@@ -47,17 +47,34 @@ ASKING = Asking(
     prices=None,
     tokenizer=None,
 )
-ROW = {"models": ["j"], "prompt": 1e6, "completion": 0.0, "date": "2026-01-01", "source": "made up", "batch": 0.5}
+ROW = {
+    "models": ["j"],
+    "prompt": 1e6,
+    "completion": 0.0,
+    "date": "2026-01-01",
+    "source": "made up",
+    "batch": 0.5,
+}
 PRICE = Price.model_validate(ROW, strict=False)
 
 
 def asker(endpoint: Endpoint, folder: Path, price: Price | None = None, **changes: Any) -> client.Endpoint:
     asking = ASKING.model_copy(update=changes)
-    return client.Endpoint(asking, endpoint.url, Journal(folder / "s.work"), Ledger(folder / "spending.jsonl"), "s", ("s",), price)
+    return client.Endpoint(
+        asking,
+        endpoint.url,
+        Journal(folder / "s.work"),
+        Ledger(folder / "spending.jsonl"),
+        "s",
+        ("s",),
+        price,
+    )
 
 
 def requests(n: int) -> list[Request]:
-    return [Request([{"role": "user", "content": f"q{i}"}], {"model": "j", "max_tokens": 1}) for i in range(n)]
+    return [
+        Request([{"role": "user", "content": f"q{i}"}], {"model": "j", "max_tokens": 1}) for i in range(n)
+    ]
 
 
 def silent(*_: int) -> None: ...
@@ -67,7 +84,9 @@ def content(body: Mapping[str, Any]) -> str:
     return body["messages"][-1]["content"]
 
 
-def test_replies_come_in_the_order_of_the_requests_and_no_more_at_once_than_allowed(serve: Serve, tmp_path: Path) -> None:
+def test_replies_come_in_the_order_of_the_requests_and_no_more_at_once_than_allowed(
+    serve: Serve, tmp_path: Path
+) -> None:
     endpoint = serve(lambda body: (time.sleep(0.02), content(body).upper())[1])
     replies = asker(endpoint, tmp_path).ask(requests(20), silent)
     assert [reply.text for reply in replies] == [f"Q{i}" for i in range(20)]
@@ -105,9 +124,14 @@ def test_a_date_in_retry_after_is_read() -> None:
 
 
 def test_an_endpoint_that_asks_for_an_hour_has_no_reply_for_this_run(serve: Serve, tmp_path: Path) -> None:
-    endpoint = serve(lambda body: Answer(429, "{}", {"Retry-After": "3600"}) if content(body) == "q1" else content(body))
+    endpoint = serve(
+        lambda body: Answer(429, "{}", {"Retry-After": "3600"}) if content(body) == "q1" else content(body)
+    )
     began = time.monotonic()
-    with pytest.raises(JudgeUnfinished, match=r"answered 429: \{\}, and asks to wait 3600 s .* The 1 replies that came are kept"):
+    with pytest.raises(
+        JudgeUnfinished,
+        match=r"answered 429: \{\}, and asks to wait 3600 s .* The 1 replies that came are kept",
+    ):
         asker(endpoint, tmp_path, concurrency=1).ask(requests(2), silent)
     assert time.monotonic() - began < 5
     assert sum(content(body) == "q1" for body in endpoint.asked) == 1
@@ -115,7 +139,12 @@ def test_an_endpoint_that_asks_for_an_hour_has_no_reply_for_this_run(serve: Serv
 
 @pytest.mark.parametrize(
     "trouble",
-    [Answer(500, "oops"), Answer(503, "<html>busy</html>"), Answer(200, "<html>a proxy</html>"), Answer(200, '{"error": "none"}')],
+    [
+        Answer(500, "oops"),
+        Answer(503, "<html>busy</html>"),
+        Answer(200, "<html>a proxy</html>"),
+        Answer(200, '{"error": "none"}'),
+    ],
 )
 def test_what_may_pass_is_tried_again(serve: Serve, tmp_path: Path, trouble: Answer) -> None:
     seen: dict[str, int] = {}
@@ -141,7 +170,10 @@ def test_a_timeout_and_a_closed_port_leave_the_stage_unfinished(serve: Serve, tm
 
 def test_the_next_run_asks_only_for_what_is_missing(serve: Serve, tmp_path: Path) -> None:
     broken = serve(lambda body: Answer(500, "down") if content(body) in ("q1", "q4") else content(body))
-    with pytest.raises(JudgeUnfinished, match=r"2 of 6 requests got no reply after 2 attempts .* The 4 replies that came are kept"):
+    with pytest.raises(
+        JudgeUnfinished,
+        match=r"2 of 6 requests got no reply after 2 attempts .* The 4 replies that came are kept",
+    ):
         asker(broken, tmp_path, attempts=2).ask(requests(6), silent)
     with (tmp_path / "s.work" / "journal.jsonl").open("a") as file:
         file.write('{"request": "cut sho')  # as a kill leaves it
@@ -152,8 +184,12 @@ def test_the_next_run_asks_only_for_what_is_missing(serve: Serve, tmp_path: Path
     assert len(Journal(tmp_path / "s.work").replies) == 6  # the line after the broken one is whole
 
 
-def test_a_refused_request_is_final_and_a_refused_key_ends_the_stage(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    endpoint = serve(lambda body: Answer(400, '{"error": "too long"}') if content(body) == "q1" else content(body))
+def test_a_refused_request_is_final_and_a_refused_key_ends_the_stage(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = serve(
+        lambda body: Answer(400, '{"error": "too long"}') if content(body) == "q1" else content(body)
+    )
     replies = asker(endpoint, tmp_path).ask(requests(3), silent)
     assert replies[1].error == 'the endpoint refused the request with 400: {"error": "too long"}'
     assert len(endpoint.asked) == 3
@@ -169,7 +205,9 @@ def test_a_refused_request_is_final_and_a_refused_key_ends_the_stage(serve: Serv
 
 def test_when_every_request_is_refused_nothing_is_final(serve: Serve, tmp_path: Path) -> None:
     with pytest.raises(JudgeRefused, match=r"All requests were refused\. The first: .*400"):
-        asker(serve(lambda _: Answer(400, "max_tokens is not a parameter")), tmp_path).ask(requests(3), silent)
+        asker(serve(lambda _: Answer(400, "max_tokens is not a parameter")), tmp_path).ask(
+            requests(3), silent
+        )
     assert Journal(tmp_path / "s.work").replies == {}
 
 
@@ -179,7 +217,10 @@ def test_when_every_request_is_refused_nothing_is_final(serve: Serve, tmp_path: 
 def test_a_budget_is_never_passed_and_the_same_command_goes_on(serve: Serve, tmp_path: Path) -> None:
     """A prompt of one word costs $1 here, and can cost 18 before it is counted (a byte is a token at most, 16 a message)."""
     endpoint = serve(content)
-    with pytest.raises(OverBudget, match=r"\$3\.0000 of judge\.budget_dollars=20 are spent, and the next request can cost \$18\.0000"):
+    with pytest.raises(
+        OverBudget,
+        match=r"\$3\.0000 of judge\.budget_dollars=20 are spent, and the next request can cost \$18\.0000",
+    ):
         asker(endpoint, tmp_path, PRICE, budget_dollars=20.0).ask(requests(10), silent)
     assert len(endpoint.asked) == 3  # 2 + 18 <= 20, and 3 + 18 > 20
     assert Ledger(tmp_path / "spending.jsonl").total(["s"]) == pytest.approx(3.0)
@@ -199,9 +240,13 @@ def test_stages_that_share_a_budget_count_each_others_spending(serve: Serve, tmp
     assert ledger.total(["s", "other"]) == 20.0
 
 
-def test_failed_requests_cost_nothing_and_those_that_timed_out_stay_counted(serve: Serve, tmp_path: Path) -> None:
+def test_failed_requests_cost_nothing_and_those_that_timed_out_stay_counted(
+    serve: Serve, tmp_path: Path
+) -> None:
     with pytest.raises(JudgeUnfinished):
-        asker(serve(lambda _: Answer(500)), tmp_path, PRICE, budget_dollars=100.0, attempts=1).ask(requests(1), silent)
+        asker(serve(lambda _: Answer(500)), tmp_path, PRICE, budget_dollars=100.0, attempts=1).ask(
+            requests(1), silent
+        )
     assert Ledger(tmp_path / "spending.jsonl").total(["s"]) == 0.0
     slow = serve(lambda _: Answer(200, "{}", delay_s=1.0))
     with pytest.raises(JudgeUnfinished):
@@ -216,15 +261,21 @@ def test_two_served_models_are_not_pooled(serve: Serve, tmp_path: Path) -> None:
     endpoint = serve(lambda body: Said("x", model=f"model-{content(body) == 'q1'}"))
     asking = asker(endpoint, tmp_path)
     replies = asking.ask(requests(3), silent)
-    with pytest.raises(ServedModelsDiffer, match=r"model-False and model-True\. Verdicts of two models must not be mixed"):
+    with pytest.raises(
+        ServedModelsDiffer, match=r"model-False and model-True\. Verdicts of two models must not be mixed"
+    ):
         check_served(replies, requests(3), asking.journal)
 
 
-def test_a_batch_file_is_sent_waited_for_over_runs_and_read(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_file_is_sent_waited_for_over_runs_and_read(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "BATCH_POLL_S", 0.1)
     endpoint = serve(lambda body: Answer(400, "no") if content(body) == "q2" else content(body))
     endpoint.batch_status = "in_progress"
-    with pytest.raises(JudgeUnfinished, match=r"Batch batch-0 is still in_progress\. Run the same command later"):
+    with pytest.raises(
+        JudgeUnfinished, match=r"Batch batch-0 is still in_progress\. Run the same command later"
+    ):
         asker(endpoint, tmp_path, PRICE, batch_wait_s=0.3).ask(requests(3), silent)
     endpoint.batch_status = "completed"
     replies = asker(endpoint, tmp_path, PRICE, batch_wait_s=5.0).ask(requests(3), silent)
@@ -233,10 +284,14 @@ def test_a_batch_file_is_sent_waited_for_over_runs_and_read(serve: Serve, tmp_pa
     assert replies[2].error and "400" in replies[2].error
     assert replies[0].dollars == pytest.approx(0.5)  # half the price
     sent = [json.loads(line) for line in endpoint.files["file-0"].splitlines()]
-    assert sent[0]["url"] == "/v1/chat/completions" and sent[0]["body"]["messages"] == [{"role": "user", "content": "q0"}]
+    assert sent[0]["url"] == "/v1/chat/completions" and sent[0]["body"]["messages"] == [
+        {"role": "user", "content": "q0"}
+    ]
 
 
-def test_a_budget_cuts_a_batch_into_files_that_fit(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_cuts_a_batch_into_files_that_fit(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each request can cost 9 at half the price and costs 0.5: of 20 dollars two at a time, then two more."""
     monkeypatch.setattr(client, "BATCH_POLL_S", 0.1)
     endpoint = serve(content)
@@ -246,14 +301,18 @@ def test_a_budget_cuts_a_batch_into_files_that_fit(serve: Serve, tmp_path: Path,
     assert Ledger(tmp_path / "spending.jsonl").total(["s"]) == pytest.approx(2.0)
 
 
-def test_odd_texts_are_replies_like_others(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_texts_are_replies_like_others(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Half a surrogate pair, as of a reply that was cut, and line separators that are none of JSONL's; also in a batch file."""
     monkeypatch.setattr(client, "BATCH_POLL_S", 0.1)
     cut = "a\ud83d"
     endpoint = serve(lambda body: cut if content(body) == "q0" else "x\u2028y\x85z")
     for folder, more in (("asked", {}), ("again", {}), ("batch", {"batch_wait_s": 5.0})):
         cut = "a\ud83d" if folder != "batch" else "a?"  # this endpoint's own files are UTF-8
-        replies = asker(endpoint, tmp_path / folder.replace("again", "asked"), **more).ask(requests(2), silent)
+        replies = asker(endpoint, tmp_path / folder.replace("again", "asked"), **more).ask(
+            requests(2), silent
+        )
         assert [reply.text for reply in replies] == ["a?", "x\u2028y\x85z"]
     assert len(endpoint.asked) == 2
 
@@ -273,13 +332,22 @@ def test_a_batch_that_the_endpoint_does_not_know_says_the_way_out(serve: Serve, 
     endpoint = serve(content)
     asking = asker(endpoint, tmp_path, batch_wait_s=5.0)
     sent.replace(asking.journal.path.with_name("batch.json"))
-    with pytest.raises(JudgeRefused, match=r"has no batch batch-of-another.*or delete .*batch\.json to send it again and pay again"):
+    with pytest.raises(
+        JudgeRefused,
+        match=r"has no batch batch-of-another.*or delete .*batch\.json to send it again and pay again",
+    ):
         asking.ask(requests(1), silent)
     assert not endpoint.batches
 
 
-def test_a_batch_line_that_is_no_completion_is_sent_again(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_line_that_is_no_completion_is_sent_again(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "BATCH_POLL_S", 0.1)
-    endpoint = serve(lambda body: Answer(200, "nothing") if content(body) == "q1" and len(endpoint.batches) == 1 else content(body))
+    endpoint = serve(
+        lambda body: (
+            Answer(200, "nothing") if content(body) == "q1" and len(endpoint.batches) == 1 else content(body)
+        )
+    )
     replies = asker(endpoint, tmp_path, batch_wait_s=5.0).ask(requests(2), silent)
     assert [reply.text for reply in replies] == ["q0", "q1"] and len(endpoint.batches) == 2

@@ -46,8 +46,15 @@ generated = settings(
 WEIGHTED: dict[str, Any] = {"numerator_token": "m", "denominator_tokens": ["m", "M"], "is_binarize": False}
 
 # A bare `[`, `<` or `◁` would be a mark; words of marks stand in MARKS.
-PLAIN = st.text(st.sampled_from(string.ascii_letters + string.digits + " .,:;!?\n\t()*_-/éß中😀\u2028\x00"), max_size=60).filter(
-    lambda text: not any(word in text.lower() for word in ("analysis", "final", "thought process", "response:", "rating", "score"))
+PLAIN = st.text(
+    st.sampled_from(string.ascii_letters + string.digits + " .,:;!?\n\t()*_-/éß中😀\u2028\x00"), max_size=60
+).filter(
+    lambda text: (
+        not any(
+            word in text.lower()
+            for word in ("analysis", "final", "thought process", "response:", "rating", "score")
+        )
+    )
 )
 MARKS = [
     ("<think>", "</think>"),
@@ -74,13 +81,19 @@ def deliberation(draw: st.DrawFn) -> str:
 
 # What is kept ---------------------------------------------------------------------------------------------------------
 
-NUMBERS = st.one_of(st.integers(-5, 5), st.floats(allow_nan=True), st.sampled_from([10**400, 1e308, -0.0, 1e-300]))
+NUMBERS = st.one_of(
+    st.integers(-5, 5), st.floats(allow_nan=True), st.sampled_from([10**400, 1e308, -0.0, 1e-300])
+)
 JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.sampled_from(["m", "[[9]]", "text"])),
+    st.one_of(
+        st.none(), st.booleans(), NUMBERS, st.text(max_size=8), st.sampled_from(["m", "[[9]]", "text"])
+    ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(
-            st.sampled_from(["content", "text", "type", "token", "logprob", "top_logprobs", "function", "arguments", "x"]),
+            st.sampled_from(
+                ["content", "text", "type", "token", "logprob", "top_logprobs", "function", "arguments", "x"]
+            ),
             inner,
             max_size=3,
         ),
@@ -90,9 +103,21 @@ JSON = st.recursive(
 
 
 def well() -> dict[str, Any]:
-    tokens = [{"token": "m", "logprob": -0.2, "top_logprobs": [{"token": "m", "logprob": -0.2}, {"token": "M", "logprob": -1.7}]}]
+    tokens = [
+        {
+            "token": "m",
+            "logprob": -0.2,
+            "top_logprobs": [{"token": "m", "logprob": -0.2}, {"token": "M", "logprob": -1.7}],
+        }
+    ]
     function = {"name": "f", "arguments": "{}"}
-    message = {"role": "assistant", "content": "m", "refusal": None, "reasoning_content": None, "tool_calls": [{"function": function}]}
+    message = {
+        "role": "assistant",
+        "content": "m",
+        "refusal": None,
+        "reasoning_content": None,
+        "tool_calls": [{"function": function}],
+    }
     choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": {"content": tokens}}
     return {"model": "x", "choices": [choice], "usage": {"prompt_tokens": 2, "completion_tokens": 1}}
 
@@ -132,8 +157,16 @@ def check_readings(readings: list[Reading]) -> None:
         assert reading.value is None or low <= reading.value <= high
         assert reading.expected is None or 1 - 1e-9 <= reading.expected <= 10 + 1e-9
         assert all(math.isfinite(logprob) for logprob in (reading.top_logprobs or {}).values())
-        verdict = Verdict("i", "j", unscored=reading.why, rating=None if reading.why else 5.0, calls=[Call("j", None, "", "", {})])
-        assert sum(count_reasons([verdict]).values()) == bool(reading.why) and count_reasons([verdict]).keys() <= {*REASONS, UNREADABLE}
+        verdict = Verdict(
+            "i",
+            "j",
+            unscored=reading.why,
+            rating=None if reading.why else 5.0,
+            calls=[Call("j", None, "", "", {})],
+        )
+        assert sum(count_reasons([verdict]).values()) == bool(reading.why) and count_reasons(
+            [verdict]
+        ).keys() <= {*REASONS, UNREADABLE}
         assert not (reading.why or "").startswith(UNREADABLE), reading.why  # a reader that raised
 
 
@@ -147,7 +180,10 @@ def test_whatever_comes_is_a_reply_that_is_kept_and_read_or_none(body: Any) -> N
     except NotACompletion as error:
         assert str(error)
         return
-    assert reply_from_row(reply.to_json()) == reply and reply_of(json.loads(json.dumps(read_body(text)))) == reply
+    assert (
+        reply_from_row(reply.to_json()) == reply
+        and reply_of(json.loads(json.dumps(read_body(text)))) == reply
+    )
     for token in reply.tokens or ():
         assert all(top["logprob"] <= 0.01 and math.isfinite(top["logprob"]) for top in token["top_logprobs"])
     counts = [count for count in (reply.prompt_tokens, reply.completion_tokens) if count is not None]
@@ -192,7 +228,10 @@ def test_the_last_verdict_behind_the_thinking_is_read(
     opened, closed = marks or ("", "")
     text = f"{opened}{thought if marks else ''}{closed}{before} {verdict}{after}"
     pieces = [text[i : i + parts] for i in range(0, len(text), parts)]
-    tokens = [{"token": piece, "logprob": -0.1, "top_logprobs": [{"token": piece, "logprob": -0.1}]} for piece in pieces]
+    tokens = [
+        {"token": piece, "logprob": -0.1, "top_logprobs": [{"token": piece, "logprob": -0.1}]}
+        for piece in pieces
+    ]
     reply = Reply(text, tokens=tokens, finish_reason="length" if cut else "stop")
     readings = read_all(reply)
     check_readings(readings)
@@ -208,14 +247,20 @@ def test_the_last_verdict_behind_the_thinking_is_read(
 
 
 @generated
-@given(marks=st.sampled_from([marks for marks in MARKS if marks[0]]), thought=deliberation(), cut=st.booleans())
+@given(
+    marks=st.sampled_from([marks for marks in MARKS if marks[0]]), thought=deliberation(), cut=st.booleans()
+)
 def test_thinking_without_an_end_is_never_read(marks: tuple[str, str], thought: str, cut: bool) -> None:
     text = f"{marks[0]}{thought}"
     readings = read_all(Reply(text, finish_reason="length" if cut else "stop"))
     check_readings(readings)
-    assert all(reading.why and reading.why.startswith(("its thinking", "the reply was cut")) for reading in readings)
+    assert all(
+        reading.why and reading.why.startswith(("its thinking", "the reply was cut")) for reading in readings
+    )
     assert after_thinking(text) is None
-    assert all(read_reply(prompt, text) is None for prompt in ("additive", "criteria", "multiple_choice", "pairwise"))
+    assert all(
+        read_reply(prompt, text) is None for prompt in ("additive", "criteria", "multiple_choice", "pairwise")
+    )
 
 
 @generated
@@ -226,8 +271,16 @@ def test_thinking_without_an_end_is_never_read(marks: tuple[str, str], thought: 
 )
 def test_a_vote_is_the_share_of_its_letter(m: float, other: float | None, space: str) -> None:
     """A log-prob that is none is a probability of 0."""
-    tops = [{"token": f"{space}m", "logprob": m}, {"token": f"{space}M", "logprob": other}, {"token": "x", "logprob": -1.0}]
-    body = well() | {"choices": [{"message": {"content": "m"}, "logprobs": {"content": [{**tops[0], "top_logprobs": tops}]}}]}
+    tops = [
+        {"token": f"{space}m", "logprob": m},
+        {"token": f"{space}M", "logprob": other},
+        {"token": "x", "logprob": -1.0},
+    ]
+    body = well() | {
+        "choices": [
+            {"message": {"content": "m"}, "logprobs": {"content": [{**tops[0], "top_logprobs": tops}]}}
+        ]
+    }
     reading = read_preference(reply_of(read_body(json.dumps(body))), "logprob_parser", WEIGHTED)
     odds = 0.0 if other is None or not math.isfinite(other) else math.exp(other - m)
     assert reading.value == pytest.approx(odds / (1 + odds), abs=1e-12) and not reading.from_text
@@ -244,8 +297,15 @@ ROWS = st.fixed_dictionaries(
 
 
 @generated
-@given(rows=st.lists(ROWS, min_size=1, max_size=4), place=st.integers(0), bit=st.integers(0, 7), cut=st.booleans())
-def test_a_journal_holds_what_was_written_or_nothing_of_it(rows: list[dict[str, Any]], place: int, bit: int, cut: bool) -> None:
+@given(
+    rows=st.lists(ROWS, min_size=1, max_size=4),
+    place=st.integers(0),
+    bit=st.integers(0, 7),
+    cut=st.booleans(),
+)
+def test_a_journal_holds_what_was_written_or_nothing_of_it(
+    rows: list[dict[str, Any]], place: int, bit: int, cut: bool
+) -> None:
     """A bit flips anywhere, or the rest is lost: no reply is another than it was."""
     whole = b"".join(map(encode, rows))
     known: dict[str, set[str]] = {}
@@ -263,7 +323,11 @@ def test_a_journal_holds_what_was_written_or_nothing_of_it(rows: list[dict[str, 
 
 
 @generated
-@given(amounts=st.lists(st.floats(0.01, 100), min_size=1, max_size=5), place=st.integers(0), bit=st.integers(0, 7))
+@given(
+    amounts=st.lists(st.floats(0.01, 100), min_size=1, max_size=5),
+    place=st.integers(0),
+    bit=st.integers(0, 7),
+)
 def test_a_damaged_ledger_never_counts_less(amounts: list[float], place: int, bit: int) -> None:
     """Amounts that differ by no more than the largest: a line that is lost counts as that one. (A line that stands alone has no other.)"""
     with tempfile.TemporaryDirectory() as folder:

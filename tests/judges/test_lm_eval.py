@@ -71,13 +71,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def own(place: Path, *words: str) -> tuple[str, ...]:
-    data = ("data=local", f"data.path={place / 'pairs.jsonl'}", "data.heldout_fraction=0.25", "data.n_kl_prompts=4")
+    data = (
+        "data=local",
+        f"data.path={place / 'pairs.jsonl'}",
+        "data.heldout_fraction=0.25",
+        "data.n_kl_prompts=4",
+    )
     every = (f"model={place / 'model'}", *data, "method=dpo", "judge=none", *words)
-    return tuple({word.partition("=")[0]: word for word in every}.values())  # a later word replaces an earlier one
+    return tuple(
+        {word.partition("=")[0]: word for word in every}.values()
+    )  # a later word replaces an earlier one
 
 
 def asked(place: Path, *words: str) -> tuple[str, ...]:
-    return own(place, "forgetting=lm_eval", "forgetting.tasks=[fruit]", f"forgetting.include_path={place / 'tasks'}", *words)
+    return own(
+        place,
+        "forgetting=lm_eval",
+        "forgetting.tasks=[fruit]",
+        f"forgetting.include_path={place / 'tasks'}",
+        *words,
+    )
 
 
 # Asked for ------------------------------------------------------------------------------------------------------------
@@ -92,21 +105,31 @@ def test_shots_stand_behind_a_tasks_name() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm_eval is installed")
-def test_a_run_without_the_package_is_refused_and_a_plan_is_not(problems: Callable[..., list[str]], place: Path) -> None:
+def test_a_run_without_the_package_is_refused_and_a_plan_is_not(
+    problems: Callable[..., list[str]], place: Path
+) -> None:
     (problem,) = problems(*asked(place))
-    assert "forgetting=lm_eval needs lm-evaluation-harness, which is not installed here: pip install" in problem
+    assert (
+        "forgetting=lm_eval needs lm-evaluation-harness, which is not installed here: pip install" in problem
+    )
     assert len(plans(*asked(place, "do=plan"))) == 2
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("forgetting.include_path=/nowhere",), "forgetting.include_path must be a folder of task files (YAML), got /nowhere"),
+        (
+            ("forgetting.include_path=/nowhere",),
+            "forgetting.include_path must be a folder of task files (YAML), got /nowhere",
+        ),
         (("forgetting.tasks=[]",), "forgetting.tasks"),
         (("forgetting.tasks=[arc@many]",), "forgetting.tasks"),
         (("forgetting.tasks=[arc@0,gsm8k,arc@25]",), "tasks must name a task once, got arc twice"),
         (("forgetting.limit=0",), "forgetting.limit must be >= 1"),
-        (("method=csft",), "method=csft needs a control token after every prompt, and lm_eval does not write one"),
+        (
+            ("method=csft",),
+            "method=csft needs a control token after every prompt, and lm_eval does not write one",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_said_at_the_door(
@@ -116,7 +139,9 @@ def test_what_cannot_be_asked_is_said_at_the_door(
     assert any(said in problem for problem in found), found
 
 
-def test_a_chat_template_is_needed_where_it_is_asked_for(problems: Callable[..., list[str]], place: Path, tmp_path: Path) -> None:
+def test_a_chat_template_is_needed_where_it_is_asked_for(
+    problems: Callable[..., list[str]], place: Path, tmp_path: Path
+) -> None:
     make_model(tmp_path / "plain", chat_template=False)
     words = [*asked(place, "do=plan", "forgetting.chat_template=true")[1:], f"model={tmp_path / 'plain'}"]
     assert any("has no chat template" in problem for problem in problems(*words))
@@ -144,7 +169,10 @@ def test_an_adapters_tasks_are_asked_beside_its_base(place: Path) -> None:
 
 @pytest.mark.parametrize("setting", ["tasks=[fruit@2]", "limit=3", "chat_template=true", "batch_size=3"])
 def test_what_is_asked_is_in_the_key(place: Path, setting: str) -> None:
-    (_, one), (_, other) = plans(*asked(place, "do=plan")), plans(*asked(place, "do=plan", f"forgetting.{setting}"))
+    (_, one), (_, other) = (
+        plans(*asked(place, "do=plan")),
+        plans(*asked(place, "do=plan", f"forgetting.{setting}")),
+    )
     assert one.roles["tasks"].key != other.roles["tasks"].key
     assert one.roles["train"].key == other.roles["train"].key
 
@@ -163,7 +191,13 @@ def test_own_tasks_count_by_content(place: Path, tmp_path: Path) -> None:
 
 
 def result(task: str, metric: str, value: float, error: float | None = 0.05, **more: Any) -> TaskResult:
-    usual: dict[str, Any] = {"n": 100, "higher_is_better": True, "shots": 5, "version": "1.0", "harness": "0.4.13"}
+    usual: dict[str, Any] = {
+        "n": 100,
+        "higher_is_better": True,
+        "shots": 5,
+        "version": "1.0",
+        "harness": "0.4.13",
+    }
     usual |= {"asked": "ab", "shown": True}
     return TaskResult(task, metric, value, error, **usual | more)
 
@@ -171,11 +205,18 @@ def result(task: str, metric: str, value: float, error: float | None = 0.05, **m
 def test_a_tasks_numbers_are_told_with_their_errors_and_its_parts_are_not(tmp_path: Path) -> None:
     """t at 99 degrees of freedom: 1.98422; 0.5 ± 1.98422 · 0.05. Of 0 or 1 a document, 20 of 100: Wilson's [0.1333, 0.2888]."""
     share = result("arc_easy", "acc", 0.2, (0.2 * 0.8 / 99) ** 0.5)
-    rows = [result("arc", "acc", 0.5), result("arc", "acc_norm", 0.6, None), result("arc_part", "acc", 0.1, shown=False), share]
+    rows = [
+        result("arc", "acc", 0.5),
+        result("arc", "acc_norm", 0.6, None),
+        result("arc_part", "acc", 0.1, shown=False),
+        share,
+    ]
     write_jsonl(tmp_path / "results.jsonl", rows)
     numbers = Numbers()
     _tasks(tmp_path, numbers)
-    assert [numbers.metrics[f"tasks/arc_easy/acc_{end}"] for end in ("low", "high")] == pytest.approx([0.1333, 0.2888], abs=1e-4)
+    assert [numbers.metrics[f"tasks/arc_easy/acc_{end}"] for end in ("low", "high")] == pytest.approx(
+        [0.1333, 0.2888], abs=1e-4
+    )
     assert {name: value for name, value in numbers.metrics.items() if "arc_easy" not in name} == {
         "tasks/arc/acc": 0.5,
         "tasks/arc/acc_n": 100,
@@ -189,7 +230,13 @@ def test_a_tasks_numbers_are_told_with_their_errors_and_its_parts_are_not(tmp_pa
 
 def test_a_number_that_is_none_is_missing_and_the_others_stay(tmp_path: Path) -> None:
     """A policy that has come apart: infinite perplexity, log-probs that are no numbers."""
-    numbers = {"alias": "wiki", "sample_len": 9, "word_perplexity,none": float("inf"), "acc,none": 0.5, "acc_stderr,none": float("nan")}
+    numbers = {
+        "alias": "wiki",
+        "sample_len": 9,
+        "word_perplexity,none": float("inf"),
+        "acc,none": 0.5,
+        "acc_stderr,none": float("nan"),
+    }
     about = {"results": {"wiki": numbers}, "higher_is_better": {}, "n-shot": {}, "versions": {}}
     rows = list(_results("wiki", about | {"samples": {}, "lm_eval_version": "0.4.13"}, True))
     write_jsonl(tmp_path / "results.jsonl", rows)
@@ -197,7 +244,9 @@ def test_a_number_that_is_none_is_missing_and_the_others_stay(tmp_path: Path) ->
     _tasks(tmp_path, found)
     assert found.missing == {"tasks/wiki/word_perplexity": "lm_eval gives no finite number"}
     assert found.metrics == {"tasks/wiki/acc": 0.5, "tasks/wiki/acc_n": 9}
-    (told,) = _answers("wiki", [{"doc_id": 0, "filter": "none", "metrics": ["acc", "nll"], "acc": 1.0, "nll": float("nan")}])
+    (told,) = _answers(
+        "wiki", [{"doc_id": 0, "filter": "none", "metrics": ["acc", "nll"], "acc": 1.0, "nll": float("nan")}]
+    )
     assert told.values == {"acc": 1.0}
 
 
@@ -208,7 +257,11 @@ def group(place: Path, *rows: TaskResult) -> Group:
 
 
 def test_a_task_has_one_column_of_its_usual_metric(place: Path) -> None:
-    rows = [result("arc", "acc", 0.5), result("arc", "acc_norm", 0.6), result("gsm8k", "exact_match_strict-match", 0.2)]
+    rows = [
+        result("arc", "acc", 0.5),
+        result("arc", "acc_norm", 0.6),
+        result("gsm8k", "exact_match_strict-match", 0.2),
+    ]
     rows += [result("mmlu", "acc", 0.4), result("wiki", "word_perplexity", 11.5)]
     assert tasks([group(place, *rows)]) == {
         "arc acc_norm %": "tasks/arc/acc_norm",
@@ -230,7 +283,9 @@ def test_cells_that_were_asked_other_documents_are_named(place: Path) -> None:
 
 # The package itself ---------------------------------------------------------------------------------------------------
 
-SETTINGS = TaskSettings(tasks=("fruit",), limit=None, chat_template=False, batch_size=2, dtype="float32", loading=Loading())
+SETTINGS = TaskSettings(
+    tasks=("fruit",), limit=None, chat_template=False, batch_size=2, dtype="float32", loading=Loading()
+)
 
 
 def by_hand(model: Any, tokenizer: Any) -> dict[str, float]:
@@ -241,7 +296,10 @@ def by_hand(model: Any, tokenizer: Any) -> dict[str, float]:
     for question, choices, gold in QUESTIONS:
         found = []
         for choice in choices:
-            before, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (question, f"{question} {choice}"))
+            before, whole = (
+                tokenizer(text, add_special_tokens=False)["input_ids"]
+                for text in (question, f"{question} {choice}")
+            )
             with torch.no_grad():
                 logps = torch.log_softmax(model(torch.tensor([whole])).logits[0].float(), dim=-1)
             found.append(sum(logps[i - 1, whole[i]].item() for i in range(len(before), len(whole))))
@@ -276,14 +334,23 @@ def test_the_packages_numbers_are_those_by_hand_with_an_adapter_too(place: Path,
         ("adapter", adapted, {"model": tmp_path / "adapter", "base": place / "model"}),
     ):
         (out := tmp_path / f"out-{name}").mkdir()
-        outcome = stage.run(SETTINGS, StageRun({**inputs, "tasks": place / "tasks"}, out, Progress(out / "progress")))
+        outcome = stage.run(
+            SETTINGS, StageRun({**inputs, "tasks": place / "tasks"}, out, Progress(out / "progress"))
+        )
         assert outcome.counts == {"tasks": 1, "documents": 5}
         results = {row.metric: row for row in read_jsonl(out / "results.jsonl", TaskResult)}
         expected = by_hand(model, tokenizer)
         assert {metric: row.value for metric, row in results.items()} == pytest.approx(expected)
         p = expected["acc"]
-        assert results["acc"].standard_error == pytest.approx((p * (1 - p) / 4) ** 0.5)  # sample variance, n - 1
-        assert (results["acc"].n, results["acc"].version, results["acc"].shots, results["acc"].shown) == (5, "3.0", 0, True)
+        assert results["acc"].standard_error == pytest.approx(
+            (p * (1 - p) / 4) ** 0.5
+        )  # sample variance, n - 1
+        assert (results["acc"].n, results["acc"].version, results["acc"].shots, results["acc"].shown) == (
+            5,
+            "3.0",
+            0,
+            True,
+        )
         answers = list(read_jsonl(out / "answers.jsonl", TaskAnswer))
         assert sum(row.values["acc"] for row in answers) / 5 == pytest.approx(p)
         told[name] = [row.values for row in sorted(answers, key=lambda row: row.document)]
@@ -315,19 +382,25 @@ def test_unknown_tasks_and_data_that_are_not_there_are_found_before_anything_run
 
 
 @pytest.mark.slow
-def test_functions_of_tasks_leave_nothing_in_their_folder(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_of_tasks_leave_nothing_in_their_folder(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("lm_eval")
     from bench.engines.hf import load_model
     from bench.models.tokenize import load_tokenizer
 
     folder = make_tasks(tmp_path / "tasks")
     (folder / "choices.py").write_text("def all_of(doc):\n    return doc['choices']\n")
-    (folder / "fruit.yaml").write_text(YAML.format(name="fruit", file="questions.jsonl").replace("choices", "!function choices.all_of"))
+    (folder / "fruit.yaml").write_text(
+        YAML.format(name="fruit", file="questions.jsonl").replace("choices", "!function choices.all_of")
+    )
     before = tree_stamp(folder)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     assert faults(["fruit"], folder) == []
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    assert evaluate(load_model(place / "model", "float32"), load_tokenizer(place / "model"), SETTINGS, folder).results
+    assert evaluate(
+        load_model(place / "model", "float32"), load_tokenizer(place / "model"), SETTINGS, folder
+    ).results
     assert tree_stamp(folder) == before and not sys.dont_write_bytecode
 
 
@@ -349,7 +422,9 @@ def test_a_sweep_asks_the_tasks_beside_its_judge(place: Path, tmp_path: Path) ->
 
 def test_a_group_without_a_version_or_shots_says_neither() -> None:
     found = {"results": {"g": {"acc,none": 0.5, "sample_len": 4}}, "lm_eval_version": "0"}
-    (result,) = _results("g", found | {name: {} for name in ("higher_is_better", "n-shot", "versions", "samples")}, True)
+    (result,) = _results(
+        "g", found | {name: {} for name in ("higher_is_better", "n-shot", "versions", "samples")}, True
+    )
     assert (result.version, result.shots) == (None, None)
     assert _task_settings(result.version, result.shots, result.n) == "4 documents"
     assert _task_settings("1.0", 5, 4) == "5 shots, 4 documents, version 1.0"

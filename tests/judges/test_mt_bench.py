@@ -57,18 +57,29 @@ def _lines(path: Path) -> list[Any]:
 
 
 @needs_fixtures
-@pytest.mark.parametrize(("file", "model"), [(file, model) for file, models in SINGLES.items() for model in models])
+@pytest.mark.parametrize(
+    ("file", "model"), [(file, model) for file, models in SINGLES.items() for model in models]
+)
 def test_averages_are_fastchats(file: str, model: str) -> None:
-    wanted, rows = expected(MT_BENCH)[file]["models"][model], [row for row in judgements(file) if row.model == model]
-    assert fastchat_averages(rows) == pytest.approx({name: wanted[name] for name in ("average", "turn1", "turn2")}, abs=1e-4)
+    wanted, rows = (
+        expected(MT_BENCH)[file]["models"][model],
+        [row for row in judgements(file) if row.model == model],
+    )
+    assert fastchat_averages(rows) == pytest.approx(
+        {name: wanted[name] for name in ("average", "turn1", "turn2")}, abs=1e-4
+    )
     assert (len(rows), sum(row.score is None for row in rows)) == (wanted["rows"], wanted["failed"])
     last = last_ratings(rows)
     assert len(rows) - len(last) == wanted["duplicate_keys"]
     kept = [verdict.rating for verdict in last if verdict.rating is not None]
     if model != "granite-7b-lab":  # two of its scores are 0, which is no rating of 1 to 10
         assert sum(kept) / len(kept) == pytest.approx(wanted["average_keeping_last_row_per_key"], abs=1e-4)
-    by_category = {c: [r.score for r in rows if r.verdict.category == c and r.score is not None] for c in CATEGORIES}
-    assert {c: sum(v) / len(v) for c, v in by_category.items()} == pytest.approx(wanted["by_category"], abs=1e-4)
+    by_category = {
+        c: [r.score for r in rows if r.verdict.category == c and r.score is not None] for c in CATEGORIES
+    }
+    assert {c: sum(v) / len(v) for c, v in by_category.items()} == pytest.approx(
+        wanted["by_category"], abs=1e-4
+    )
 
 
 @needs_fixtures
@@ -90,7 +101,9 @@ def test_judgements_are_written_as_they_were_read(file: str, tmp_path: Path) -> 
         write_compared(path, rows)
     else:
         write_rated(path, rows)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == _lines(MT_BENCH / "model_judgment" / f"{file}.jsonl.gz")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == _lines(
+        MT_BENCH / "model_judgment" / f"{file}.jsonl.gz"
+    )
     assert read_judgements(path) == rows
 
 
@@ -102,7 +115,9 @@ def fastchat_rating(text: str) -> float | None:
 
 def fastchat_winner(text: str) -> float | None:
     """Preference for the completion shown first."""
-    return next((value for mark, value in (("[[A]]", 1.0), ("[[B]]", 0.0), ("[[C]]", 0.5)) if mark in text), None)
+    return next(
+        (value for mark, value in (("[[A]]", 1.0), ("[[B]]", 0.0), ("[[C]]", 0.5)) if mark in text), None
+    )
 
 
 @needs_fixtures
@@ -131,7 +146,11 @@ def test_questions_answers_and_references_are_read_and_answers_written(tmp_path:
     assert [item.category for item in items] == [category_of(name) for name in names]
     found = read_answers(MT_BENCH / "model_answer" / "phi-3.jsonl.gz")
     assert len(found) == 80 and all(len(turns) == 2 for turns in found.values())
-    write_answers(tmp_path / "phi-3.jsonl", "phi-3", [Completion(question, [], turns, [], []) for question, turns in found.items()])
+    write_answers(
+        tmp_path / "phi-3.jsonl",
+        "phi-3",
+        [Completion(question, [], turns, [], []) for question, turns in found.items()],
+    )
     assert read_answers(tmp_path / "phi-3.jsonl") == found
     assert list(read_answers(references)) == [str(number) for number in range(101, 131)]
 
@@ -141,7 +160,14 @@ def test_questions_answers_and_references_are_read_and_answers_written(tmp_path:
 
 @pytest.mark.parametrize(
     ("text", "winner"),
-    [("[[A]]", "A"), ("so [[B]].", "B"), ("[[C]]", "C"), ("[[B]] no, [[A]]", "A"), ("[[A]] no, [[Tie]]", None), ("A", None)],
+    [
+        ("[[A]]", "A"),
+        ("so [[B]].", "B"),
+        ("[[C]]", "C"),
+        ("[[B]] no, [[A]]", "A"),
+        ("[[A]] no, [[Tie]]", None),
+        ("A", None),
+    ],
 )
 def test_the_last_winner_counts(text: str, winner: str | None) -> None:
     found = find_pairwise(text)
@@ -173,7 +199,9 @@ def test_repeated_rows_count_each_time_for_fastchat_and_the_last_for_us() -> Non
         ((1.0, None), None, False),
     ],
 )  # fmt: skip
-def test_a_win_takes_both_orders(orders: tuple[float | None, float | None], preference: float | None, flipped: bool) -> None:
+def test_a_win_takes_both_orders(
+    orders: tuple[float | None, float | None], preference: float | None, flipped: bool
+) -> None:
     row = Compared(("a", "b"), "81", 0, "j", orders, ("", ""))
     assert (row.preference, row.flipped) == (preference, flipped)
 
@@ -182,13 +210,23 @@ def test_a_verdict_over_both_orders_keeps_each_orders_own_winner() -> None:
     def call(first: bool, raw: str, preference: float) -> Call:
         return Call("j", None, "", "", {}, policy_first=first, raw=raw, preference=preference)
 
-    verdict = Verdict("mt_bench-81", "j", preference=0.5, calls=[call(True, "[[A]]", 1.0), call(False, "[[A]]", 0.0)])
+    verdict = Verdict(
+        "mt_bench-81", "j", preference=0.5, calls=[call(True, "[[A]]", 1.0), call(False, "[[A]]", 0.0)]
+    )
     row = compared("me", "base", verdict)
     assert row.preferences == (1.0, 0.0) and row.flipped and row.preference == 0.5
     assert compared("me", "base", Verdict("81", "j", preference=1.0)).preferences == (1.0, 1.0)
 
 
-AGAINST_ITSELF = {"question_id": 1, "turn": 1, "judge": "j", "model_1": "m", "model_2": "m", "g1_winner": "tie", "g2_winner": "tie"}
+AGAINST_ITSELF = {
+    "question_id": 1,
+    "turn": 1,
+    "judge": "j",
+    "model_1": "m",
+    "model_2": "m",
+    "g1_winner": "tie",
+    "g2_winner": "tie",
+}
 
 
 def test_files_that_are_no_judgements_say_where(tmp_path: Path) -> None:
@@ -197,9 +235,15 @@ def test_files_that_are_no_judgements_say_where(tmp_path: Path) -> None:
         ("", "is empty"),
         ("{}\n", r"j\.jsonl:1: expected an object with question_id"),
         ('{"question_id": 1, "turn": 1, "judge": "j"}\n', "single .`score`. or pairwise"),
-        ('{"question_id": 1, "turn": 1, "judge": "j", "score": "x", "model": "m"}\n', r"j\.jsonl:1: score must be a number from 0, or -1"),
+        (
+            '{"question_id": 1, "turn": 1, "judge": "j", "score": "x", "model": "m"}\n',
+            r"j\.jsonl:1: score must be a number from 0, or -1",
+        ),
         ("not json\n", r"j\.jsonl:1: not JSON"),
-        (json.dumps(AGAINST_ITSELF), r"j\.jsonl:1: model_1 and model_2 must be different models, got the text 'm' twice. Remove the row"),
+        (
+            json.dumps(AGAINST_ITSELF),
+            r"j\.jsonl:1: model_1 and model_2 must be different models, got the text 'm' twice. Remove the row",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=says):
@@ -218,8 +262,16 @@ PAIR: dict[str, Any] = {
     ("good", "bad", "says"),
     [
         (SINGLE, {"score": True}, "score must be a number from 0, or -1 where the judge failed, got true"),
-        (SINGLE, {"score": "8"}, "score must be a number from 0, or -1 where the judge failed, got the text '8'"),
-        (SINGLE, {"score": -5}, "score must be a number from 0, or -1 where the judge failed, got the number -5"),
+        (
+            SINGLE,
+            {"score": "8"},
+            "score must be a number from 0, or -1 where the judge failed, got the text '8'",
+        ),
+        (
+            SINGLE,
+            {"score": -5},
+            "score must be a number from 0, or -1 where the judge failed, got the number -5",
+        ),
         (SINGLE, {"turn": "1"}, "turn must be a whole number from 1 to 1000, got the text '1'"),
         (SINGLE, {"turn": 0}, "turn must be a whole number from 1 to 1000, got the number 0"),
         (SINGLE, {"turn": True}, "turn must be a whole number from 1 to 1000, got true"),
@@ -227,9 +279,17 @@ PAIR: dict[str, Any] = {
         (SINGLE, {"model": None}, "model must be a text or a whole number, got null"),
         (SINGLE, {"model": ["m"]}, "model must be a text or a whole number, got a list of 1"),
         (SINGLE, {"question_id": 81.0}, "question_id must be a text or a whole number, got the number 81.0"),
-        (SINGLE, {"judge": ["j"]}, "judge must be a model name, or a list of model name and prompt name, got a list of 1"),
+        (
+            SINGLE,
+            {"judge": ["j"]},
+            "judge must be a model name, or a list of model name and prompt name, got a list of 1",
+        ),
         (SINGLE, {"judge": [None, "p"]}, r"judge\[0\] must be a text or a whole number, got null"),
-        (SINGLE, {"judge": {"j": 1}}, "judge must be a model name, or a list of model name and prompt name, got an object with j"),
+        (
+            SINGLE,
+            {"judge": {"j": 1}},
+            "judge must be a model name, or a list of model name and prompt name, got an object with j",
+        ),
         (SINGLE, {"judgment": {"text": "x"}}, "judgment must be text, got an object with text"),
         (SINGLE, {"user_prompt": 3}, "user_prompt must be text, got the number 3"),
         (SINGLE, {"tstamp": "now"}, "tstamp must be a number, got the text 'now'"),
@@ -240,7 +300,9 @@ PAIR: dict[str, Any] = {
         (SINGLE, {"judgment": "cut \ud83d"}, "judgment: half a surrogate pair"),
     ],
 )
-def test_judgements_with_odd_fields_are_refused_by_their_line(tmp_path: Path, good: Any, bad: Any, says: str) -> None:
+def test_judgements_with_odd_fields_are_refused_by_their_line(
+    tmp_path: Path, good: Any, bad: Any, says: str
+) -> None:
     path = tmp_path / "j.jsonl"
     path.write_text(f"{json.dumps(good)}\n\n{json.dumps(good | bad)}\n", encoding="utf-8-sig")
     with pytest.raises(BadFile, match=rf"j\.jsonl:3: {says}"):
@@ -263,7 +325,14 @@ def test_a_mark_line_ends_and_absent_texts_change_no_judgement(tmp_path: Path, e
 
 
 def test_categories_are_those_of_the_eighty_questions() -> None:
-    assert [category_of(str(n)) for n in (80, 81, 90, 91, 160, 161)] == [None, "writing", "writing", "roleplay", "humanities", None]
+    assert [category_of(str(n)) for n in (80, 81, 90, 91, 160, 161)] == [
+        None,
+        "writing",
+        "writing",
+        "roleplay",
+        "humanities",
+        None,
+    ]
     assert category_of("mine") is None
 
 
@@ -284,20 +353,27 @@ def recorded(name: str) -> Path:
 
 @needs_fixtures
 @pytest.mark.parametrize(
-    ("file", "n", "verdicts"), [("phi3_gpt-4_single", 80, 160), ("orpo_gpt-4_single", 320, 640), ("phi3_gpt-4_pair", 73, 73)]
+    ("file", "n", "verdicts"),
+    [("phi3_gpt-4_single", 80, 160), ("orpo_gpt-4_single", 320, 640), ("phi3_gpt-4_pair", 73, 73)],
 )
-def test_recorded_prompts_give_back_questions_references_and_answers(file: str, n: int, verdicts: int) -> None:
+def test_recorded_prompts_give_back_questions_references_and_answers(
+    file: str, n: int, verdicts: int
+) -> None:
     """Byte for byte what stands in FastChat's own files, the last generation of answers where a model was judged twice."""
     judged = read_judged(recorded(file))
     assert (len(judged), sum(len(found) for *_, found in judged)) == (n, verdicts)
     references = read_answers(MT_BENCH / "reference_answer" / "gpt-4.jsonl")
-    questions = {item.id.removeprefix("mt_bench-"): item.turns for item in read_mt_bench(MT_BENCH / "question.jsonl")}
+    questions = {
+        item.id.removeprefix("mt_bench-"): item.turns for item in read_mt_bench(MT_BENCH / "question.jsonl")
+    }
     rows = [row for path in (MT_BENCH / "model_answer").glob("*.gz") for _, row in read_rows(path)]
     answers = {(row["model_id"], str(row["question_id"])): row["choices"][0]["turns"] for row in rows}
     for item, completion, found in judged:
         name, question = item.id.rsplit("/", 1)
         turns = len(item.turns)
-        assert item.turns == questions[question][:turns] and {verdict.item_id for verdict in found} == {item.id}
+        assert item.turns == questions[question][:turns] and {verdict.item_id for verdict in found} == {
+            item.id
+        }
         assert item.reference == (references[question][:turns] if question in references else None)
         for model, texts in zip(name.split(" vs "), [completion.completions, item.baseline], strict=False):
             assert texts == answers[model, question][:turns]
@@ -321,7 +397,12 @@ def test_prompts_that_are_not_fastchats_have_no_texts(tmp_path: Path) -> None:
     assert read_prompt("What is this?") is None
     one = "[Question]\nSay a.\n\n[The Start of Assistant's Answer]\nIt is a.\n[The End of Assistant's Answer]"
     found = read_prompt(one)
-    assert found is not None and (found.turns, found.answers, found.others, found.references) == (["Say a."], ["It is a."], None, None)
+    assert found is not None and (found.turns, found.answers, found.others, found.references) == (
+        ["Say a."],
+        ["It is a."],
+        None,
+        None,
+    )
     path = tmp_path / "single.jsonl"
     write_rated(path, [Rated("mine", Verdict("81", "j", rating=7.0), 7.0)])
     with pytest.raises(ValueError, match=r"mine/81: user_prompt is not one of FastChat's prompts"):

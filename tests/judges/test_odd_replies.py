@@ -18,7 +18,13 @@ from endpoint import Answer, Endpoint, Said, tops
 from bench.config import Asking
 from bench.judges.asked import chat_completion
 from bench.judges.asked import endpoint as client
-from bench.judges.asked.endpoint import JudgeRefused, JudgeUnfinished, ServedModelsDiffer, check_served, drop_other_models
+from bench.judges.asked.endpoint import (
+    JudgeRefused,
+    JudgeUnfinished,
+    ServedModelsDiffer,
+    check_served,
+    drop_other_models,
+)
 from bench.judges.asked.journal import Journal, Ledger, append, encode
 from bench.judges.asked.prices import Price
 from bench.judges.asked.prompts import annotator
@@ -40,7 +46,15 @@ ASKING = Asking(
     tokenizer=None,
 )
 PRICE = Price.model_validate(
-    {"models": ["j"], "prompt": 1e6, "completion": 0.0, "date": "2026-01-01", "source": "made up", "batch": 0.5}, strict=False
+    {
+        "models": ["j"],
+        "prompt": 1e6,
+        "completion": 0.0,
+        "date": "2026-01-01",
+        "source": "made up",
+        "batch": 0.5,
+    },
+    strict=False,
 )
 Serve = Callable[..., Endpoint]
 
@@ -60,11 +74,15 @@ def serve() -> Iterator[Serve]:
 
 def asker(url: str, folder: Path, price: Price | None = None, **changes: Any) -> client.Endpoint:
     asking = ASKING.model_copy(update=changes)
-    return client.Endpoint(asking, url, Journal(folder / "s.work"), Ledger(folder / "spending.jsonl"), "s", ("s",), price)
+    return client.Endpoint(
+        asking, url, Journal(folder / "s.work"), Ledger(folder / "spending.jsonl"), "s", ("s",), price
+    )
 
 
 def requests(n: int) -> list[Request]:
-    return [Request([{"role": "user", "content": f"q{i}"}], {"model": "j", "max_tokens": 1}) for i in range(n)]
+    return [
+        Request([{"role": "user", "content": f"q{i}"}], {"model": "j", "max_tokens": 1}) for i in range(n)
+    ]
 
 
 def silent(*_: int) -> None: ...
@@ -84,7 +102,10 @@ def listed(token: Any = "m", logprob: Any = -0.1, likeliest: Any = ()) -> dict[s
 
 
 def called(arguments: Any) -> dict[str, Any]:
-    return {"content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}]}
+    return {
+        "content": None,
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}],
+    }
 
 
 # The door of the journal ----------------------------------------------------------------------------------------------
@@ -117,9 +138,18 @@ NO_COMPLETIONS: dict[str, Any] = {
     "log-probs in text": chat(logprobs="-0.1"),
     "log-probs of an object": chat(logprobs={"content": {"m": -0.1}}),
     "a finish that is a number": {**chat(), "choices": [{"message": {"content": "m"}, "finish_reason": 1}]},
-    "a reply that was broken off": {**chat(), "choices": [{"message": {"content": "[[3]] at first"}, "finish_reason": "error"}]},
-    "a reply of a busy provider": {**chat(), "choices": [{"message": {"content": ""}, "finish_reason": "insufficient_system_resource"}]},
-    "an error in a choice": {**chat(), "choices": [{"message": {"content": ""}, "error": {"code": 502, "message": "upstream"}}]},
+    "a reply that was broken off": {
+        **chat(),
+        "choices": [{"message": {"content": "[[3]] at first"}, "finish_reason": "error"}],
+    },
+    "a reply of a busy provider": {
+        **chat(),
+        "choices": [{"message": {"content": ""}, "finish_reason": "insufficient_system_resource"}],
+    },
+    "an error in a choice": {
+        **chat(),
+        "choices": [{"message": {"content": ""}, "error": {"code": 502, "message": "upstream"}}],
+    },
     "arguments that are a number": chat(called(5)),
     "a call of null": chat({"content": None, "tool_calls": [None]}),
     "a call without a function": chat({"content": None, "tool_calls": [{"id": "1"}]}),
@@ -134,11 +164,16 @@ NO_COMPLETIONS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", NO_COMPLETIONS)
-def test_what_is_no_chat_completion_is_asked_again_and_never_kept(serve: Serve, tmp_path: Path, kind: str) -> None:
+def test_what_is_no_chat_completion_is_asked_again_and_never_kept(
+    serve: Serve, tmp_path: Path, kind: str
+) -> None:
     odd = NO_COMPLETIONS[kind]
     body, well = odd if isinstance(odd, str) and kind != "text" else json.dumps(odd), False
     endpoint = serve(lambda asked: content(asked) if well or content(asked) == "q1" else Answer(body=body))
-    with pytest.raises(JudgeUnfinished, match=r"1 of 2 requests got no reply after 2 attempts .* the body is not a chat completion"):
+    with pytest.raises(
+        JudgeUnfinished,
+        match=r"1 of 2 requests got no reply after 2 attempts .* the body is not a chat completion",
+    ):
         asker(endpoint.url, tmp_path).ask(requests(2), silent)
     assert len(endpoint.asked) == 3 and len(Journal(tmp_path / "s.work").replies) == 1
     well = True
@@ -147,18 +182,27 @@ def test_what_is_no_chat_completion_is_asked_again_and_never_kept(serve: Serve, 
 
 
 @pytest.mark.parametrize("word", ["length", "model_length", "MAX_TOKENS"])
-def test_a_draft_is_no_verdict_whatever_word_says_that_a_reply_was_cut(serve: Serve, tmp_path: Path, word: str) -> None:
+def test_a_draft_is_no_verdict_whatever_word_says_that_a_reply_was_cut(
+    serve: Serve, tmp_path: Path, word: str
+) -> None:
     """Mistral ends a full context in model_length, Gemini a full reply in MAX_TOKENS."""
-    cut = {**chat(), "choices": [{"message": {"content": "It looks like [[3]], but then"}, "finish_reason": word}]}
+    cut = {
+        **chat(),
+        "choices": [{"message": {"content": "It looks like [[3]], but then"}, "finish_reason": word}],
+    }
     (reply,) = asker(serve(lambda _: Answer(body=json.dumps(cut))).url, tmp_path).ask(requests(1), silent)
     reading = read_rating(reply)
     assert reading.value is None and reading.why and reading.why.startswith("the reply was cut at max_tokens")
 
 
 @pytest.mark.parametrize("word", ["SAFETY", "recitation"])
-def test_a_reply_that_is_filtered_under_another_word_is_filtered(serve: Serve, tmp_path: Path, word: str) -> None:
+def test_a_reply_that_is_filtered_under_another_word_is_filtered(
+    serve: Serve, tmp_path: Path, word: str
+) -> None:
     filtered = {**chat(), "choices": [{"message": {"content": "It looks like [[3]]"}, "finish_reason": word}]}
-    (reply,) = asker(serve(lambda _: Answer(body=json.dumps(filtered))).url, tmp_path).ask(requests(1), silent)
+    (reply,) = asker(serve(lambda _: Answer(body=json.dumps(filtered))).url, tmp_path).ask(
+        requests(1), silent
+    )
     assert read_rating(reply).why == "the provider's content filter stopped the reply"
 
 
@@ -174,11 +218,16 @@ USAGES = [
 
 
 @pytest.mark.parametrize("usage", USAGES, ids=str)
-def test_a_usage_that_is_none_is_unknown_and_what_it_can_cost_stays_counted(serve: Serve, tmp_path: Path, usage: Any) -> None:
+def test_a_usage_that_is_none_is_unknown_and_what_it_can_cost_stays_counted(
+    serve: Serve, tmp_path: Path, usage: Any
+) -> None:
     """A prompt of two bytes can cost 18."""
     endpoint = serve(lambda _: Answer(body=json.dumps(chat(usage=usage))))
     (reply,) = asker(endpoint.url, tmp_path, PRICE, budget_dollars=100.0).ask(requests(1), silent)
-    assert (reply.text, reply.dollars) == ("[[9]]", None) and (reply.prompt_tokens, reply.completion_tokens) in ((None, None), (1, None))
+    assert (reply.text, reply.dollars) == ("[[9]]", None) and (
+        reply.prompt_tokens,
+        reply.completion_tokens,
+    ) in ((None, None), (1, None))
     assert Ledger(tmp_path / "spending.jsonl").total(["s"]) == 18.0
     assert Journal(tmp_path / "s.work").replies[requests(1)[0].digest] == reply
 
@@ -186,14 +235,28 @@ def test_a_usage_that_is_none_is_unknown_and_what_it_can_cost_stays_counted(serv
 @pytest.mark.parametrize("nothing", ["null", "NaN", "-Infinity", "Infinity", "-1e999"])
 def test_a_log_prob_that_is_none_is_a_probability_of_0(serve: Serve, tmp_path: Path, nothing: str) -> None:
     """As where the token is absent: of `m` 0.9 and of `M` none, and a rating of 9 over 8."""
-    text = json.dumps(chat({"content": "m"}, listed("m", -0.1, [{"token": "m", "logprob": -0.1}, {"token": "M", "logprob": "X"}])))
-    (vote,) = asker(serve(lambda _: Answer(body=text.replace('"X"', nothing))).url, tmp_path / "vote").ask(requests(1), silent)
+    text = json.dumps(
+        chat(
+            {"content": "m"},
+            listed("m", -0.1, [{"token": "m", "logprob": -0.1}, {"token": "M", "logprob": "X"}]),
+        )
+    )
+    (vote,) = asker(serve(lambda _: Answer(body=text.replace('"X"', nothing))).url, tmp_path / "vote").ask(
+        requests(1), silent
+    )
     reading = read_preference(vote, "logprob_parser", WEIGHTED)
     assert (reading.value, reading.from_text, reading.top_logprobs) == (0.0, False, {"m": -0.1})
-    tokens = [{"token": "[[", "logprob": 0.0, "top_logprobs": []}, listed("9", 0.0, [{"token": "9", "logprob": -0.2}])["content"][0]]
+    tokens = [
+        {"token": "[[", "logprob": 0.0, "top_logprobs": []},
+        listed("9", 0.0, [{"token": "9", "logprob": -0.2}])["content"][0],
+    ]
     tokens[1]["top_logprobs"].append({"token": "8", "logprob": "X"})
-    text = json.dumps(chat(logprobs={"content": [*tokens, {"token": "]]", "logprob": "X", "top_logprobs": None}]}))
-    (rating,) = asker(serve(lambda _: Answer(body=text.replace('"X"', nothing))).url, tmp_path / "rating").ask(requests(1), silent)
+    text = json.dumps(
+        chat(logprobs={"content": [*tokens, {"token": "]]", "logprob": "X", "top_logprobs": None}]})
+    )
+    (rating,) = asker(
+        serve(lambda _: Answer(body=text.replace('"X"', nothing))).url, tmp_path / "rating"
+    ).ask(requests(1), silent)
     assert (read_rating(rating).value, read_rating(rating).expected) == (9.0, 9.0)
     every = text.replace('"logprob": -0.2', '"logprob": "X"').replace('"X"', nothing)
     (none,) = asker(serve(lambda _: Answer(body=every)).url, tmp_path / "none").ask(requests(1), silent)
@@ -202,8 +265,15 @@ def test_a_log_prob_that_is_none_is_a_probability_of_0(serve: Serve, tmp_path: P
 
 def test_arguments_that_are_an_object_are_their_text(serve: Serve, tmp_path: Path) -> None:
     found = annotator("alpaca_eval_gpt4_turbo_fn")
-    ranked = {"concise_explanation": "b", "ordered_models": [{"model": "M", "rank": 1}, {"model": "m", "rank": 2}]}
-    for name, arguments, value in (("object", ranked, 1.0), ("text", json.dumps(ranked), 1.0), ("null", None, None)):
+    ranked = {
+        "concise_explanation": "b",
+        "ordered_models": [{"model": "M", "rank": 1}, {"model": "m", "rank": 2}],
+    }
+    for name, arguments, value in (
+        ("object", ranked, 1.0),
+        ("text", json.dumps(ranked), 1.0),
+        ("null", None, None),
+    ):
         endpoint = serve(lambda _, arguments=arguments: Answer(body=json.dumps(chat(called(arguments)))))
         (reply,) = asker(endpoint.url, tmp_path / name).ask(requests(1), silent)
         reading = read_preference(reply, found.parser, found.parser_kwargs)
@@ -214,7 +284,11 @@ def test_refusals_and_filters_are_replies_with_their_reason(serve: Serve, tmp_pa
     refused = {"q0": Said("", message={"refusal": "I cannot help."}), "q1": Said("", finish="content_filter")}
     refused["q2"] = Said("", message={"content": [{"type": "refusal", "refusal": "No."}]})
     replies = asker(serve(lambda body: refused[content(body)]).url, tmp_path).ask(requests(3), silent)
-    whys = ["the model refused: I cannot help.", "the provider's content filter stopped the reply", "the model refused: No."]
+    whys = [
+        "the model refused: I cannot help.",
+        "the provider's content filter stopped the reply",
+        "the model refused: No.",
+    ]
     assert [read_rating(reply).why for reply in replies] == whys
 
 
@@ -248,13 +322,20 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d
 
 @pytest.mark.parametrize(
     "whole",
-    [[HEAD, *(bytes([c]) for c in BODY)], [*(bytes([c]) for c in HEAD), BODY], [HEAD.replace(b"200", b"500"), *[b"x"] * len(BODY)]],
+    [
+        [HEAD, *(bytes([c]) for c in BODY)],
+        [*(bytes([c]) for c in HEAD), BODY],
+        [HEAD.replace(b"200", b"500"), *[b"x"] * len(BODY)],
+    ],
     ids=["body", "head", "error"],
 )
 def test_a_request_has_one_deadline_however_slowly_it_is_answered(tmp_path: Path, whole: list[bytes]) -> None:
     """Each piece comes well within the deadline, all of them do not."""
     began = time.monotonic()
-    with dripping(whole, 0.1) as url, pytest.raises(JudgeUnfinished, match=r"longer than 0\.5 s \(judge\.timeout_s\)"):
+    with (
+        dripping(whole, 0.1) as url,
+        pytest.raises(JudgeUnfinished, match=r"longer than 0\.5 s \(judge\.timeout_s\)"),
+    ):
         asker(url, tmp_path, PRICE, timeout_s=0.5, budget_dollars=100.0, attempts=1).ask(requests(2), silent)
     assert time.monotonic() - began < 3
     assert Ledger(tmp_path / "spending.jsonl").total(["s"]) == 36.0  # both may be billed
@@ -282,12 +363,17 @@ def test_a_long_wait_ends_the_stage_for_all_at_once(serve: Serve, tmp_path: Path
         return content(body) if content(body) == "q1" else Answer(429, "soon", {"Retry-After": "200"})
 
     endpoint, began = serve(say), time.monotonic()
-    with pytest.raises(JudgeUnfinished, match=r"answered 429: come tomorrow, and asks to wait 86400 s .* The 1 replies that came are kept"):
+    with pytest.raises(
+        JudgeUnfinished,
+        match=r"answered 429: come tomorrow, and asks to wait 86400 s .* The 1 replies that came are kept",
+    ):
         asker(endpoint.url, tmp_path, concurrency=3).ask(requests(3), silent)
     assert time.monotonic() - began < 5
 
 
-def test_waits_without_a_reply_between_add_up(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_without_a_reply_between_add_up(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "LONGEST_WAIT_S", 2.0)
     endpoint, began = serve(lambda _: Answer(429, "{}", {"Retry-After": "0.9"})), time.monotonic()
     with pytest.raises(JudgeUnfinished, match=r"asks to wait 2\.\d* s in all since the last reply"):
@@ -306,7 +392,10 @@ def test_a_retry_after_that_says_nothing_is_none(serve: Serve, tmp_path: Path, h
 def test_nothing_is_sent_to_another_host(serve: Serve, tmp_path: Path, status: int) -> None:
     other = serve(content)
     endpoint = serve(lambda _: Answer(status, "", {"Location": f"{other.url}/chat/completions"}))
-    with pytest.raises(JudgeRefused, match=rf"redirects to {other.url.removesuffix('/v1')}\. Nothing was sent there\. .* judge\.base_url"):
+    with pytest.raises(
+        JudgeRefused,
+        match=rf"redirects to {other.url.removesuffix('/v1')}\. Nothing was sent there\. .* judge\.base_url",
+    ):
         asker(endpoint.url, tmp_path, concurrency=1).ask(requests(3), silent)
     assert not other.asked and not other.headers and len(endpoint.asked) == 1
 
@@ -338,7 +427,8 @@ def judged(endpoint: Endpoint, folder: Path, n: int) -> list[str | None]:
 def test_replies_of_the_fewer_are_dropped_and_asked_again(serve: Serve, tmp_path: Path) -> None:
     mixed = serve(lambda body: Said("x", model="b" if content(body) == "q1" else "a"))
     with pytest.raises(
-        ServedModelsDiffer, match=r"from a and b\. .* The same command drops the 1 of b \(kept: those of a\) and asks for them again"
+        ServedModelsDiffer,
+        match=r"from a and b\. .* The same command drops the 1 of b \(kept: those of a\) and asks for them again",
     ):
         judged(mixed, tmp_path, 4)
     whole = serve(lambda _: Said("x", model="a"))
@@ -364,7 +454,9 @@ def test_a_model_that_is_served_no_more_is_not_waited_for(serve: Serve, tmp_path
 # Journals and ledgers -------------------------------------------------------------------------------------------------
 
 
-def test_every_damaged_bit_of_a_journal_is_found(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_damaged_bit_of_a_journal_is_found(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Whatever bit of a line flips: the reply is asked again, or is the same."""
     endpoint = serve(lambda _: Said("m", tops(m=0.9, M=0.1)))
     replies = asker(endpoint.url, tmp_path).ask(requests(1), silent)
@@ -389,22 +481,35 @@ def test_every_damaged_bit_of_a_journal_is_found(serve: Serve, tmp_path: Path, c
      '{"request": "R", "reply": {"text": "m", "dollars": -1}}', '{"request": "R", "reply": {"text": "m", "served": 5}}',
      '{"request": "R", "reply": {"text": "m", "tokens": [{"token": null}]}}'],
 )  # fmt: skip
-def test_a_line_of_another_sort_is_dropped(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_of_another_sort_is_dropped(
+    tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Lines of earlier programs, which have no checksum, are read as they are."""
     journal = tmp_path / "journal.jsonl"
     good = '{"request": "old", "reply": {"text": "M", "tokens": [{"token": "M", "logprob": -0.5, "top_logprobs": []}]}}'
     journal.write_text(f"{good}\n{line}\n")
     append(journal, {"request": "new", "reply": {"text": "m"}})
-    assert {request: reply.text for request, reply in Journal(tmp_path).replies.items()} == {"old": "M", "new": "m"}
+    assert {request: reply.text for request, reply in Journal(tmp_path).replies.items()} == {
+        "old": "M",
+        "new": "m",
+    }
     told = capsys.readouterr().out
-    assert "dropped 1 unreadable lines" in told and "read 1 replies without checksums, written by an earlier version" in told
+    assert (
+        "dropped 1 unreadable lines" in told
+        and "read 1 replies without checksums, written by an earlier version" in told
+    )
 
 
-def test_replies_of_another_reading_are_taken_over_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replies_of_another_reading_are_taken_over_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     earlier = tmp_path / "old.work" / "journal.jsonl"
     earlier.parent.mkdir()
     earlier.write_text('{"request": "a", "reply": {"text": "M"}}\nbroken\n')
-    assert {name: r.text for name, r in Journal(tmp_path / "new.work", [tmp_path / "none", earlier]).replies.items()} == {"a": "M"}
+    assert {
+        name: r.text
+        for name, r in Journal(tmp_path / "new.work", [tmp_path / "none", earlier]).replies.items()
+    } == {"a": "M"}
     assert "Copied 1 replies from the journal of an earlier version" in capsys.readouterr().out
     earlier.unlink()
     assert Journal(tmp_path / "new.work", [earlier]).replies["a"].text == "M"
@@ -421,10 +526,14 @@ def test_a_broken_line_of_the_ledger_counts_as_the_largest(tmp_path: Path) -> No
     path.write_bytes(b"\n".join([lines[0].replace(b"3.0", b"0.0"), *lines[1:]]))
     assert Ledger(path).total(["s"]) == 1.0 + 5.0  # what was 3 counts as 5
     assert Ledger(path).total(["another"]) == 5.0  # it may have been anybody's
-    with pytest.raises(OverBudget, match=r"\$6\.0000 of .* this counts 1 unreadable lines of .*spending\.jsonl"):
+    with pytest.raises(
+        OverBudget, match=r"\$6\.0000 of .* this counts 1 unreadable lines of .*spending\.jsonl"
+    ):
         Ledger(path).reserve("s", 5.0, 10.0, ["s"])
     path.write_bytes(
-        b'{"stage": "s", "dollars": 2.0}\n' + encode({"stage": "s", "dollars": 1.0}) + b'{"v": 9, "row": {}}\n[]\n{"stage": "s"'
+        b'{"stage": "s", "dollars": 2.0}\n'
+        + encode({"stage": "s", "dollars": 1.0})
+        + b'{"v": 9, "row": {}}\n[]\n{"stage": "s"'
     )
     assert Ledger(path).total(["s"]) == 2.0 + 1.0 + 3 * 2.0
 
@@ -468,7 +577,15 @@ def test_a_kill_between_sending_and_writing_pays_once(serve: Serve, tmp_path: Pa
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    "damage", [b"", b"null", b"[]", b'{"id": ', b'{"id": 5, "reserved": 0.0}', b'{"v": 1, "sum": "x", "row": {"id": "other"}}']
+    "damage",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'{"id": ',
+        b'{"id": 5, "reserved": 0.0}',
+        b'{"v": 1, "sum": "x", "row": {"id": "other"}}',
+    ],
 )
 def test_a_damaged_batch_file_is_said_and_its_batch_found_again(
     serve: Serve, tmp_path: Path, damage: bytes, capsys: pytest.CaptureFixture[str]
@@ -485,7 +602,9 @@ def test_a_damaged_batch_file_is_said_and_its_batch_found_again(
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_announced_batch_that_never_arrived_is_sent_once_and_counted_once(serve: Serve, tmp_path: Path) -> None:
+def test_an_announced_batch_that_never_arrived_is_sent_once_and_counted_once(
+    serve: Serve, tmp_path: Path
+) -> None:
     asking = asker("http://127.0.0.1:9/v1", tmp_path, PRICE, batch_wait_s=5.0, budget_dollars=1000.0)
     with pytest.raises(JudgeUnfinished, match="The connection failed"):
         asking.ask(requests(2), silent)
@@ -514,20 +633,47 @@ def test_an_announced_batch_that_never_arrived_is_sent_once_and_counted_once(ser
         ),
         (lambda rows: "<html>busy</html>", "no batch row: '<html>busy</html>'"),
         (lambda rows: json.dumps(rows), "no batch row: '["),
-        (lambda rows: "\n".join(json.dumps({"response": row["response"]}) for row in rows), "2 failed with no batch row"),
-        (lambda rows: "\n".join(json.dumps({**row, "custom_id": 5}) for row in rows), "2 failed with no batch row"),
-        (lambda rows: "\n".join(json.dumps({**row, "response": None}) for row in rows), "no reply in it; 2 failed"),
-        (lambda rows: "\n".join(json.dumps({**row, "response": []}) for row in rows), "no reply in it; 2 failed"),
         (
-            lambda rows: "\n".join(json.dumps({**row, "response": {"status_code": 200, "body": "m"}}) for row in rows),
+            lambda rows: "\n".join(json.dumps({"response": row["response"]}) for row in rows),
+            "2 failed with no batch row",
+        ),
+        (
+            lambda rows: "\n".join(json.dumps({**row, "custom_id": 5}) for row in rows),
+            "2 failed with no batch row",
+        ),
+        (
+            lambda rows: "\n".join(json.dumps({**row, "response": None}) for row in rows),
+            "no reply in it; 2 failed",
+        ),
+        (
+            lambda rows: "\n".join(json.dumps({**row, "response": []}) for row in rows),
+            "no reply in it; 2 failed",
+        ),
+        (
+            lambda rows: "\n".join(
+                json.dumps({**row, "response": {"status_code": 200, "body": "m"}}) for row in rows
+            ),
             "2 failed with 200: no chat",
         ),
         (lambda rows: "[" * 100_000, "no batch row"),
         (lambda rows: "", "completed: no reply in it"),
     ],
-    ids=["other ids", "html", "a list", "no id", "id a number", "no response", "response a list", "body a text", "deep", "empty"],
+    ids=[
+        "other ids",
+        "html",
+        "a list",
+        "no id",
+        "id a number",
+        "no response",
+        "response a list",
+        "body a text",
+        "deep",
+        "empty",
+    ],
 )
-def test_a_batch_without_a_fitting_row_ends_the_stage(serve: Serve, tmp_path: Path, output: Any, told: str) -> None:
+def test_a_batch_without_a_fitting_row_ends_the_stage(
+    serve: Serve, tmp_path: Path, output: Any, told: str
+) -> None:
     endpoint = serve(content)
     endpoint.output = output
     with pytest.raises((JudgeRefused, JudgeUnfinished)) as error:
@@ -541,10 +687,20 @@ def test_a_batch_without_a_fitting_row_ends_the_stage(serve: Serve, tmp_path: Pa
 def failing(code: Any, message: str) -> Callable[[list[dict[str, Any]]], str]:
     def output(rows: list[dict[str, Any]]) -> str:
         if isinstance(code, str):
-            told = [{"custom_id": row["custom_id"], "response": None, "error": {"code": code, "message": message}} for row in rows]
+            told = [
+                {"custom_id": row["custom_id"], "response": None, "error": {"code": code, "message": message}}
+                for row in rows
+            ]
         else:
             body = {"error": {"message": message, "type": "server_error"}}
-            told = [{"custom_id": row["custom_id"], "response": {"status_code": code, "body": body}, "error": None} for row in rows]
+            told = [
+                {
+                    "custom_id": row["custom_id"],
+                    "response": {"status_code": code, "body": body},
+                    "error": None,
+                }
+                for row in rows
+            ]
         return "\n".join(map(json.dumps, told))
 
     return output
@@ -560,7 +716,12 @@ def failing(code: Any, message: str) -> Callable[[list[dict[str, Any]]], str]:
             JudgeUnfinished,
             "3 failed with 500: The engine is overloaded. The same command sends its requests again",
         ),
-        (404, "The model `nope` does not exist", JudgeRefused, "3 failed with 404: The model `nope` does not exist"),
+        (
+            404,
+            "The model `nope` does not exist",
+            JudgeRefused,
+            "3 failed with 404: The model `nope` does not exist",
+        ),
         (400, "max_tokens is no parameter", JudgeRefused, "3 failed with 400: max_tokens is no parameter"),
         (
             "batch_expired",
@@ -570,7 +731,9 @@ def failing(code: Any, message: str) -> Callable[[list[dict[str, Any]]], str]:
         ),
     ],
 )
-def test_what_a_batch_failed_with_is_said(serve: Serve, tmp_path: Path, code: Any, message: str, kind: type[Exception], told: str) -> None:
+def test_what_a_batch_failed_with_is_said(
+    serve: Serve, tmp_path: Path, code: Any, message: str, kind: type[Exception], told: str
+) -> None:
     endpoint = serve(content)
     endpoint.output = failing(code, message)
     with pytest.raises(kind) as error:
@@ -589,7 +752,9 @@ def test_requests_that_fail_in_every_batch_are_not_sent_for_ever(serve: Serve, t
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_id_twice_counts_once_and_a_usage_that_is_none_costs_what_was_counted(serve: Serve, tmp_path: Path) -> None:
+def test_an_id_twice_counts_once_and_a_usage_that_is_none_costs_what_was_counted(
+    serve: Serve, tmp_path: Path
+) -> None:
     endpoint = serve(content)
 
     def twice(rows: list[dict[str, Any]]) -> str:

@@ -27,11 +27,19 @@ from bench.world.writers import write
 
 TEMPLATE = "{prompt}\n1: {first}\n2: {second}"
 ITEMS = [Item(f"i{n}", "writing", [f"please name {n}"], baseline=["the red apple."]) for n in range(4)]
-ANSWERS = [Completion(f"i{n}", [f"please name {n}"], ["the red apple." if n == 0 else "a dog " * n], [], []) for n in range(4)]
-GOOD, BAD = Writer(error=0.0, missed_constraint=0.0, filler=0.0), Writer(error=1.0, missed_constraint=1.0, filler=1.0)
+ANSWERS = [
+    Completion(f"i{n}", [f"please name {n}"], ["the red apple." if n == 0 else "a dog " * n], [], [])
+    for n in range(4)
+]
+GOOD, BAD = (
+    Writer(error=0.0, missed_constraint=0.0, filler=0.0),
+    Writer(error=1.0, missed_constraint=1.0, filler=1.0),
+)
 
 
-def judged(root: Path, model: Path, items: Sequence[Item], answers: Sequence[Completion], template: str = TEMPLATE) -> list[Verdict]:
+def judged(
+    root: Path, model: Path, items: Sequence[Item], answers: Sequence[Completion], template: str = TEMPLATE
+) -> list[Verdict]:
     for name in ("items", "completions", "out"):
         (root / name).mkdir(exist_ok=True)
     write_jsonl(root / "items" / "items.jsonl", items)
@@ -64,16 +72,26 @@ def make_classifier(folder: Path) -> Path:
     return folder
 
 
-def train(scorer: Any, model: Any, pairs: Sequence[tuple[str, str, str]], logits: Callable[[list[list[int]]], Any], steps: int) -> None:
+def train(
+    scorer: Any,
+    model: Any,
+    pairs: Sequence[tuple[str, str, str]],
+    logits: Callable[[list[list[int]]], Any],
+    steps: int,
+) -> None:
     """The logistic loss of each pair in either order."""
     import torch
 
     rng = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
-        batch = [(p, a, b, 1.0) if rng.random() < 0.5 else (p, b, a, 0.0) for p, a, b in rng.sample(list(pairs), 8)]
+        batch = [
+            (p, a, b, 1.0) if rng.random() < 0.5 else (p, b, a, 0.0) for p, a, b in rng.sample(list(pairs), 8)
+        ]
         rows = [scorer.ids((p, a, b)) for p, a, b, _ in batch]
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits(rows), torch.tensor([y for *_, y in batch]))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits(rows), torch.tensor([y for *_, y in batch])
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -81,8 +99,14 @@ def train(scorer: Any, model: Any, pairs: Sequence[tuple[str, str, str]], logits
 
 def held_out(pairs: Sequence[tuple[str, str, str]]) -> tuple[list[Item], list[Completion]]:
     """Every other item has the good answer as the policy's, the others as the baseline's."""
-    items = [Item(f"{i}", None, [p], baseline=[bad if i % 2 == 0 else good]) for i, (p, good, bad) in enumerate(pairs)]
-    answers = [Completion(f"{i}", [p], [good if i % 2 == 0 else bad], [], []) for i, (p, good, bad) in enumerate(pairs)]
+    items = [
+        Item(f"{i}", None, [p], baseline=[bad if i % 2 == 0 else good])
+        for i, (p, good, bad) in enumerate(pairs)
+    ]
+    answers = [
+        Completion(f"{i}", [p], [good if i % 2 == 0 else bad], [], [])
+        for i, (p, good, bad) in enumerate(pairs)
+    ]
     return items, answers
 
 
@@ -106,7 +130,10 @@ def test_a_classifier_prefers_what_it_was_trained_to_prefer(tmp_path: Path) -> N
     train(scorer, model.train(), world_pairs(64, seed=1), logits, steps=60)
     model.eval().save_pretrained(folder)
     found = judged(tmp_path, folder, *held_out(world_pairs(24, seed=2)))
-    right = [(verdict.preference or 0.0) > 0.5 if i % 2 == 0 else (verdict.preference or 0.0) < 0.5 for i, verdict in enumerate(found)]
+    right = [
+        (verdict.preference or 0.0) > 0.5 if i % 2 == 0 else (verdict.preference or 0.0) < 0.5
+        for i, verdict in enumerate(found)
+    ]
     assert sum(right) >= 20, [verdict.preference for verdict in found]
 
 
@@ -128,7 +155,9 @@ def test_both_orders_are_read_and_averaged_and_equal_texts_are_a_tie(tmp_path: P
         shares = 1 / (1 + math.exp(-logits[0])), 1 / (1 + math.exp(logits[1]))
         assert verdict.preference == pytest.approx(sum(shares) / 2, abs=1e-6)
         assert verdict.details is not None
-        assert [verdict.details[f"logit_{side}_first"] for side in ("policy", "baseline")] == pytest.approx(logits, abs=1e-5)
+        assert [verdict.details[f"logit_{side}_first"] for side in ("policy", "baseline")] == pytest.approx(
+            logits, abs=1e-5
+        )
         assert [call.policy_first for call in verdict.calls] == [True, False]
         assert [call.preference for call in verdict.calls] == pytest.approx(shares, abs=1e-6)
     assert found[0].preference == 0.5 and not found[0].calls and found[0].policy_length == 14
@@ -143,7 +172,10 @@ def test_a_ranker_that_loves_the_first_is_half_sure_and_nothing_is_read_as_templ
 
     found = list(RankedPreference(compare, "m", "d").judge(ITEMS, ANSWERS, baseline(ITEMS)))
     assert [verdict.preference for verdict in found] == [0.5] * 4 and len(asked) == 6
-    assert pair_text(pair_template("{prompt}|{first}|{second}"), ("{first}", "{second}", "b")) == "{first}|{second}|b"
+    assert (
+        pair_text(pair_template("{prompt}|{first}|{second}"), ("{first}", "{second}", "b"))
+        == "{first}|{second}|b"
+    )
 
 
 # PairRM ---------------------------------------------------------------------------------------------------------------
@@ -157,19 +189,47 @@ def make_pair_rm(folder: Path) -> Path:
 
     from bench.engines.ranker import MARKS, PairRM
 
-    words = sorted({word for pair in (*world_pairs(64, 1), *world_pairs(24, 2)) for text in pair for word in text.split()})
+    words = sorted(
+        {
+            word
+            for pair in (*world_pairs(64, 1), *world_pairs(24, 2))
+            for text in pair
+            for word in text.split()
+        }
+    )
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *MARKS]
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     raw.add_special_tokens(special)
-    raw.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]")
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
+    )
     torch.manual_seed(0)
-    size: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    marks = {"source_prefix_id": 4, "cand1_prefix_id": 5, "cand2_prefix_id": 6, "cand_prefix_id": 3, "n_tasks": 1, "drop_out": 0.0}
+    size: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    marks = {
+        "source_prefix_id": 4,
+        "cand1_prefix_id": 5,
+        "cand2_prefix_id": 6,
+        "cand_prefix_id": 3,
+        "n_tasks": 1,
+        "drop_out": 0.0,
+    }
     config = DebertaV2Config(
-        vocab_size=len(vocabulary), relative_attention=True, pos_att_type=["p2c", "c2p"], max_relative_positions=64, **size, **marks
+        vocab_size=len(vocabulary),
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        max_relative_positions=64,
+        **size,
+        **marks,
     )
     PairRM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -187,11 +247,19 @@ def test_pair_rms_own_layout_is_read_as_its_card_describes_it(tmp_path: Path) ->
     scorer = PairRMScorer(folder, "float32", 2)
     pair = world_pairs(1, seed=1)[0]
     ids = scorer.ids(pair)
-    assert [ids.count(mark) for mark in (1, 2, 4, 5, 6)] == [3, 3, 1, 1, 1] and ids[:2] == [1, 4] and ids[-1] == 2
+    assert (
+        [ids.count(mark) for mark in (1, 2, 4, 5, 6)] == [3, 3, 1, 1, 1]
+        and ids[:2] == [1, 4]
+        and ids[-1] == 2
+    )
     with torch.inference_mode():
-        hidden = scorer.model.pretrained_model(torch.tensor([ids]), torch.ones(1, len(ids))).last_hidden_state[0]
+        hidden = scorer.model.pretrained_model(
+            torch.tensor([ids]), torch.ones(1, len(ids))
+        ).last_hidden_state[0]
         source, first, second = (hidden[ids.index(mark)] for mark in (4, 5, 6))
-        by_hand = scorer.model.head_layer(torch.cat([source, first])) - scorer.model.head_layer(torch.cat([source, second]))
+        by_hand = scorer.model.head_layer(torch.cat([source, first])) - scorer.model.head_layer(
+            torch.cat([source, second])
+        )
     others = world_pairs(4, seed=1)
     assert scorer.logits(others)[0] == pytest.approx(by_hand.item(), abs=1e-5)
     assert scorer.logits(others) == pytest.approx([scorer.logits([one])[0] for one in others], abs=1e-5)
@@ -216,7 +284,10 @@ def test_pair_rm_prefers_what_it_was_trained_to_prefer(tmp_path: Path) -> None:
     train(scorer, scorer.model.train(), world_pairs(64, seed=1), logits, steps=60)
     scorer.model.eval().save_pretrained(folder)
     found = judged(tmp_path, folder, *held_out(world_pairs(24, seed=2)))
-    right = [(verdict.preference or 0.0) > 0.5 if i % 2 == 0 else (verdict.preference or 0.0) < 0.5 for i, verdict in enumerate(found)]
+    right = [
+        (verdict.preference or 0.0) > 0.5 if i % 2 == 0 else (verdict.preference or 0.0) < 0.5
+        for i, verdict in enumerate(found)
+    ]
     assert sum(right) >= 20, [verdict.preference for verdict in found]
 
 
@@ -233,7 +304,9 @@ def test_a_ranker_judges_a_sweep_and_its_position_bias_is_audited(tmp_path: Path
     assert found["judge"]["judge"] == "pair_ranker" and "value" in found["statistics"]["position_bias"]
     items, written = tmp_path / "items.json", tmp_path / "mine.jsonl"
     items.write_text(json.dumps([{"instruction": f"Say {i}", "output": "one"} for i in range(6)]))
-    written.write_text("".join(json.dumps({"prompt": f"Say {i}", "completion": "two " * i}) + "\n" for i in range(6)))
+    written.write_text(
+        "".join(json.dumps({"prompt": f"Say {i}", "completion": "two " * i}) + "\n" for i in range(6))
+    )
     judging = ["judge=pair_ranker", f"judge.model={model}", f"judge.items={items}", f"completions={written}"]
     done = bench(*judging, results=tmp_path / "results")
     assert done.code == 0, done.err
@@ -244,11 +317,19 @@ def test_a_ranker_judges_a_sweep_and_its_position_bias_is_audited(tmp_path: Path
     ("words", "said"),
     [
         ((), "judge.model must be set"),
-        (("judge.model=nowhere",), "judge.model must be a folder of PairRM, or a sequence classifier of one output, got nowhere"),
+        (
+            ("judge.model=nowhere",),
+            "judge.model must be a folder of PairRM, or a sequence classifier of one output, got nowhere",
+        ),
         (("judge.template=no-place",), "the template must contain {prompt}, {first}, {second}"),
-        (("judge.calibration=nowhere.csv",), "judge.calibration must be a file, got nowhere.csv: no such file"),
+        (
+            ("judge.calibration=nowhere.csv",),
+            "judge.calibration must be a file, got nowhere.csv: no such file",
+        ),
     ],
 )
-def test_a_wrong_ranker_is_said_at_the_door(problems: Callable[..., list[str]], words: tuple[str, ...], said: str) -> None:
+def test_a_wrong_ranker_is_said_at_the_door(
+    problems: Callable[..., list[str]], words: tuple[str, ...], said: str
+) -> None:
     found = problems("judge=pair_ranker", *words)
     assert any(said in problem for problem in found), found

@@ -44,8 +44,16 @@ def test_the_official_prompt_is_the_packages_byte_for_byte() -> None:
     filled = text
     for name, value in texts.items():
         filled = filled.replace(f"{{{name}}}", value, 1)
-    assert found.template.fill(texts) == [{"role": m["role"], "content": m["content"]} for m in utils.prompt_to_chatml(filled)]
-    assert found.decoding == {"temperature": 1, "top_p": 1.0, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+    assert found.template.fill(texts) == [
+        {"role": m["role"], "content": m["content"]} for m in utils.prompt_to_chatml(filled)
+    ]
+    assert found.decoding == {
+        "temperature": 1,
+        "top_p": 1.0,
+        "max_tokens": 1,
+        "logprobs": True,
+        "top_logprobs": 5,
+    }
     assert (found.model, found.parser) == ("gpt-4-1106-preview", "logprob_parser")
 
 
@@ -61,10 +69,18 @@ def test_every_annotator_of_the_package_is_taken_or_says_why_not() -> None:
         messages = found.template.fill(texts)
         joined = "\n".join(m["content"] for m in messages)
         assert all(text in joined for text in texts.values()), name
-        assert messages[-1]["role"] == "user" and "<|" not in joined and "Human:" not in joined.splitlines()[0], name
+        assert (
+            messages[-1]["role"] == "user" and "<|" not in joined and "Human:" not in joined.splitlines()[0]
+        ), name
     assert set(refused) == {"alpaca_farm", "alpaca_farm_greedy_gpt4"}
-    assert "a pool of" in refused["alpaca_farm"] and "5 items in one prompt" in refused["alpaca_farm_greedy_gpt4"]
-    with pytest.raises(ValueError, match=r"unknown annotator 'gpt9'; the alpaca-eval package knows: .*weighted_alpaca_eval_gpt4_turbo"):
+    assert (
+        "a pool of" in refused["alpaca_farm"]
+        and "5 items in one prompt" in refused["alpaca_farm_greedy_gpt4"]
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"unknown annotator 'gpt9'; the alpaca-eval package knows: .*weighted_alpaca_eval_gpt4_turbo",
+    ):
         annotator("gpt9")
 
 
@@ -75,7 +91,9 @@ def test_an_annotator_of_ones_own_is_a_folder_and_another_prompt_another_digest(
     (folder / "configs.yaml").write_text(config)
     (folder / "p.txt").write_text("Which? {instruction} {output_1} {output_2}")
     first = annotator(str(folder))
-    assert first.parser == "regex_parser" and first.template.messages == (("user", "Which? {instruction} {output_1} {output_2}"),)
+    assert first.parser == "regex_parser" and first.template.messages == (
+        ("user", "Which? {instruction} {output_1} {output_2}"),
+    )
     (folder / "p.txt").write_text("Which one? {instruction} {output_1} {output_2}")
     assert annotator(str(folder)).digest != first.digest
     (folder / "configs.yaml").write_text(config.replace("3", "4"))
@@ -99,8 +117,13 @@ OWN = "mine:\n  prompt_template: mine/p.txt\n  completions_kwargs: {model_name: 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_mark_and_line_ends_change_no_annotator(tmp_path: Path, mark: bytes, end: str) -> None:
     plain = annotator(own(tmp_path, OWN.encode(), CHATML.encode()))
-    assert plain.template.messages == (("system", "Be fair."), ("user", "{instruction}\n{output_1}\n\n{output_2}"))
-    found = annotator(own(tmp_path, mark + OWN.replace("\n", end).encode(), mark + CHATML.replace("\n", end).encode()))
+    assert plain.template.messages == (
+        ("system", "Be fair."),
+        ("user", "{instruction}\n{output_1}\n\n{output_2}"),
+    )
+    found = annotator(
+        own(tmp_path, mark + OWN.replace("\n", end).encode(), mark + CHATML.replace("\n", end).encode())
+    )
     assert (found.digest, found.template, found.decoding) == (plain.digest, plain.template, plain.decoding)
 
 
@@ -110,18 +133,31 @@ def test_a_mark_and_line_ends_change_no_annotator(tmp_path: Path, mark: bytes, e
         ("- mine\n", "configs.yaml: expected an annotator's settings by its name, got a list of 1"),
         ("", "configs.yaml: expected an annotator's settings by its name, got null"),
         ("mine: 3\n", "configs.yaml: expected an annotator's settings, got the number 3"),
-        ("mine: {prompt_template: [mine/p.txt]}", "configs.yaml: prompt_template must be text, got a list of 1"),
+        (
+            "mine: {prompt_template: [mine/p.txt]}",
+            "configs.yaml: prompt_template must be text, got a list of 1",
+        ),
         ("mine: {fn_completion_parser: x}", "configs.yaml: prompt_template must be text, got null"),
         ("mine: {prompt_template: mine/none.txt}", "none.txt: cannot be read .No such file"),
-        ("mine: {prompt_template: mine/p.txt, fn_completion_parser: 3}", "fn_completion_parser must be text, got the number 3"),
-        ("mine: {prompt_template: mine/p.txt, completions_kwargs: [a]}", "completions_kwargs must be settings by name, got a list of 1"),
+        (
+            "mine: {prompt_template: mine/p.txt, fn_completion_parser: 3}",
+            "fn_completion_parser must be text, got the number 3",
+        ),
+        (
+            "mine: {prompt_template: mine/p.txt, completions_kwargs: [a]}",
+            "completions_kwargs must be settings by name, got a list of 1",
+        ),
         (OWN.replace("3}", "true}"), "max_tokens must be a whole number from 0 to 1000000000, got true"),
         (OWN.replace("3}", "3, temperature: .nan}"), "configs.yaml:3: not YAML ..nan is not a finite number"),
         (OWN.replace("3}", "3, temperature: true}"), "temperature must be a number from 0, got true"),
         (OWN.replace("3}", "3, logprobs: 'yes'}"), "logprobs must be true or false, got the text 'yes'"),
         (OWN.replace("x,", "3,"), "model_name must be text, got the number 3"),
         (OWN + OWN, "configs.yaml:1: a mapping holds 'mine' twice"),
-        ("a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)), "expand to more than"),
+        (
+            "a0: &a0 [x]\n"
+            + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)),
+            "expand to more than",
+        ),
     ],
 )
 def test_an_annotator_that_cannot_be_used_is_one_line(tmp_path: Path, config: str, says: str) -> None:
@@ -133,7 +169,10 @@ def test_an_annotator_that_cannot_be_used_is_one_line(tmp_path: Path, config: st
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [
-        (b"<|im_start|> nothing", "p.txt: the template starts with the mark of a chat message, but no message can be read"),
+        (
+            b"<|im_start|> nothing",
+            "p.txt: the template starts with the mark of a chat message, but no message can be read",
+        ),
         (b"Which?", r"p.txt: the template has no placeholder \{instruction\}, \{output_1\}, \{output_2\}"),
         (b"{instruction} {output_1}", r"p.txt: the template has no placeholder \{output_2\}"),
         (CHATML.encode("utf-16"), "p.txt: expected UTF-8, got UTF-16"),
@@ -154,7 +193,10 @@ def test_a_mark_and_line_ends_change_no_judge_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("prompt_template: '{QUESTION} {ANSWER_A} {ANSWER_B}'\n", "expected a YAML file with system_prompt and prompt_template, got"),
+        (
+            "prompt_template: '{QUESTION} {ANSWER_A} {ANSWER_B}'\n",
+            "expected a YAML file with system_prompt and prompt_template, got",
+        ),
         ("- a\n", "expected a YAML file with system_prompt and prompt_template, got a list of 1"),
         ("{prompt_template: 3, system_prompt: s}", "prompt_template must be text, got the number 3"),
         ("{prompt_template: x, system_prompt: null}", "system_prompt must be text, got null"),
@@ -177,7 +219,9 @@ def test_a_game_prompt_that_cannot_be_used_is_one_line(tmp_path: Path, source: s
         ({"name": "single-math-v1"}, ":[0-9]: a second prompt with the name single-math-v1"),
     ],
 )
-def test_judge_prompts_that_are_no_texts_are_refused_by_their_line(tmp_path: Path, more: dict[str, Any], says: str) -> None:
+def test_judge_prompts_that_are_no_texts_are_refused_by_their_line(
+    tmp_path: Path, more: dict[str, Any], says: str
+) -> None:
     rows = [json.loads(line) for line in OWN_PROMPTS.read_text().splitlines()]
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in [rows[0] | more, *rows[1:]]))
     with pytest.raises(BadFile, match=rf"p\.jsonl{says}"):
@@ -194,7 +238,10 @@ def test_template_marks_in_answers_stay_whole() -> None:
         system, user = asked.request.messages
         assert [system["role"], user["role"]] == ["system", "user"]
         ours, theirs = f'"output": """our {NASTY}"""', f'"output": """their {NASTY}"""'
-        assert user["content"].count(NASTY + "?") == 1 and user["content"].count(ours) == user["content"].count(theirs) == 1
+        assert (
+            user["content"].count(NASTY + "?") == 1
+            and user["content"].count(ours) == user["content"].count(theirs) == 1
+        )
         assert (user["content"].index(ours) < user["content"].index(theirs)) == asked.policy_first
         assert user["content"].endswith("## Best Model Identifier")
 
@@ -211,7 +258,9 @@ def test_the_order_is_drawn_from_the_instruction_as_the_package_draws_it() -> No
     from alpaca_eval import utils
 
     for instruction in ("Why?", "Name three.", "Schön!", ""):
-        drawn = utils.random_seeded_choice(seed="is_switched_outputs" + instruction + "0", choices=[False, True])
+        drawn = utils.random_seeded_choice(
+            seed="is_switched_outputs" + instruction + "0", choices=[False, True]
+        )
         assert policy_first(instruction) == drawn
 
 
@@ -247,7 +296,9 @@ def test_a_file_that_lacks_a_prompt_or_a_place_is_refused(tmp_path: Path) -> Non
         mt_bench_templates(path)
 
 
-def asked(item: Item, answers: list[str], mode: str, templates: dict[str, PromptTemplate] | None = None) -> list[tuple[str, str]]:
+def asked(
+    item: Item, answers: list[str], mode: str, templates: dict[str, PromptTemplate] | None = None
+) -> list[tuple[str, str]]:
     """(name of the prompt, user message) of everything that is asked about an item."""
     prompts = templates or mt_bench_templates(OWN_PROMPTS)
     names = {template.digest: name for name, template in prompts.items()}
@@ -262,7 +313,9 @@ def test_turns_references_and_pairs_choose_the_prompt() -> None:
     assert [name for name, _ in asked(plain, ["a1", "a2"], "single")] == ["single-v1", "single-v1-multi-turn"]
     (first, one), (second, two) = asked(right, ["a1", NASTY], "single")
     assert (first, second) == ("single-math-v1", "single-math-v1-multi-turn")
-    assert all(text in one for text in ("q1", "a1", "r1")) and all(text in two for text in ("q1", "a1", "r1", "q2", NASTY, "r2"))
+    assert all(text in one for text in ("q1", "a1", "r1")) and all(
+        text in two for text in ("q1", "a1", "r1", "q2", NASTY, "r2")
+    )
     pairs = asked(plain, ["a1", "b2"], "pairwise")  # the second answers are equal: nobody is asked
     assert [name for name, _ in pairs] == ["pair-v2", "pair-v2"]
     assert [text.index("a1") < text.index("b1") for _, text in pairs] == [True, False]
@@ -276,10 +329,17 @@ def test_fastchats_prompts_come_back_as_recorded() -> None:
     folder = FIXTURES / "mt_bench"
     templates = mt_bench_templates(folder / "judge_prompts.jsonl")
     assert mt_bench_digest(templates) != mt_bench_digest(mt_bench_templates(OWN_PROMPTS))
-    answers, references = folder / "model_answer" / "phi-3-dpo.jsonl.gz", folder / "reference_answer" / "gpt-4.jsonl"
+    answers, references = (
+        folder / "model_answer" / "phi-3-dpo.jsonl.gz",
+        folder / "reference_answer" / "gpt-4.jsonl",
+    )
     items = read_mt_bench(folder / "question.jsonl", references, answers)
     recorded = {}
-    for line in gzip.decompress((folder / "model_judgment" / "phi3_gpt-4_single.jsonl.gz").read_bytes()).decode().splitlines():
+    for line in (
+        gzip.decompress((folder / "model_judgment" / "phi3_gpt-4_single.jsonl.gz").read_bytes())
+        .decode()
+        .splitlines()
+    ):
         row = json.loads(line)
         if row["model"] == "phi-3-dpo":
             recorded[f"mt_bench-{row['question_id']}", row["turn"]] = row["user_prompt"]

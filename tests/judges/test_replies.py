@@ -15,7 +15,15 @@ from recorded import ALPACA_EVAL, needs_fixtures
 from bench.judges.alpaca_eval import policy_first
 from bench.judges.asked.chat_completion import thin
 from bench.judges.asked.prompts import annotator
-from bench.judges.asked.replies import count_reasons, expected_rating, find_rating, read_game, read_pairwise, read_preference, read_rating
+from bench.judges.asked.replies import (
+    count_reasons,
+    expected_rating,
+    find_rating,
+    read_game,
+    read_pairwise,
+    read_preference,
+    read_rating,
+)
 from bench.judges.asked.request import Reply
 from bench.judges.asked.thinking import UNENDED, UNMARKED, after_thinking
 from bench.records import Call, Verdict
@@ -34,7 +42,10 @@ def reply(text: str, probabilities: dict[str, float] | None = None, **more: Any)
 @needs_fixtures
 def test_recorded_votes_come_back_from_their_log_probs() -> None:
     """Every vote of the fixtures that has a raw completion, to 1e-9; the others are of equal answers or lack it."""
-    instructions = [row["instruction"] for row in json.loads(gzip.decompress((ALPACA_EVAL / "reference_outputs.json.gz").read_bytes()))]
+    instructions = [
+        row["instruction"]
+        for row in json.loads(gzip.decompress((ALPACA_EVAL / "reference_outputs.json.gz").read_bytes()))
+    ]
     found = annotator("weighted_alpaca_eval_gpt4_turbo")
     checked, worst = 0, 0.0
     for path in sorted((ALPACA_EVAL / "annotations").glob("*.json.gz")):
@@ -64,7 +75,9 @@ def test_the_package_reads_the_same_by_its_own_parser() -> None:
 @pytest.mark.parametrize("space", ["", " ", "Ġ", "▁", "\n"])
 def test_a_leading_space_in_any_tokenizers_spelling_is_understood(space: str) -> None:
     """P(M) = 0.6 / (0.2 + 0.6)."""
-    assert weighted(reply(f"{space}M", {f"{space}m": 0.2, f"{space}M": 0.6, "The": 0.1})) == pytest.approx(0.75)
+    assert weighted(reply(f"{space}M", {f"{space}m": 0.2, f"{space}M": 0.6, "The": 0.1})) == pytest.approx(
+        0.75
+    )
 
 
 def test_of_two_spellings_the_likelier_counts() -> None:
@@ -79,7 +92,9 @@ def test_a_missing_letter_has_no_probability_and_two_are_no_vote() -> None:
     assert reading.why == "neither m nor M in the text 'Both' among the top 2 tokens 'Both', 'The'"
 
 
-@pytest.mark.parametrize(("text", "value"), [("m", 0.0), ("M", 1.0), (" M\n", 1.0), ("**m**", 0.0), ('"M".', 1.0), ("`m`", 0.0)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("m", 0.0), ("M", 1.0), (" M\n", 1.0), ("**m**", 0.0), ('"M".', 1.0), ("`m`", 0.0)]
+)
 def test_without_log_probs_the_text_is_the_vote(text: str, value: float) -> None:
     reading = read_preference(reply(text), "logprob_parser", WEIGHTED)
     assert (reading.value, reading.from_text) == (value, True)
@@ -100,7 +115,10 @@ def test_token_ids_in_place_of_texts_say_what_to_do() -> None:
 
 
 def thought(*tokens: Any) -> list[dict[str, Any]]:
-    return [listed(token) if isinstance(token, str) else listed(max(token, key=token.get), token) for token in tokens]
+    return [
+        listed(token) if isinstance(token, str) else listed(max(token, key=token.get), token)
+        for token in tokens
+    ]
 
 
 VERDICT = {"m": 0.1, "M": 0.9}
@@ -109,9 +127,16 @@ VERDICT = {"m": 0.1, "M": 0.9}
 @pytest.mark.parametrize(
     "said",
     [
-        Reply("<think>m is m.</think>\n\nM", tokens=thought("<think>", "m", " is", " m", ".", "</think>", "\n\n", VERDICT)),
-        Reply("m is m.</think>\n\nM", tokens=thought("m", " is", " m", ".</", "think>", "\n\n", VERDICT)),  # the template opened it
-        Reply("M", thinking="m is m.", tokens=thought("m", " is", " m", ".", "\n", VERDICT)),  # kept apart, tokens and all
+        Reply(
+            "<think>m is m.</think>\n\nM",
+            tokens=thought("<think>", "m", " is", " m", ".", "</think>", "\n\n", VERDICT),
+        ),
+        Reply(
+            "m is m.</think>\n\nM", tokens=thought("m", " is", " m", ".</", "think>", "\n\n", VERDICT)
+        ),  # the template opened it
+        Reply(
+            "M", thinking="m is m.", tokens=thought("m", " is", " m", ".", "\n", VERDICT)
+        ),  # kept apart, tokens and all
         Reply("M", thinking="m is m.", tokens=thought(VERDICT)),
         Reply("**M**", tokens=thought("**", VERDICT, "**", "<|im_end|>")),
     ],
@@ -141,14 +166,20 @@ def test_thinking_that_does_not_end_is_no_verdict() -> None:
     ("name", "text", "value"),
     [
         ("alpaca_eval_gpt4", "[{'model': 'model_1', 'rank': 2}, {'model': 'model_2', 'rank': 1}]", 1.0),
-        ("alpaca_eval_gpt4_turbo_fn", '{"ordered_models": [{"model": "m", "rank": 1}, {"model": "M", "rank": 2}]}', 0.0),
+        (
+            "alpaca_eval_gpt4_turbo_fn",
+            '{"ordered_models": [{"model": "m", "rank": 1}, {"model": "M", "rank": 2}]}',
+            0.0,
+        ),
         ("chatgpt", "Output (b)", 1.0),
         ("lmsys_gpt4", "8 8\nBoth are good.", 0.5),
         ("lmsys_gpt4", "no scores", None),
         ("chatgpt", "Neither", None),
     ],
 )
-def test_other_annotators_are_read_by_the_packages_own_parsers(name: str, text: str, value: float | None) -> None:
+def test_other_annotators_are_read_by_the_packages_own_parsers(
+    name: str, text: str, value: float | None
+) -> None:
     found = annotator(name)
     reading = read_preference(Reply(f"<think>hm</think>{text}"), found.parser, found.parser_kwargs)
     assert reading.value == value
@@ -180,7 +211,9 @@ def test_other_annotators_are_read_by_the_packages_own_parsers(name: str, text: 
         ("[[x]]", None),
     ],
 )
-def test_a_rating_is_the_last_double_bracket_else_the_last_that_is_called_one(text: str, rating: str | None) -> None:
+def test_a_rating_is_the_last_double_bracket_else_the_last_that_is_called_one(
+    text: str, rating: str | None
+) -> None:
     found = find_rating(text)
     assert (found.text if found else None) == rating
     assert found is None or text[found.start : found.start + len(found.text)] == found.text
@@ -226,14 +259,21 @@ def test_ten_of_two_tokens_is_told_from_one() -> None:
 
 def test_where_one_may_begin_a_ten_that_nobody_followed_there_is_no_expected_rating() -> None:
     assert expected(rated("[[", {"9": 0.8, "1": 0.2}, "]]")) is None
-    assert expected(rated("[[", {"9": 0.7, "1": 0.2, "10": 0.1}, "]]")) == pytest.approx(7.5)  # a tokenizer with "10": 1 is 1
+    assert expected(rated("[[", {"9": 0.7, "1": 0.2, "10": 0.1}, "]]")) == pytest.approx(
+        7.5
+    )  # a tokenizer with "10": 1 is 1
     assert expected(rated("[[", {"9": 0.9995, "1": 0.0005}, "]]")) == pytest.approx(8.996)
 
 
 def test_long_replies_keep_log_probs_where_a_verdict_can_stand() -> None:
     tokens = thought(*["word"] * 100, "[[", {"7": 0.6, "8": 0.4}, "]]", *[" so"] * 60)
     kept = thin(tokens)
-    assert [i for i, token in enumerate(kept) if token["top_logprobs"]] == [*range(8), 101, 102, *range(131, 163)]
+    assert [i for i, token in enumerate(kept) if token["top_logprobs"]] == [
+        *range(8),
+        101,
+        102,
+        *range(131, 163),
+    ]
     said = Reply("".join(token["token"] for token in kept), tokens=kept)
     assert expected(said) == pytest.approx(7.4)
     assert math.isclose(kept[0]["logprob"], 0.0)
@@ -241,7 +281,10 @@ def test_long_replies_keep_log_probs_where_a_verdict_can_stand() -> None:
 
 # Reasons, drafts and other marks of thinking --------------------------------------------------------------------------
 
-DRAFT, VERDICT_TEXT = "The first draft looked like [[3]] to me, but higher.", "A complete proof. Rating: [[9]]"
+DRAFT, VERDICT_TEXT = (
+    "The first draft looked like [[3]] to me, but higher.",
+    "A complete proof. Rating: [[9]]",
+)
 MARKED = {
     "think": f"<think>{DRAFT}</think>{VERDICT_TEXT}",
     "thinking": f"<thinking>{DRAFT}</thinking>\n{VERDICT_TEXT}",
@@ -288,7 +331,10 @@ def test_thinking_that_is_cut_is_no_verdict_in_any_marking(marking: str) -> None
 
 
 def test_marks_that_are_quoted_mark_nothing() -> None:
-    assert after_thinking('The answer opens "<think>" and never ends it. [[4]]') == 'The answer opens "<think>" and never ends it. [[4]]'
+    assert (
+        after_thinking('The answer opens "<think>" and never ends it. [[4]]')
+        == 'The answer opens "<think>" and never ends it. [[4]]'
+    )
     assert read_rating(Reply("It leaks `</think>`. Rating: [[4]]")).value == 4.0
     assert read_rating(Reply("Analysis: fine. analysis is good. [[4]]")).value == 4.0
 
@@ -297,7 +343,9 @@ def test_tokens_that_cannot_be_told_from_thinking_weigh_nothing() -> None:
     """The thinking is kept apart and stands among the tokens; a special token may follow the verdict, other words may not."""
     apart = Reply("M", thinking="m is m.", tokens=thought("m", " is", " m", ".", "\n", VERDICT, "<|im_end|>"))
     assert weighted(apart) == pytest.approx(0.9)
-    odd = read_preference(Reply("M", thinking="m is m.", tokens=thought("m", " is", VERDICT, " so")), "logprob_parser", WEIGHTED)
+    odd = read_preference(
+        Reply("M", thinking="m is m.", tokens=thought("m", " is", VERDICT, " so")), "logprob_parser", WEIGHTED
+    )
     assert (odd.value, odd.from_text) == (1.0, True)
 
 
@@ -314,11 +362,17 @@ def test_each_reason_for_no_verdict_is_its_own() -> None:
         "request_refused": Reply("", error="the endpoint refused the request with 400: too long"),
     }
     found = {name: read_rating(reply).why for name, reply in reasons.items()}
-    assert found["refused"] and found["refused"].startswith("the model refused: I cannot help") and len(found["refused"]) < 230
+    assert (
+        found["refused"]
+        and found["refused"].startswith("the model refused: I cannot help")
+        and len(found["refused"]) < 230
+    )
     assert found["filtered"] == "the provider's content filter stopped the reply"
     call = Call("j", None, "", "", {})
     verdicts = [Verdict("i", "j", unscored=why, calls=[call]) for why in found.values()]
-    assert count_reasons([*verdicts, Verdict("i", "j", unscored="no baseline"), Verdict("i", "j", rating=1.0)]) == dict.fromkeys(reasons, 1)
+    assert count_reasons(
+        [*verdicts, Verdict("i", "j", unscored="no baseline"), Verdict("i", "j", rating=1.0)]
+    ) == dict.fromkeys(reasons, 1)
 
 
 def test_a_verdict_at_the_end_of_a_reply_that_was_cut_counts() -> None:

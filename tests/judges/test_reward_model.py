@@ -19,7 +19,10 @@ from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import RewardJudgeSettings
 
 ITEMS = [Item(f"i{n}", "writing", [f"please name {n}"], baseline=["the red apple."]) for n in range(5)]
-ANSWERS = [Completion(f"i{n}", [f"please name {n}"], ["the red apple." if n == 0 else "a dog" * n], [], []) for n in range(5)]
+ANSWERS = [
+    Completion(f"i{n}", [f"please name {n}"], ["the red apple." if n == 0 else "a dog" * n], [], [])
+    for n in range(5)
+]
 
 
 def judged(root: Path, model: Path) -> list[Verdict]:
@@ -28,7 +31,10 @@ def judged(root: Path, model: Path) -> list[Verdict]:
     write_jsonl(root / "items" / "items.jsonl", ITEMS)
     write_jsonl(root / "completions" / "completions.jsonl", ANSWERS)
     inputs = {"items": root / "items", "completions": root / "completions", "model": model}
-    judge.run(RewardJudgeSettings(batch_size=3, dtype="float32"), StageRun(inputs, root / "out", Progress(root / "progress")))
+    judge.run(
+        RewardJudgeSettings(batch_size=3, dtype="float32"),
+        StageRun(inputs, root / "out", Progress(root / "progress")),
+    )
     return list(read_jsonl(root / "out" / "verdicts.jsonl", Verdict))
 
 
@@ -45,8 +51,14 @@ def test_the_preference_is_the_logistic_of_the_difference_of_rewards(tmp_path: P
     for item, answer, verdict in zip(ITEMS, ANSWERS, found, strict=True):
         ours, theirs = reward(item, answer.completions[0]), reward(item, "the red apple.")
         assert verdict.preference == pytest.approx(1 / (1 + math.exp(theirs - ours)), abs=1e-6)
-        assert verdict.details == {"reward": pytest.approx(ours, abs=1e-5), "reward_baseline": pytest.approx(theirs, abs=1e-5)}
-        assert (verdict.policy_length, verdict.baseline_length) == (len(answer.completions[0]), 14) and not verdict.calls
+        assert verdict.details == {
+            "reward": pytest.approx(ours, abs=1e-5),
+            "reward_baseline": pytest.approx(theirs, abs=1e-5),
+        }
+        assert (verdict.policy_length, verdict.baseline_length) == (
+            len(answer.completions[0]),
+            14,
+        ) and not verdict.calls
     assert found[0].preference == 0.5 and len({verdict.preference for verdict in found}) == 5
 
 
@@ -83,10 +95,15 @@ def test_a_reward_model_is_audited_as_a_function(tmp_path: Path) -> None:
     ("words", "said"),
     [
         ((), "judge.model must be set"),
-        (("judge.model=nowhere",), "judge.model must be a folder of a sequence classifier of one output, got nowhere"),
+        (
+            ("judge.model=nowhere",),
+            "judge.model must be a folder of a sequence classifier of one output, got nowhere",
+        ),
         (("judge.items=nowhere.json",), "judge.items must be a file, got nowhere.json"),
     ],
 )
-def test_a_wrong_reward_model_is_said_at_the_door(problems: Callable[..., list[str]], words: tuple[str, ...], said: str) -> None:
+def test_a_wrong_reward_model_is_said_at_the_door(
+    problems: Callable[..., list[str]], words: tuple[str, ...], said: str
+) -> None:
     found = problems("judge=reward_model", *words)
     assert any(said in problem for problem in found), found

@@ -9,7 +9,13 @@ from bench.judges.self_judge import Ranking, SelfJudgements, add_up, judge_quali
 from bench.records import Completion, Item
 from bench.world.tasks import Constraint, Turn
 
-TURN = Turn("What is 1 plus 2? Be polite. Use at most 4 words.", "math", (("3",),), (Constraint("polite"), Constraint("at_most", 4)), 5)
+TURN = Turn(
+    "What is 1 plus 2? Be polite. Use at most 4 words.",
+    "math",
+    (("3",),),
+    (Constraint("polite"), Constraint("at_most", 4)),
+    5,
+)
 IN_WORLD = Item("math-1", "math", [TURN.text], [TURN.to_json()])
 BEFORE = [{"role": "user", "content": "Rain in June?"}, {"role": "assistant", "content": "No."}]
 OUTSIDE = Item("prompt-7", None, ["And in May?"], context=BEFORE)
@@ -24,24 +30,41 @@ def drawn(item: Item, *texts: str) -> list[Completion]:
 
 def test_in_the_world_each_criterion_of_the_prompt_is_a_question() -> None:
     asked = questions("criteria", IN_WORLD, drawn(IN_WORLD, "It is 3.", "Four."))
-    assert [question.name for question in asked] == ["math-1#0", "math-1#1", "math-1#2", "math-1/1#0", "math-1/1#1", "math-1/1#2"]
+    assert [question.name for question in asked] == [
+        "math-1#0",
+        "math-1#1",
+        "math-1#2",
+        "math-1/1#0",
+        "math-1/1#1",
+        "math-1/1#2",
+    ]
     assert [m["content"] for m in asked[1].messages] == ["It is 3.", "Use at most 4 words?"]
     assert [m["content"] for m in asked[5].messages][:2] == [TURN.text, "Four."]
 
 
 def test_pairs_are_asked_in_both_orders_and_equal_texts_not_at_all() -> None:
     asked = questions("pairwise", IN_WORLD, drawn(IN_WORLD, "a", "b", "a"))
-    assert [question.name for question in asked] == ["math-1>math-1/1#0", "math-1/1>math-1#0", "math-1/1>math-1/2#0", "math-1/2>math-1/1#0"]
+    assert [question.name for question in asked] == [
+        "math-1>math-1/1#0",
+        "math-1/1>math-1#0",
+        "math-1/1>math-1/2#0",
+        "math-1/2>math-1/1#0",
+    ]
     assert [m["content"] for m in asked[1].messages][1:3] == ["b", "a"]
 
 
 @pytest.mark.parametrize(("prompt", "n"), [("additive", 1), ("multiple_choice", 1), ("criteria", 5)])
-def test_outside_the_world_the_whole_conversation_and_the_answer_are_shown(prompt: JudgePrompt, n: int) -> None:
+def test_outside_the_world_the_whole_conversation_and_the_answer_are_shown(
+    prompt: JudgePrompt, n: int
+) -> None:
     asked = questions(prompt, OUTSIDE, drawn(OUTSIDE, "Yes, a lot."))
     assert len(asked) == n
     for question in asked:
         (message,) = question.messages
-        assert all(text in message["content"] for text in ("User: Rain in June?", "Assistant: No.", "User: And in May?", "Yes, a lot."))
+        assert all(
+            text in message["content"]
+            for text in ("User: Rain in June?", "Assistant: No.", "User: And in May?", "Yes, a lot.")
+        )
 
 
 # Replies --------------------------------------------------------------------------------------------------------------
@@ -93,20 +116,41 @@ def test_a_reply_is_read_or_it_is_none(prompt: JudgePrompt, reply: str, read: fl
 
 def test_judgements_are_averaged_over_those_that_can_be_read() -> None:
     """(3 + 4) / 2, one unreadable; y has none that can be read, and no score."""
-    replies = [("x#0", 0, "Score: 3"), ("x#0", 1, "hm"), ("x#0", 2, "Score: 4"), ("y#0", 0, "?"), ("z#0", 0, "Score: 5")]
-    assert add_up("additive", replies) == SelfJudgements({"x": 3.5, "z": 5.0}, frozenset({"z"}), 5, 2, {"3": 1, "4": 1, "5": 1})
+    replies = [
+        ("x#0", 0, "Score: 3"),
+        ("x#0", 1, "hm"),
+        ("x#0", 2, "Score: 4"),
+        ("y#0", 0, "?"),
+        ("z#0", 0, "Score: 5"),
+    ]
+    assert add_up("additive", replies) == SelfJudgements(
+        {"x": 3.5, "z": 5.0}, frozenset({"z"}), 5, 2, {"3": 1, "4": 1, "5": 1}
+    )
 
 
 def test_criteria_are_summed_and_one_that_nobody_could_read_leaves_no_score() -> None:
     """x: 1 + (1 + 0) / 2, of draws 2 and 1; y lacks its second criterion."""
-    replies = [("x#0", 0, "1"), ("x#0", 1, "1"), ("x#1", 0, "1"), ("x#1", 1, "0"), ("y#0", 0, "1"), ("y#1", 0, "no")]
+    replies = [
+        ("x#0", 0, "1"),
+        ("x#0", 1, "1"),
+        ("x#1", 0, "1"),
+        ("x#1", 1, "0"),
+        ("y#0", 0, "1"),
+        ("y#1", 0, "no"),
+    ]
     assert add_up("criteria", replies) == SelfJudgements({"x": 1.5}, frozenset(), 6, 1, {"1": 1, "2": 1})
     assert add_up("criteria", replies[:1]).perfect == {"x"}
 
 
 def test_pairs_give_the_share_of_comparisons_won() -> None:
     """a wins both against b; against c one of two, which one reply cannot say of b."""
-    replies = [("a>b#0", 0, "first"), ("b>a#0", 0, "second"), ("a>c#0", 0, "first"), ("c>a#0", 0, "first"), ("b>c#0", 0, "?")]
+    replies = [
+        ("a>b#0", 0, "first"),
+        ("b>a#0", 0, "second"),
+        ("a>c#0", 0, "first"),
+        ("c>a#0", 0, "first"),
+        ("b>c#0", 0, "?"),
+    ]
     found = add_up("pairwise", replies)
     assert found.scores == {"a": 3 / 4, "b": 0.0, "c": 1 / 2}
     assert (found.replies, found.unparsed, found.histogram) == (5, 1, {"first": 3, "second": 1})
@@ -121,7 +165,14 @@ def test_the_numbers_of_a_judge_by_hand() -> None:
     found = dict(judge_quality([Ranking([5.0, 5.0, 2.0], [9.0, 5.0, 1.0], [True, True, False])]))
     values = {name: estimate.value for name, estimate in found.items() if estimate}
     assert values == pytest.approx(
-        {"pair_accuracy": 5 / 6, "best_accuracy": 1 / 2, "exact_match": 0, "spearman": 3**0.5 / 2, "kendall": 2 / 6**0.5, "tie_rate": 1 / 3}
+        {
+            "pair_accuracy": 5 / 6,
+            "best_accuracy": 1 / 2,
+            "exact_match": 0,
+            "spearman": 3**0.5 / 2,
+            "kendall": 2 / 6**0.5,
+            "tie_rate": 1 / 3,
+        }
     )
 
 

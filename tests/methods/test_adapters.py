@@ -45,8 +45,14 @@ def test_an_adapter_is_all_that_is_trained_and_changes_nothing_yet(folder: Path)
         assert torch.equal(model(input_ids=ids).logits, before)
     found = trainable(model)
     assert all("lora_" in name for name in found)
-    layer = {name.split(".")[-4]: value.numel() for name, value in found.items() if "layers.0" in name and "lora_A" in name}
-    assert layer == dict.fromkeys(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"], 4 * 32) | {"down_proj": 4 * 64}
+    layer = {
+        name.split(".")[-4]: value.numel()
+        for name, value in found.items()
+        if "layers.0" in name and "lora_A" in name
+    }
+    assert layer == dict.fromkeys(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"], 4 * 32
+    ) | {"down_proj": 4 * 64}
 
 
 def test_a_seed_gives_one_adapter_and_leaves_the_generator_alone(folder: Path) -> None:
@@ -67,8 +73,13 @@ def test_target_modules_are_linear_layers_of_the_model(folder: Path) -> None:
     add_adapter(model, LORA.model_copy(update={"target_modules": ("q_proj", "v_proj")}), 0)
     assert {name.split(".")[-4] for name in trainable(model)} == {"q_proj", "v_proj"}
     for wrong in ("query_key_value", "lm_head"):
-        with pytest.raises(ValueError, match=f"must name linear layers of the model, got {wrong}; known: down_proj, gate_proj, k_proj"):
-            add_adapter(load_model(folder, "float32"), LORA.model_copy(update={"target_modules": (wrong,)}), 0)
+        with pytest.raises(
+            ValueError,
+            match=f"must name linear layers of the model, got {wrong}; known: down_proj, gate_proj, k_proj",
+        ):
+            add_adapter(
+                load_model(folder, "float32"), LORA.model_copy(update={"target_modules": (wrong,)}), 0
+            )
 
 
 def test_the_adapters_dropout_stays_and_the_models_own_is_off(tmp_path: Path) -> None:
@@ -77,7 +88,11 @@ def test_the_adapters_dropout_stays_and_the_models_own_is_off(tmp_path: Path) ->
     model.gpt_neox.emb_dropout.p = 0.5
     add_adapter(model, LORA.model_copy(update={"dropout": 0.25}), 0)
     own_dropout_off(model)
-    rates = {("lora" if "lora" in name else "own"): layer.p for name, layer in model.named_modules() if isinstance(layer, torch.nn.Dropout)}
+    rates = {
+        ("lora" if "lora" in name else "own"): layer.p
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Dropout)
+    }
     assert rates == {"lora": 0.25, "own": 0.0}
 
 
@@ -108,7 +123,9 @@ def test_an_adapter_is_trained_goes_on_being_trained_and_repeats(tmp_path: Path)
 
     def trained(name: str, **more: Path) -> dict[str, torch.Tensor]:
         (tmp_path / name).mkdir()
-        train_stage.run(settings, StageRun(inputs | more, tmp_path / name, Progress(tmp_path / f"{name}.progress")))
+        train_stage.run(
+            settings, StageRun(inputs | more, tmp_path / name, Progress(tmp_path / f"{name}.progress"))
+        )
         return load_file(tmp_path / name / "model" / "adapter_model.safetensors")
 
     one, again = trained("one"), trained("again")

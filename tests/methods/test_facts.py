@@ -23,7 +23,9 @@ def pair(name: str, chosen: str = "yes") -> Pair:
 CHOSEN, REJECTED = Ids([1, 2], [3, 4, 5]), Ids([1, 2], [6], cut=True)
 
 
-def fed(examples: list[TrainerRow], *batches: list[int], per_step: int = 1, epochs: int = 1) -> dict[str, Any]:
+def fed(
+    examples: list[TrainerRow], *batches: list[int], per_step: int = 1, epochs: int = 1
+) -> dict[str, Any]:
     found = Fed(examples)
     for i, rows in enumerate(batches):
         found.visit(rows, step=i // per_step, epoch=i * epochs // len(batches))
@@ -35,7 +37,11 @@ def pairs(*names: str) -> list[TrainerRow]:
 
 
 def singles(*names: str) -> list[TrainerRow]:
-    return [e for n in names for e in (TrainerRow(pair(n), {"chosen": CHOSEN}), TrainerRow(pair(n), {"rejected": REJECTED}))]
+    return [
+        e
+        for n in names
+        for e in (TrainerRow(pair(n), {"chosen": CHOSEN}), TrainerRow(pair(n), {"rejected": REJECTED}))
+    ]
 
 
 def test_pairs_and_their_single_completions_are_the_same_examples_and_tokens() -> None:
@@ -43,7 +49,13 @@ def test_pairs_and_their_single_completions_are_the_same_examples_and_tokens() -
     Each completion has a prompt of 2 tokens: 8 · 2; completions 4 · (3 + 1); the rejected ones are cut."""
     paired = fed(pairs("a", "b", "c", "d"), [0, 1], [3, 2])
     single = fed(singles("a", "b", "c", "d"), [7, 0], [1, 2], [3, 4], [5, 6])
-    same = {"rows": 4, "completions": {"chosen": 4, "rejected": 4}, "prompt_tokens": 16, "completion_tokens": 16, "truncated": 4}
+    same = {
+        "rows": 4,
+        "completions": {"chosen": 4, "rejected": 4},
+        "prompt_tokens": 16,
+        "completion_tokens": 16,
+        "truncated": 4,
+    }
     for found in (paired, single):
         assert {name: found[name] for name in same} == same
     assert paired["examples"] == single["examples"]
@@ -59,7 +71,15 @@ def test_texts_rows_and_columns_make_the_examples_and_the_order_does_not() -> No
     assert fed(pairs("a", "b"), [1], [0])["order"] != first["order"]
     other = [*pairs("a"), TrainerRow(pair("b", "maybe"), {"chosen": CHOSEN, "rejected": REJECTED})]
     chosen_only = [TrainerRow(pair(name), {"chosen": CHOSEN}) for name in "ab"]
-    assert len({fed(rows, [0], [1])["examples"] for rows in (pairs("a", "b"), other, chosen_only, pairs("a", "c"))}) == 4
+    assert (
+        len(
+            {
+                fed(rows, [0], [1])["examples"]
+                for rows in (pairs("a", "b"), other, chosen_only, pairs("a", "c"))
+            }
+        )
+        == 4
+    )
     assert fed(chosen_only, [0], [1])["batch_rows"] == 1.0
 
 
@@ -83,16 +103,30 @@ def test_a_real_training_leaves_what_it_stepped_on(method: str) -> None:
     tokenizer = load_tokenizer(smoke_folder(train.inputs["model"]))  # type: ignore[arg-type]
     ids = [preference_ids(tokenizer, row, 192) for row in rows]
     assert (facts.rows, facts.completions) == (len(rows), {"chosen": len(rows), "rejected": len(rows)})
-    assert facts.completion_tokens == sum(len(i[side].completion) for i in ids for side in ("chosen", "rejected"))
+    assert facts.completion_tokens == sum(
+        len(i[side].completion) for i in ids for side in ("chosen", "rejected")
+    )
     assert facts.prompt_tokens == sum(2 * len(i["chosen"].prompt) for i in ids)
     whole = [[len(i[side].prompt) + len(i[side].completion) for side in ("chosen", "rejected")] for i in ids]
     sides = [(row.id, lengths) for row, lengths in zip(rows, whole, strict=True)]
-    names = [name for name, _ in sides] if method == "dpo" else [name for name, lengths in sides for _ in lengths]
-    lengths = [max(both) for _, both in sides] if method == "dpo" else [length for _, both in sides for length in both]
+    names = (
+        [name for name, _ in sides] if method == "dpo" else [name for name, lengths in sides for _ in lengths]
+    )
+    lengths = (
+        [max(both) for _, both in sides]
+        if method == "dpo"
+        else [length for _, both in sides for length in both]
+    )
     assert facts.order == [digest([names[i] for i in LengthBatches(lengths, 32, seed=0)])]
     assert (facts.batch_completions, facts.batch_rows) == ((64, 32.0) if method == "dpo" else (32, 16.0))
     assert facts.steps == -(-len(names) // 32)
-    assert (facts.truncated, facts.epochs, facts.max_length, facts.schedule, facts.warmup) == (0, 1.0, 192, "linear", 0.1)
+    assert (facts.truncated, facts.epochs, facts.max_length, facts.schedule, facts.warmup) == (
+        0,
+        1.0,
+        192,
+        "linear",
+        0.1,
+    )
 
 
 def test_a_cut_completion_says_so() -> None:

@@ -73,7 +73,9 @@ def reference_of(folder: Path, rows: Sequence[Pair | Unpaired]) -> dict[str, Log
     found = {}
     for row in rows:
         for column, ids in preference_ids(tokenizer, row, MAX_LENGTH).items():
-            found[f"train/{row.id}/{column}"] = Logps(f"train/{row.id}/{column}", logps(folder, ids), len(ids.completion))
+            found[f"train/{row.id}/{column}"] = Logps(
+                f"train/{row.id}/{column}", logps(folder, ids), len(ids.completion)
+            )
     return found
 
 
@@ -84,10 +86,20 @@ class Silent(TrainerCallback):
 Rows = Sequence[Pair] | Sequence[Unpaired]
 
 
-def trainer_of(name: str, model: Path, rows: Rows, reference: dict[str, Logps], out: Path, callback: Any = None, **method: Any) -> Any:
+def trainer_of(
+    name: str,
+    model: Path,
+    rows: Rows,
+    reference: dict[str, Logps],
+    out: Path,
+    callback: Any = None,
+    **method: Any,
+) -> Any:
     """The method's real trainer, from a folder's weights."""
     settings: TrainSettings = smoke_cell(name, 0.1).roles["train"].settings  # type: ignore[assignment]
-    settings = settings.model_copy(update={"method": settings.method.model_copy(update={"batch_size": 16, **method})})
+    settings = settings.model_copy(
+        update={"method": settings.method.model_copy(update={"batch_size": 16, **method})}
+    )
     loaded = load_model(model, "float32")
     job = TrainingJob(settings, loaded, load_tokenizer(model), rows, reference, out, callback or Silent())
     trainer = load(name).make_trainer(job)
@@ -139,7 +151,9 @@ def test_stored_reference_log_probs_equal_those_by_hand(train: Any, start: Path,
 # A policy away from its reference -------------------------------------------------------------------------------------
 
 
-def test_kto_is_equation_8_with_the_fixed_partners(start: Path, policy: Path, rows: list[Pair], tmp_path: Path) -> None:
+def test_kto_is_equation_8_with_the_fixed_partners(
+    start: Path, policy: Path, rows: list[Pair], tmp_path: Path
+) -> None:
     """λ_D (1 - σ(β (r - z0))) or λ_U (1 - σ(β (z0 - r))), z0 = max(0, mean of r(y'|x)). Both ways round, so that z0 is clamped and not."""
     tokenizer = load_tokenizer(start)
     weights = {"desirable_weight": 1.3, "undesirable_weight": 0.7}
@@ -152,29 +166,44 @@ def test_kto_is_equation_8_with_the_fixed_partners(start: Path, policy: Path, ro
             clamped.add(z0 < 0)
             z0 = max(0.0, z0)
             rewards = [(logps(model, ids) - logps(against, ids), label) for ids, _, label in found]
-            losses = [1.3 * (1 - sigmoid(0.5 * (r - z0))) if label else 0.7 * (1 - sigmoid(0.5 * (z0 - r))) for r, label in rewards]
-            assert trainer.compute_loss(trainer.model, inputs).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+            losses = [
+                1.3 * (1 - sigmoid(0.5 * (r - z0))) if label else 0.7 * (1 - sigmoid(0.5 * (z0 - r)))
+                for r, label in rewards
+            ]
+            assert trainer.compute_loss(trainer.model, inputs).item() == pytest.approx(
+                sum(losses) / len(losses), rel=1e-5
+            )
             metrics = trainer._metrics["train"]
             assert metrics["kl"][-1] == pytest.approx(z0, rel=1e-4, abs=1e-5)
             orders = [a > b for a, wanted in rewards for b, other in rewards if wanted and not other]
             assert metrics["rewards/accuracies"][-1] == pytest.approx(sum(orders) / len(orders))
             wanted = [r for r, label in rewards if label]
-            assert metrics["rewards/chosen"][-1] == pytest.approx(0.5 * sum(wanted) / len(wanted), rel=1e-4, abs=1e-5)
+            assert metrics["rewards/chosen"][-1] == pytest.approx(
+                0.5 * sum(wanted) / len(wanted), rel=1e-4, abs=1e-5
+            )
     assert clamped == {True, False}
 
 
-def _kto_rows(inputs: Mapping[str, torch.Tensor], rows: Sequence[Pair], tokenizer: Any) -> list[tuple[Ids, Ids, bool]]:
+def _kto_rows(
+    inputs: Mapping[str, torch.Tensor], rows: Sequence[Pair], tokenizer: Any
+) -> list[tuple[Ids, Ids, bool]]:
     """(completion, its partner as the data stage fixed it, label) of each row of a batch; checks that the batch holds that partner."""
     expected = {}
     for row in rows:
         ids = preference_ids(tokenizer, row, MAX_LENGTH)
         for side, label in (("chosen", True), ("rejected", False)):
-            expected[tuple(ids[side].prompt + ids[side].completion), label] = (ids[side], ids[f"mismatched_{side}"])
+            expected[tuple(ids[side].prompt + ids[side].completion), label] = (
+                ids[side],
+                ids[f"mismatched_{side}"],
+            )
     found = []
     for i, label in enumerate(inputs["label"].tolist()):
         whole = tuple(inputs["input_ids"][i][inputs["attention_mask"][i].bool()].tolist())
         ids, partner = expected[whole, bool(label)]
-        assert inputs["KL_input_ids"][i][inputs["KL_attention_mask"][i].bool()].tolist() == partner.prompt + partner.completion
+        assert (
+            inputs["KL_input_ids"][i][inputs["KL_attention_mask"][i].bool()].tolist()
+            == partner.prompt + partner.completion
+        )
         assert partner.completion != ids.completion
         found.append((ids, partner, bool(label)))
     return found
@@ -202,11 +231,19 @@ def test_ktos_batches_mix_both_labels(train: Any, start: Path, tmp_path: Path) -
     assert all(0.15 < share < 0.85 for share in shares)
 
 
-def test_dpo_and_ipo_refuse_unpaired_rows_and_kto_takes_them(start: Path, rows: list[Pair], tmp_path: Path) -> None:
-    unpaired = [Unpaired(row.id, row.prompt, row.chosen, i % 2 == 0, row.mismatched_chosen) for i, row in enumerate(rows)]
+def test_dpo_and_ipo_refuse_unpaired_rows_and_kto_takes_them(
+    start: Path, rows: list[Pair], tmp_path: Path
+) -> None:
+    unpaired = [
+        Unpaired(row.id, row.prompt, row.chosen, i % 2 == 0, row.mismatched_chosen)
+        for i, row in enumerate(rows)
+    ]
     reference = reference_of(start, unpaired)
     for name in ("dpo", "ipo"):
-        with pytest.raises(ValueError, match=f"{name} learns from pairs, but the data are unpaired. Use paired data, or method=kto"):
+        with pytest.raises(
+            ValueError,
+            match=f"{name} learns from pairs, but the data are unpaired. Use paired data, or method=kto",
+        ):
             trainer_of(name, start, unpaired, reference, tmp_path)
     trainer = trainer_of("kto", start, unpaired, reference, tmp_path)
     losses = [trainer.compute_loss(trainer.model, inputs).item() for inputs in batches(trainer)]
@@ -219,7 +256,9 @@ def test_dpo_and_ipo_refuse_unpaired_rows_and_kto_takes_them(start: Path, rows: 
 Batch = list[tuple[int, ...]]
 
 
-def trained(name: str, start: Path, rows: Sequence[Pair], tmp_path: Path, **method: Any) -> tuple[Recorder, list[Batch]]:
+def trained(
+    name: str, start: Path, rows: Sequence[Pair], tmp_path: Path, **method: Any
+) -> tuple[Recorder, list[Batch]]:
     """The curve, and what each forward of the loss saw, of a whole training."""
     recorder = Recorder(Progress(tmp_path / "progress.jsonl"))
     trainer = trainer_of(name, start, rows, reference_of(start, rows), tmp_path, recorder, **method)
@@ -227,7 +266,12 @@ def trained(name: str, start: Path, rows: Sequence[Pair], tmp_path: Path, **meth
     compute = trainer.compute_loss
 
     def watch(model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-        seen.append([tuple(ids[mask.bool()].tolist()) for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)])
+        seen.append(
+            [
+                tuple(ids[mask.bool()].tolist())
+                for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+            ]
+        )
         return compute(model, inputs, *rest, **more)
 
     trainer.compute_loss = watch
@@ -235,7 +279,9 @@ def trained(name: str, start: Path, rows: Sequence[Pair], tmp_path: Path, **meth
     return recorder, seen
 
 
-def test_every_row_once_an_epoch_in_another_order_the_next(start: Path, rows: list[Pair], tmp_path: Path) -> None:
+def test_every_row_once_an_epoch_in_another_order_the_next(
+    start: Path, rows: list[Pair], tmp_path: Path
+) -> None:
     recorder, seen = trained("kto", start, rows, tmp_path, num_train_epochs=2.0, learning_rate=1e-9)
     epochs = seen[:6], seen[6:]  # 96 rows in batches of 16
     assert [len(batch) for batch in seen] == [16] * 12
@@ -248,9 +294,16 @@ def test_every_row_once_an_epoch_in_another_order_the_next(start: Path, rows: li
     assert again == seen
 
 
-def test_gradients_are_accumulated_as_a_mean_and_logged_once_a_step(start: Path, rows: list[Pair], tmp_path: Path) -> None:
+def test_gradients_are_accumulated_as_a_mean_and_logged_once_a_step(
+    start: Path, rows: list[Pair], tmp_path: Path
+) -> None:
     """48 pairs in batches of 16, two a step: steps of 32 and 16 rows; loss and gradient norm of the first by hand."""
-    method = {"gradient_accumulation_steps": 2, "learning_rate": 1e-3, "max_grad_norm": 1e9, "warmup_ratio": 0.0}
+    method = {
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 1e9,
+        "warmup_ratio": 0.0,
+    }
     recorder, seen = trained("ipo", start, rows, tmp_path, **method)
     assert [row["step"] for row in recorder.history] == [1, 2]
     assert len(seen) == 3
@@ -262,7 +315,9 @@ def test_gradients_are_accumulated_as_a_mean_and_logged_once_a_step(start: Path,
     assert recorder.history[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert recorder.history[0]["num_tokens"] == sum(len(ids) for batch in seen[:2] for ids in batch)
     still, _ = trained("ipo", start, rows, tmp_path, **{**method, "learning_rate": 1e-12})
-    assert [row["loss"] for row in still.history] == pytest.approx([25.0, 25.0], rel=1e-5)  # the short last step too
+    assert [row["loss"] for row in still.history] == pytest.approx(
+        [25.0, 25.0], rel=1e-5
+    )  # the short last step too
 
 
 @pytest.mark.parametrize(
@@ -274,18 +329,34 @@ def test_gradients_are_accumulated_as_a_mean_and_logged_once_a_step(start: Path,
         (1.0, [i / 8 for i in range(8)]),
     ],
 )
-def test_warm_up_is_a_share_of_all_steps(start: Path, rows: list[Pair], tmp_path: Path, ratio: float, expected: list[float]) -> None:
-    recorder, _ = trained("dpo", start, rows[:32], tmp_path, batch_size=4, warmup_ratio=ratio, learning_rate=1e-4)
+def test_warm_up_is_a_share_of_all_steps(
+    start: Path, rows: list[Pair], tmp_path: Path, ratio: float, expected: list[float]
+) -> None:
+    recorder, _ = trained(
+        "dpo", start, rows[:32], tmp_path, batch_size=4, warmup_ratio=ratio, learning_rate=1e-4
+    )
     assert [row["learning_rate"] / 1e-4 for row in recorder.history] == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_curve_has_every_number_that_is_promised(train: Any) -> None:
-    promised = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"}
+    promised = {
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "logps/chosen",
+        "logps/rejected",
+    }
     for method in ("dpo", "ipo", "kto"):
         folder = smoke_folder(smoke_cell(method, 0.1).roles["train"])
         texts = [(folder / name).read_text() for name in ("history.jsonl", "speed.jsonl")]
         history, speed = ([json.loads(line) for line in text.splitlines()] for text in texts)
-        assert [row["step"] for row in history] == [row["step"] for row in speed] == list(range(1, len(history) + 1))
+        assert (
+            [row["step"] for row in history]
+            == [row["step"] for row in speed]
+            == list(range(1, len(history) + 1))
+        )
         for row in history:
             assert promised | {"grad_norm", "learning_rate"} <= set(row)
             assert all(math.isfinite(value) for value in row.values())

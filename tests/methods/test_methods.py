@@ -24,7 +24,9 @@ def cells() -> dict[str, CellPlan]:
     return {cell.cell.method.name: cell for cell in plans(f"method={','.join(TRAINED)}")}
 
 
-def test_every_method_trains_from_one_start_on_the_same_rows_and_reference(cells: dict[str, CellPlan]) -> None:
+def test_every_method_trains_from_one_start_on_the_same_rows_and_reference(
+    cells: dict[str, CellPlan],
+) -> None:
     assert set(cells) == {*TRAINED, "none"}
     trained = [cells[name].roles["train"] for name in ONE_SHOT]
     assert len({stage.key for stage in trained}) == len(ONE_SHOT)
@@ -36,24 +38,42 @@ def test_every_method_trains_from_one_start_on_the_same_rows_and_reference(cells
 def test_rewards_of_a_method_without_beta_are_in_nats(cells: dict[str, CellPlan]) -> None:
     scales = {name: cells[name].score.settings.beta for name in cells}  # type: ignore[attr-defined]
     assert scales["none"] is scales["best_of_n"] is None  # the latter's are its reward model's
-    assert {name for name, scale in scales.items() if scale == 1.0} == {"sft_chosen", "slic", "orpo", "csft", "offline_ppo"}
+    assert {name for name, scale in scales.items() if scale == 1.0} == {
+        "sft_chosen",
+        "slic",
+        "orpo",
+        "csft",
+        "offline_ppo",
+    }
     assert (scales["dpo"], scales["cpo"], scales["simpo"]) == (0.1, 0.1, 2.0)
 
 
-def test_whatever_reads_csfts_policy_asks_with_its_control_token_and_nothing_else_does(cells: dict[str, CellPlan]) -> None:
+def test_whatever_reads_csfts_policy_asks_with_its_control_token_and_nothing_else_does(
+    cells: dict[str, CellPlan],
+) -> None:
     for name, cell in cells.items():
         policy = cell.roles.get("train")
         asked = {stage.label for stage in cell.stages if getattr(stage.settings, "control", None) is not None}
         assert {getattr(stage.settings, "control", None) for stage in cell.stages} <= {None, "<|good|>"}
-        readers = {stage.label for stage in cell.stages if policy in stage.inputs.values()} if policy else set()
+        readers = (
+            {stage.label for stage in cell.stages if policy in stage.inputs.values()} if policy else set()
+        )
         assert asked == (readers if name == "csft" else set())
-    assert len(asked_by_csft := [s for s in cells["csft"].stages if getattr(s.settings, "control", None)]) == 5
+    assert (
+        len(asked_by_csft := [s for s in cells["csft"].stages if getattr(s.settings, "control", None)]) == 5
+    )
     assert {stage.kind for stage in asked_by_csft} == {"generate", "logps"}
 
 
 def test_a_control_token_moves_keys_and_its_absence_does_not(cells: dict[str, CellPlan]) -> None:
     stage = next(s for s in cells["csft"].stages if s.kind == "generate")
-    without = Stage(stage.kind, stage.version, stage.settings.model_copy(update={"control": None}), stage.inputs, stage.label)
+    without = Stage(
+        stage.kind,
+        stage.version,
+        stage.settings.model_copy(update={"control": None}),
+        stage.inputs,
+        stage.label,
+    )
     assert without.key != stage.key
     assert "control" not in canonical_json(without.settings) and "<|good|>" in canonical_json(stage.settings)
 
@@ -77,7 +97,9 @@ def test_a_scale_preset_has_a_learning_rate_for_every_method(preset: str) -> Non
         ("archangel", {"kto": 5e-7, "orpo": 5e-7, "simpo": 3e-7}),
     ],
 )
-def test_a_scale_made_from_another_has_its_own_rates_and_else_that_ones(scale: str, rates: dict[str, float]) -> None:
+def test_a_scale_made_from_another_has_its_own_rates_and_else_that_ones(
+    scale: str, rates: dict[str, float]
+) -> None:
     register_sweeps()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(compose("config", overrides=[f"scale={scale}", "method=dpo"]))
@@ -87,4 +109,6 @@ def test_a_scale_made_from_another_has_its_own_rates_and_else_that_ones(scale: s
 
 
 def test_which_methods_need_pairs() -> None:
-    assert set(TRAINED) - {"kto", "csft", "offline_ppo"} == {name for name, kind in METHODS.items() if kind.needs_pairs()}
+    assert set(TRAINED) - {"kto", "csft", "offline_ppo"} == {
+        name for name, kind in METHODS.items() if kind.needs_pairs()
+    }

@@ -56,8 +56,15 @@ GIVEN: dict[str, Any] = {
 
 def planned(iteration: int, **settings: Any) -> CellPlan:
     usual = smoke_cell("dpo", 0.1).cell
-    method = SelfRewarding(**usual.method.model_dump(include=set(Training.model_fields)) | GIVEN | {"iteration": iteration} | settings)
-    return plan_cell(Cell.model_validate(usual.model_dump() | {"method": method.model_dump()}), Sources(), methods.chain)
+    method = SelfRewarding(
+        **usual.method.model_dump(include=set(Training.model_fields))
+        | GIVEN
+        | {"iteration": iteration}
+        | settings
+    )
+    return plan_cell(
+        Cell.model_validate(usual.model_dump() | {"method": method.model_dump()}), Sources(), methods.chain
+    )
 
 
 def labelled(cell: CellPlan) -> dict[str, Stage]:
@@ -87,13 +94,23 @@ def test_who_judges_and_who_is_whose_reference() -> None:
     """methods.md, section 6.2: M_t judges itself, M_{t+1} starts from it and is held against it."""
     stages = labelled(planned(3))
     start, first = source(stages[POLICY.format(1)], "model"), stages[POLICY.format(1)]
-    assert isinstance(first.settings, SftSettings) and set(first.inputs) == {"model", "demonstrations", "evaluations"}
+    assert isinstance(first.settings, SftSettings) and set(first.inputs) == {
+        "model",
+        "demonstrations",
+        "evaluations",
+    }
     assert start == smoke_cell("start").roles["preference_completions"].inputs["model"]
     for t in (2, 3):
         before, trained = stages[POLICY.format(t - 1)], stages[POLICY.format(t)]
         assert trained.inputs["model"] == source(trained, "reference_logps").inputs["model"] == before
-        assert stages[f"iteration {t} samples"].inputs["model"] == stages[f"iteration {t}: judgements"].inputs["model"] == before
-        assert source(trained, "preferences").inputs == {"00" if t == 2 else "01": stages[f"iteration {t} labels (self)"]}
+        assert (
+            stages[f"iteration {t} samples"].inputs["model"]
+            == stages[f"iteration {t}: judgements"].inputs["model"]
+            == before
+        )
+        assert source(trained, "preferences").inputs == {
+            "00" if t == 2 else "01": stages[f"iteration {t} labels (self)"]
+        }
         assert stages[f"iteration {t} samples"].settings.draws == 4  # type: ignore[attr-defined]
         assert stages[f"iteration {t}: judgements"].settings.draws == 2  # type: ignore[attr-defined]
     assert stages["held-out rankings: judgements"].inputs["model"] == stages[POLICY.format(3)]
@@ -108,7 +125,12 @@ def test_every_iteration_is_judged_as_a_judge_on_the_same_rankings() -> None:
 def test_ablations_part_where_they_should() -> None:
     usual, without = labelled(planned(2)), labelled(planned(2, eft=False))
     assert "evaluations" not in without[POLICY.format(1)].inputs
-    for labeller, label in (("gold", "gold"), ("reward_model", "reward model"), ("shorter", "shorter"), ("random", "random")):
+    for labeller, label in (
+        ("gold", "gold"),
+        ("reward_model", "reward model"),
+        ("shorter", "shorter"),
+        ("random", "random"),
+    ):
         other = labelled(planned(2, labeller=labeller))
         assert other["iteration 2 samples"] == usual["iteration 2 samples"]
         assert f"iteration 2 labels ({label})" in other and "iteration 2: judgements" not in other
@@ -127,14 +149,22 @@ def test_ablations_part_where_they_should() -> None:
         (("method=self_rewarding", "method.judge_prompt=poem"), "method.judge_prompt must be"),
     ],
 )
-def test_what_cannot_be_is_said_at_the_door(words: tuple[str, ...], said: str, problems: Callable[..., list[str]]) -> None:
+def test_what_cannot_be_is_said_at_the_door(
+    words: tuple[str, ...], said: str, problems: Callable[..., list[str]]
+) -> None:
     assert said in "\n".join(problems(*words))
 
 
 def test_with_a_file_of_pairs_prompts_are_written_and_the_model_judges(
     model_folder: Path, pairs_file: Path, problems: Callable[..., list[str]]
 ) -> None:
-    words = ("model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}", "method=self_rewarding")
+    words = (
+        "model=local",
+        f"model.path={model_folder}",
+        "data=local",
+        f"data.path={pairs_file}",
+        "method=self_rewarding",
+    )
     text = "\n".join(problems(*words, "method.labeller=gold"))
     assert "take method.new_prompts=self_instruct" in text and "take method.labeller=self" in text
     assert problems(*words, "method.new_prompts=self_instruct") == []
@@ -165,7 +195,10 @@ def test_evaluations_are_about_both_kinds_of_answers_and_true(store: Store) -> N
     rows = list(read_jsonl(store.folder(stage) / "rows.jsonl", Text))
     assert 900 < len(rows) < 2000 and {row.id[0] for row in rows} == {"0", "1"}
     assert {row.completion for row in rows} == {"0", "1"}
-    assert {tuple(m["role"] for m in row.prompt) for row in rows} == {("assistant", "user"), ("user", "assistant", "user")}
+    assert {tuple(m["role"] for m in row.prompt) for row in rows} == {
+        ("assistant", "user"),
+        ("user", "assistant", "user"),
+    }
 
 
 def test_labels_are_the_highest_against_the_lowest_sum_of_marks(store: Store) -> None:
@@ -179,24 +212,44 @@ def test_labels_are_the_highest_against_the_lowest_sum_of_marks(store: Store) ->
         draws.setdefault(sample.id, {})[draw_name(sample)] = scores.get(draw_name(sample), -1)
         texts[draw_name(sample)] = sample.completions[0]
     counts = store.manifest(label).counts
-    assert counts["rows"] == 24 and counts["judgements"] == len(replies) and 0 <= counts["unparsed"] < len(replies)
-    kept = [row for row in read_jsonl(store.folder(label) / "labels.jsonl", Labelled) if row.first_preferred is not None]
+    assert (
+        counts["rows"] == 24
+        and counts["judgements"] == len(replies)
+        and 0 <= counts["unparsed"] < len(replies)
+    )
+    kept = [
+        row
+        for row in read_jsonl(store.folder(label) / "labels.jsonl", Labelled)
+        if row.first_preferred is not None
+    ]
     assert kept, "nothing was told apart"
     for row in kept:
         scored = {name: score for name, score in draws[row.id].items() if score >= 0}
         chosen, rejected = (row.first, row.second) if row.first_preferred else (row.second, row.first)
         assert max(scored.values()) in {score for name, score in scored.items() if texts[name] == chosen}
         assert min(scored.values()) in {score for name, score in scored.items() if texts[name] == rejected}
-    assert {row.id for row in read_rows(store.folder(stages["iteration 2 pairs"]) / "train.jsonl")} == {row.id for row in kept}
+    assert {row.id for row in read_rows(store.folder(stages["iteration 2 pairs"]) / "train.jsonl")} == {
+        row.id for row in kept
+    }
 
 
 def test_the_judges_numbers_reach_the_row_and_why_tells_the_rest(store: Store) -> None:
     cell = planned(2)
     result = Result.from_json(json.loads((store.folder(cell.score) / "result.json").read_text()))
     assert 0 < result.metrics["judge_parse_rate"] <= 1
-    assert sum(value for name, value in result.metrics.items() if name.startswith("judge_share_")) == pytest.approx(1)
-    (row,) = [row for row in flat_rows(collect(Sweep("s", "", "", [cell]), store, {})) if row["key"] == cell.key]
-    for name in ("judge_pair_accuracy", "judge_spearman", "judge_kendall", "judge_exact_match", "judge_shorter_accuracy"):
+    assert sum(
+        value for name, value in result.metrics.items() if name.startswith("judge_share_")
+    ) == pytest.approx(1)
+    (row,) = [
+        row for row in flat_rows(collect(Sweep("s", "", "", [cell]), store, {})) if row["key"] == cell.key
+    ]
+    for name in (
+        "judge_pair_accuracy",
+        "judge_spearman",
+        "judge_kendall",
+        "judge_exact_match",
+        "judge_shorter_accuracy",
+    ):
         assert row[name] == result.metrics[name]
     write_cell(cell, store, store.root.parent, None)
     lines = list(why.lines(why.lineage(store.root.parent / "cells" / cell.name, store)))
@@ -218,7 +271,11 @@ def test_weights_moved_in_every_round(store: Store) -> None:
 def test_an_iteration_that_was_interrupted_goes_on_to_the_same_bytes(store: Store, tmp_path: Path) -> None:
     cell = planned(2)
     again = Store(Path(shutil.copytree(store.root, tmp_path / "store")))
-    lost = [stage for label, stage in labelled(cell).items() if label.startswith("iteration 2") and "prompts" not in label]
+    lost = [
+        stage
+        for label, stage in labelled(cell).items()
+        if label.startswith("iteration 2") and "prompts" not in label
+    ]
     for stage in lost[2:]:  # sampled, and the questions written
         shutil.rmtree(again.folder(stage))
     assert run_missing(list(cell.roles["train"].walk()), again) == lost[2:]
@@ -228,7 +285,13 @@ def test_an_iteration_that_was_interrupted_goes_on_to_the_same_bytes(store: Stor
 
 def test_every_form_of_judging_and_every_labeller_runs(store: Store) -> None:
     for prompt in ("additive", "multiple_choice", "pairwise"):
-        stages = labelled(planned(2, judge_prompt=prompt, first_training=SftTraining(steps=10, batch_size=32, learning_rate=5e-3)))
+        stages = labelled(
+            planned(
+                2,
+                judge_prompt=prompt,
+                first_training=SftTraining(steps=10, batch_size=32, learning_rate=5e-3),
+            )
+        )
         run_missing(list(stages["iteration 2 labels (self)"].walk()), store)
         counts = store.manifest(stages["iteration 2 labels (self)"]).counts
         assert counts["rows"] == 24 and counts["judgements"] > 0
@@ -250,13 +313,23 @@ def taught(folder: Path, start: Path) -> Path:
     tokenizer, model = load_tokenizer(start), load_model(start, "float32").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     item = Item("i", None, ["please name one dog"])
-    asked = [questions("additive", item, [Completion("i", [], [text], [], [])])[0].messages for text in ("the dog", "a horse")]
+    asked = [
+        questions("additive", item, [Completion("i", [], [text], [], [])])[0].messages
+        for text in ("the dog", "a horse")
+    ]
     prompts = [*asked, [{"role": "user", "content": "please name"}]]
-    said = [row_ids(tokenizer, prompt, f"the dog is good. Score: {n}", None) for prompt in prompts for n in (1, 2, 3, 4)]
+    said = [
+        row_ids(tokenizer, prompt, f"the dog is good. Score: {n}", None)
+        for prompt in prompts
+        for n in (1, 2, 3, 4)
+    ]
     torch.manual_seed(0)
     for _ in range(30):
         loss = sum(
-            model(input_ids=torch.tensor([r.prompt + r.completion]), labels=torch.tensor([[-100] * len(r.prompt) + r.completion])).loss
+            model(
+                input_ids=torch.tensor([r.prompt + r.completion]),
+                labels=torch.tensor([[-100] * len(r.prompt) + r.completion]),
+            ).loss
             for r in said
         )
         optimizer.zero_grad()
@@ -297,11 +370,17 @@ def test_a_users_model_judges_its_pairs_and_writes_prompts(tmp_path: Path) -> No
     store = Store(tmp_path / "store")
     wanted = [*stages["iteration 2 labels (self)"].walk(), *stages["iteration 2 prompts"].walk()]
     run_missing([stage for stage in cell.stages if stage in wanted], store)
-    kept = list(read_jsonl(store.folder(stages["evaluations that agree with the pairs"]) / "rows.jsonl", Text))
+    kept = list(
+        read_jsonl(store.folder(stages["evaluations that agree with the pairs"]) / "rows.jsonl", Text)
+    )
     assert kept and all("Score: " in row.completion for row in kept)
     assert all("Judge the answer by adding up points" in row.prompt[-1]["content"] for row in kept)
     written = list(read_jsonl(store.folder(stages["iteration 2 prompts"]) / "items.jsonl", Item))
     assert written and all(item.task is None for item in written)
     counts = store.manifest(stages["iteration 2 labels (self)"]).counts
-    assert counts["rows"] == len(written) and counts["with_truth"] == 0 and counts["unparsed"] < counts["judgements"]
+    assert (
+        counts["rows"] == len(written)
+        and counts["with_truth"] == 0
+        and counts["unparsed"] < counts["judgements"]
+    )
     assert isinstance(stages["SFT baseline"].inputs["model"], Source)

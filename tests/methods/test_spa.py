@@ -31,7 +31,9 @@ def test_the_threshold_of_fifty_confidences_lies_between_the_fifth_and_the_sixth
     """.50, .51, ... .99: 10 % of 50 are five, .50 to .54; the threshold is halfway to .55."""
     threshold = RunningThreshold(0.1, 50, "pairs")
     assert threshold.value is None
-    assert threshold.distrusts([logit(0.5 + i / 100) for i in range(50)]) == [False] * 50  # nothing was known before them
+    assert (
+        threshold.distrusts([logit(0.5 + i / 100) for i in range(50)]) == [False] * 50
+    )  # nothing was known before them
     assert threshold.value == pytest.approx(0.545)
     assert threshold.distrusts([logit(0.54), logit(0.55)]) == [True, False]
 
@@ -78,12 +80,28 @@ def policy() -> Path:
 def trainer_of(policy: Path, start: Path, out: Path, **refined: Any) -> tuple[Any, Sequence[Pair]]:
     train = smoke_cell("dpo", 0.1).roles["train"]
     rows: Any = read_rows(smoke_folder(train.inputs["preferences"]) / "train.jsonl")[:16]  # type: ignore[arg-type]
-    given: dict[str, Any] = {"beta": 0.1, "alpha": 0.3, "distrusted": 0.5, "window": 8, "threshold": "pairs", "delay": 0.0}
+    given: dict[str, Any] = {
+        "beta": 0.1,
+        "alpha": 0.3,
+        "distrusted": 0.5,
+        "window": 8,
+        "threshold": "pairs",
+        "delay": 0.0,
+    }
     common = train.settings.method.model_dump(include=set(Training.model_fields)) | {"batch_size": 8}  # type: ignore[attr-defined]
     method = RefinedDpo(name="spa", **common | given | {"decoupling": 0.5} | refined)
     settings = TrainSettings(method=method, max_length=192, dtype="float32", seed=0)
     reference = read_logps(smoke_folder(train.inputs["reference_logps"]))  # type: ignore[arg-type]
-    job = TrainingJob(settings, load_model(policy, "float32"), load_tokenizer(policy), rows, reference, out, TrainerCallback(), start)
+    job = TrainingJob(
+        settings,
+        load_model(policy, "float32"),
+        load_tokenizer(policy),
+        rows,
+        reference,
+        out,
+        TrainerCallback(),
+        start,
+    )
     trainer = load("spa").make_trainer(job)
     trainer.model.train()
     return trainer, rows
@@ -99,9 +117,14 @@ def imagined(policy: Any, reference: Any, ids: Any, extent: float) -> float:
     return math.fsum(logps[start + i, token].item() for i, token in enumerate(ids.completion))
 
 
-def test_the_extrapolated_confidence_and_the_refined_loss_of_real_models(policy: Path, start: Path, tmp_path: Path) -> None:
+def test_the_extrapolated_confidence_and_the_refined_loss_of_real_models(
+    policy: Path, start: Path, tmp_path: Path
+) -> None:
     trainer, rows = trainer_of(policy, start, tmp_path)
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(model_folder(path), dtype=torch.float64) for path in (policy, start))
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(model_folder(path), dtype=torch.float64)
+        for path in (policy, start)
+    )
     by_ids, threshold = {}, RunningThreshold(0.5, 8, "pairs")
     for row in rows:
         ids = preference_ids(trainer.processing_class, row, 192)
@@ -111,8 +134,13 @@ def test_the_extrapolated_confidence_and_the_refined_loss_of_real_models(policy:
         expected, margins = [], []
         for i in range(len(inputs["input_ids"]) // 2):
             ids = by_ids[tuple(inputs["input_ids"][i][inputs["attention_mask"][i].bool()].tolist())]
-            sums = [[imagined(ours, theirs, ids[side], extent) for side in ("chosen", "rejected")] for extent in (0.5, 0.0, -1.0)]
-            mixed, plain, reference = (chosen - rejected for chosen, rejected in sums)  # λ -1 is the reference
+            sums = [
+                [imagined(ours, theirs, ids[side], extent) for side in ("chosen", "rejected")]
+                for extent in (0.5, 0.0, -1.0)
+            ]
+            mixed, plain, reference = (
+                chosen - rejected for chosen, rejected in sums
+            )  # λ -1 is the reference
             margins.append(0.1 * (mixed - reference))
             expected.append(0.1 * (plain - reference))
         distrusted = threshold.distrusts(margins)
@@ -121,7 +149,9 @@ def test_the_extrapolated_confidence_and_the_refined_loss_of_real_models(policy:
             (1 - share) * math.log1p(math.exp(-x)) + share * math.log1p(math.exp(x))
             for x, share in zip(expected, (0.3 * z for z in distrusted), strict=True)
         )
-        assert trainer.compute_loss(trainer.model, inputs).item() == pytest.approx(total / len(expected), rel=1e-5)
+        assert trainer.compute_loss(trainer.model, inputs).item() == pytest.approx(
+            total / len(expected), rel=1e-5
+        )
         metrics = trainer._metrics["train"]
         assert metrics["spa/distrusted"][-1] == pytest.approx(sum(distrusted) / len(distrusted))
         confidence = math.fsum(1 / (1 + math.exp(-margin)) for margin in margins) / len(margins)
@@ -140,10 +170,14 @@ def test_before_the_delay_is_over_no_label_is_smoothed(policy: Path, start: Path
         assert any(share > 0 for share in trainer._metrics["train"]["spa/distrusted"][-2:]) == smoothed
 
 
-def test_what_was_trained_is_what_a_fresh_model_with_its_weights_says(policy: Path, start: Path, tmp_path: Path) -> None:
+def test_what_was_trained_is_what_a_fresh_model_with_its_weights_says(
+    policy: Path, start: Path, tmp_path: Path
+) -> None:
     """TRL replaces forward by a closure: the model in memory after training, and one loaded from what it saved, are one. Every label that
     a step after the delay came to is recorded."""
-    trainer, rows = trainer_of(policy, start, tmp_path, delay=0.5, learning_rate=1e-3, num_train_epochs=2.0, warmup_ratio=0.0)
+    trainer, rows = trainer_of(
+        policy, start, tmp_path, delay=0.5, learning_rate=1e-3, num_train_epochs=2.0, warmup_ratio=0.0
+    )
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
     assert all(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
@@ -153,7 +187,10 @@ def test_what_was_trained_is_what_a_fresh_model_with_its_weights_says(policy: Pa
     for row in rows[:4]:
         ids = preference_ids(trainer.processing_class, row, 192)["chosen"]
         with torch.no_grad():
-            ours, anew, then = (model(input_ids=torch.tensor([ids.prompt + ids.completion])).logits for model in (trained, fresh, old))
+            ours, anew, then = (
+                model(input_ids=torch.tensor([ids.prompt + ids.completion])).logits
+                for model in (trained, fresh, old)
+            )
         assert torch.equal(ours, anew)
         assert not torch.allclose(ours, then, atol=1e-3)
     trust = list(read_jsonl(tmp_path / "trust.jsonl", Trust))  # the second of two epochs, two steps each

@@ -25,7 +25,14 @@ MAX_LENGTH = 100
 KNOWN = ("dpo", "ipo", "kto", "cdpo", "robust", "ipo_summed", "hinge", "kto_pair")
 UNKNOWN = ("slic", "simpo", "orpo", "cpo", "sft_chosen", "csft", "offline_ppo")
 ROWS = [
-    Pair(f"{i}", [{"role": "user", "content": f"please name {i}"}], f"the dog {i}", f"a red horse {i}", f"the dog {(i + 1) % 8}", "a horse")
+    Pair(
+        f"{i}",
+        [{"role": "user", "content": f"please name {i}"}],
+        f"the dog {i}",
+        f"a red horse {i}",
+        f"the dog {(i + 1) % 8}",
+        "a horse",
+    )
     for i in range(8)
 ]
 
@@ -40,7 +47,13 @@ def cell(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
     pairs = make_preferences(tmp_path_factory.mktemp("rows") / "rows.jsonl", paired=True, messages=True)
 
     def make(*words: str) -> CellPlan:
-        own = (f"model.path={model}", f"model.max_length={MAX_LENGTH}", "data=local", f"data.path={pairs}", "method.batch_size=16")
+        own = (
+            f"model.path={model}",
+            f"model.max_length={MAX_LENGTH}",
+            "data=local",
+            f"data.path={pairs}",
+            "method.batch_size=16",
+        )
         return plans("model=local", *own, *words)[-1]
 
     return make
@@ -52,19 +65,31 @@ def reference(model: Path, rows: list[Pair], off: Mapping[str, float]) -> dict[s
     for row in rows:
         for column, ids in preference_ids(tokenizer, row, MAX_LENGTH).items():
             with torch.no_grad():
-                logits = loaded(input_ids=torch.tensor([ids.prompt + ids.completion])).logits[0, len(ids.prompt) - 1 : -1]
-            value = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids.completion)[:, None]).sum().item()
+                logits = loaded(input_ids=torch.tensor([ids.prompt + ids.completion])).logits[
+                    0, len(ids.prompt) - 1 : -1
+                ]
+            value = (
+                torch.log_softmax(logits, -1).gather(1, torch.tensor(ids.completion)[:, None]).sum().item()
+            )
             name = f"train/{row.id}/{column}"
             found[name] = Logps(name, value + off.get(column, 0.0), len(ids.completion))
     return found
 
 
-def first(cell: CellPlan, model: Path, tmp_path: Path, rows: list[Pair] = ROWS, **off: float) -> tuple[float, dict[str, Any]]:
+def first(
+    cell: CellPlan, model: Path, tmp_path: Path, rows: list[Pair] = ROWS, **off: float
+) -> tuple[float, dict[str, Any]]:
     """Loss and metrics of the first batch."""
     settings = cell.roles["train"].settings
     assert isinstance(settings, TrainSettings)
     job = TrainingJob(
-        settings, load_model(model, "float32"), load_tokenizer(model), rows, reference(model, rows, off), tmp_path, TrainerCallback()
+        settings,
+        load_model(model, "float32"),
+        load_tokenizer(model),
+        rows,
+        reference(model, rows, off),
+        tmp_path,
+        TrainerCallback(),
     )
     trainer: Any = load(settings.method.name).make_trainer(job)
     trainer.model.train()
@@ -86,7 +111,9 @@ def test_a_first_loss_is_what_the_method_knows_and_a_wrong_reference_is_found(
     assert findings(of_method, loss) == []
     if method in KNOWN:
         assert loss == pytest.approx(known_start(of_method), rel=1e-4)
-        wrong, _ = first(of_method, model, tmp_path, chosen=10.0, mismatched_chosen=10.0)  # as of another day's prompt
+        wrong, _ = first(
+            of_method, model, tmp_path, chosen=10.0, mismatched_chosen=10.0
+        )  # as of another day's prompt
         assert findings(of_method, wrong) == ["start loss"]
     else:
         assert known_start(of_method) is None
@@ -101,7 +128,9 @@ def test_a_first_loss_is_what_the_method_knows_and_a_wrong_reference_is_found(
         ("method=best_of_n",),
     ],
 )
-def test_a_start_that_hangs_on_the_data_is_not_known(words: tuple[str, ...], cell: Callable[..., CellPlan]) -> None:
+def test_a_start_that_hangs_on_the_data_is_not_known(
+    words: tuple[str, ...], cell: Callable[..., CellPlan]
+) -> None:
     assert known_start(cell(*words)) is None
 
 
@@ -114,7 +143,11 @@ def test_a_curve_whose_first_step_is_missing_has_no_start() -> None:
 
 
 def test_a_tie_is_half_right() -> None:
-    assert share_right(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 2.0])).tolist() == [0.0, 0.5, 1.0]
+    assert share_right(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 2.0])).tolist() == [
+        0.0,
+        0.5,
+        1.0,
+    ]
     metrics: dict[str, list[float]] = {"rewards/accuracies": []}
     log_accuracy(metrics, torch.tensor([1.0, 2.0, 2.0]), torch.tensor([True, True, False]))
     assert metrics["rewards/accuracies"] == [0.25]  # of (1, 2) and (2, 2): wrong, and a tie

@@ -35,7 +35,14 @@ from bench.stages import sft as sft_stage
 from bench.stages import train as train_stage
 from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import ConversationSft, LogpsSettings, RewardModelSettings, TrainSettings
-from bench.training.trainers import LengthBatches, Recorder, check_weights, common_arguments, fingerprint, on_one_gpu
+from bench.training.trainers import (
+    LengthBatches,
+    Recorder,
+    check_weights,
+    common_arguments,
+    fingerprint,
+    on_one_gpu,
+)
 
 # Order ----------------------------------------------------------------------------------------------------------------
 
@@ -84,7 +91,10 @@ def test_a_number_that_is_not_finite_stops_a_training_at_once(tmp_path: Path) ->
     recorder = Recorder(Progress(tmp_path / "progress"))
     state = SimpleNamespace(global_step=3, max_steps=40)
     recorder.on_log(None, state, None, {"loss": 0.7, "num_tokens": 10.0})
-    with pytest.raises(FloatingPointError, match=r"the training diverged: grad_norm was nan at step 3 of 40. Lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the training diverged: grad_norm was nan at step 3 of 40. Lower the learning rate",
+    ):
         recorder.on_log(None, state, None, {"loss": 0.7, "grad_norm": float("nan")})
     recorder.on_log(None, state, None, {"train_runtime": 1.0})  # the summary of a training is no step
     assert len(recorder.history) == 1
@@ -110,11 +120,16 @@ def test_weights_that_did_not_move_or_are_not_finite_are_failures() -> None:
     with torch.no_grad():
         model.weight[0, 0] = float("inf")
         model.weight[0, 1] = float("-inf")
-    with pytest.raises(FloatingPointError, match=r"not finite \(weight holds 0 NaN and 2 infinite values of 6\). Lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"not finite \(weight holds 0 NaN and 2 infinite values of 6\). Lower the learning rate",
+    ):
         check_weights(model, before)
     with torch.no_grad():
         model.bias[1] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"weight holds .* of 6, and 1 more of 2 tensors have such values"):
+    with pytest.raises(
+        FloatingPointError, match=r"weight holds .* of 6, and 1 more of 2 tensors have such values"
+    ):
         check_finite(model.state_dict())
     check_finite({"ids": torch.tensor([1, 2])})
 
@@ -136,7 +151,9 @@ def settings(dtype: str = "float32", **method: Any) -> TrainSettings:
 
 
 @pytest.mark.parametrize(("rate", "error"), [(1e30, FloatingPointError), (1e-30, RuntimeError)])
-def test_a_training_that_diverges_or_goes_nowhere_has_no_result(stage_run: StageRun, rate: float, error: type[Exception]) -> None:
+def test_a_training_that_diverges_or_goes_nowhere_has_no_result(
+    stage_run: StageRun, rate: float, error: type[Exception]
+) -> None:
     with pytest.raises(error):
         train_stage.run(settings(learning_rate=rate), stage_run)
     assert not (stage_run.out / "model").exists()
@@ -144,7 +161,10 @@ def test_a_training_that_diverges_or_goes_nowhere_has_no_result(stage_run: Stage
 
 def test_a_training_that_is_all_warm_up_is_refused_with_a_way_out(stage_run: StageRun) -> None:
     """117 rows in one step: the first step's learning rate is 0."""
-    with pytest.raises(ValueError, match=r"all 1 training steps were warm-up, .*\. Use more rows or epochs, make steps smaller"):
+    with pytest.raises(
+        ValueError,
+        match=r"all 1 training steps were warm-up, .*\. Use more rows or epochs, make steps smaller",
+    ):
         train_stage.run(settings(batch_size=200), stage_run)
     train_stage.run(settings(batch_size=200, warmup_ratio=0.0), stage_run)
 
@@ -152,8 +172,14 @@ def test_a_training_that_is_all_warm_up_is_refused_with_a_way_out(stage_run: Sta
 def test_the_same_training_twice_gives_the_same_bytes(stage_run: StageRun) -> None:
     stored = smoke_folder(smoke_cell("dpo", 0.1).roles["train"])
     train_stage.run(settings(), stage_run)
-    names = sorted(str(path.relative_to(stage_run.out)) for path in stage_run.out.rglob("*") if path.is_file())
-    assert names == sorted(str(path.relative_to(stored)) for path in stored.rglob("*") if path.is_file() and path.name != "manifest.json")
+    names = sorted(
+        str(path.relative_to(stage_run.out)) for path in stage_run.out.rglob("*") if path.is_file()
+    )
+    assert names == sorted(
+        str(path.relative_to(stored))
+        for path in stored.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    )
     for name in names:
         if name != "speed.jsonl":
             assert (stage_run.out / name).read_bytes() == (stored / name).read_bytes()
@@ -163,7 +189,14 @@ def test_bfloat16_trains_float32_weights_and_stores_bfloat16(stage_run: StageRun
     """Reference log-probs of the same dtype make the first loss ln 2; updates far below a bfloat16 step still add up."""
     own = tmp_path / "own"
     own.mkdir()
-    reference = LogpsSettings(rows="preferences", splits=("train",), mismatched=True, max_length=192, batch_size=32, dtype="bfloat16")
+    reference = LogpsSettings(
+        rows="preferences",
+        splits=("train",),
+        mismatched=True,
+        max_length=192,
+        batch_size=32,
+        dtype="bfloat16",
+    )
     logps_stage.run(reference, StageRun(stage_run.inputs, own, Progress(tmp_path / "progress2")))
     run = StageRun({**stage_run.inputs, "reference_logps": own}, stage_run.out, stage_run.progress)
     rate = 2e-5  # a weight of 0.2 in bfloat16 moves by steps of 1e-3
@@ -174,7 +207,9 @@ def test_bfloat16_trains_float32_weights_and_stores_bfloat16(stage_run: StageRun
     after = load_file(run.out / "model" / "model.safetensors")
     before = load_file(run.inputs["model"] / "model" / "model.safetensors")
     assert {value.dtype for value in after.values()} == {torch.bfloat16}
-    moved = [(after[name] != before[name].bfloat16()).float().mean().item() for name in after if "proj" in name]
+    moved = [
+        (after[name] != before[name].bfloat16()).float().mean().item() for name in after if "proj" in name
+    ]
     assert min(moved) > 0.05
 
 
@@ -190,10 +225,18 @@ def test_a_policy_can_be_trained_again_and_written_from(stage_run: StageRun, tmp
 def test_unpaired_rows_fail_the_stage_with_a_way_out(stage_run: StageRun, tmp_path: Path) -> None:
     shutil.copytree(stage_run.inputs["preferences"], tmp_path / "unpaired")
     rows = read_rows(tmp_path / "unpaired" / "train.jsonl")
-    unpaired = [{"id": row.id, "prompt": row.prompt, "completion": row.chosen, "label": True, "mismatched": "x"} for row in rows]  # type: ignore[union-attr]
+    unpaired = [
+        {"id": row.id, "prompt": row.prompt, "completion": row.chosen, "label": True, "mismatched": "x"}
+        for row in rows
+    ]  # type: ignore[union-attr]
     (tmp_path / "unpaired" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unpaired))
     with pytest.raises(ValueError, match="or method=kto"):
-        train_stage.run(settings(), StageRun({**stage_run.inputs, "preferences": tmp_path / "unpaired"}, stage_run.out, stage_run.progress))
+        train_stage.run(
+            settings(),
+            StageRun(
+                {**stage_run.inputs, "preferences": tmp_path / "unpaired"}, stage_run.out, stage_run.progress
+            ),
+        )
 
 
 # What is left behind --------------------------------------------------------------------------------------------------
@@ -220,7 +263,9 @@ def test_a_model_is_loaded_ready_to_be_measured() -> None:
     start = smoke_folder(smoke_cell("dpo", 0.1).roles["train"].inputs["model"])  # type: ignore[arg-type]
     model = load_model(start, "float32")
     assert not model.training
-    assert {parameter.device.type for parameter in model.parameters()} == {"cuda" if torch.cuda.is_available() else "cpu"}
+    assert {parameter.device.type for parameter in model.parameters()} == {
+        "cuda" if torch.cuda.is_available() else "cpu"
+    }
 
 
 # Gradient checkpointing -----------------------------------------------------------------------------------------------
@@ -230,26 +275,50 @@ LORA = Adapter(name="lora", rank=4, alpha=8.0, dropout=0.1, target_modules=())
 
 def training(name: str, folder: Path) -> tuple[Any, Any, dict[str, Path]]:
     """(stage's function, its settings, its inputs) of a training of some kind, over what the smoke run has."""
-    inputs = {role: smoke_folder(stage) for role, stage in smoke_cell("kto", 0.1).roles["train"].inputs.items()}  # type: ignore[arg-type]
+    inputs = {
+        role: smoke_folder(stage) for role, stage in smoke_cell("kto", 0.1).roles["train"].inputs.items()
+    }  # type: ignore[arg-type]
     usual: dict[str, Any] = {"max_length": 192, "dtype": "float32", "seed": 0}
     if name == "conversations":
         pairs = read_rows(inputs["preferences"] / "train.jsonl")
-        rows = [{"id": pair.id, "messages": [*pair.prompt, {"role": "assistant", "content": pair.chosen}]} for pair in pairs]
+        rows = [
+            {"id": pair.id, "messages": [*pair.prompt, {"role": "assistant", "content": pair.chosen}]}
+            for pair in pairs
+        ]
         path = folder / "conversations" / "rows.jsonl"
         path.parent.mkdir()
         path.write_text("".join(json.dumps(row) + "\n" for row in rows[:32]))
-        epochs = SftEpochs(learning_rate=1e-3, num_train_epochs=1.0, batch_size=8, gradient_accumulation_steps=1, warmup_ratio=0.0)
-        return sft_stage.run, ConversationSft(training=epochs, **usual), {"model": inputs["model"], "conversations": path.parent}
+        epochs = SftEpochs(
+            learning_rate=1e-3,
+            num_train_epochs=1.0,
+            batch_size=8,
+            gradient_accumulation_steps=1,
+            warmup_ratio=0.0,
+        )
+        return (
+            sft_stage.run,
+            ConversationSft(training=epochs, **usual),
+            {"model": inputs["model"], "conversations": path.parent},
+        )
     learning: dict[str, Any] = {"batch_size": 32, "learning_rate": 1e-3}
     if name == "best_of_n":
-        return train_stage.run, RewardModelSettings(method=RewardModel.model_validate(TRAINING | learning), **usual), inputs
+        return (
+            train_stage.run,
+            RewardModelSettings(method=RewardModel.model_validate(TRAINING | learning), **usual),
+            inputs,
+        )
     plain, _, adapted = name.partition(" ")
     kind = by_name(*KINDS)[plain]
-    method, adapter = conformance_method(kind, REFERENCES[kind].settings[0], **learning), LORA if adapted else None
+    method, adapter = (
+        conformance_method(kind, REFERENCES[kind].settings[0], **learning),
+        LORA if adapted else None,
+    )
     return train_stage.run, TrainSettings(method=method, adapter=adapter, **usual), inputs
 
 
-@pytest.mark.parametrize("name", ["dpo", "dpo lora", "simpo", "kto", "offline_ppo", "best_of_n", "conversations"])
+@pytest.mark.parametrize(
+    "name", ["dpo", "dpo lora", "simpo", "kto", "offline_ppo", "best_of_n", "conversations"]
+)
 def test_gradient_checkpointing_computes_again_and_changes_no_number(name: str, tmp_path: Path) -> None:
     """Each layer goes forward twice a pass that learns, not once: in the backward pass a second time."""
     curves, passes = {}, {}
@@ -264,7 +333,10 @@ def test_gradient_checkpointing_computes_again_and_changes_no_number(name: str, 
 
         hook = register_module_forward_pre_hook(saw)
         try:
-            run(usual.model_copy(update={"gradient_checkpointing": choice}), StageRun(inputs, out, Progress(out / "progress")))
+            run(
+                usual.model_copy(update={"gradient_checkpointing": choice}),
+                StageRun(inputs, out, Progress(out / "progress")),
+            )
         finally:
             hook.remove()
         curves[choice] = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
@@ -275,7 +347,9 @@ def test_gradient_checkpointing_computes_again_and_changes_no_number(name: str, 
 
 
 def test_a_process_that_sees_several_gpus_trains_on_one(tmp_path: Path) -> None:
-    arguments = TrainingArguments(**common_arguments(tmp_path, seed=0, dtype="float32"), per_device_train_batch_size=4)
+    arguments = TrainingArguments(
+        **common_arguments(tmp_path, seed=0, dtype="float32"), per_device_train_batch_size=4
+    )
     arguments._n_gpu = 8  # as transformers counts them outside of `accelerate launch`
     assert arguments.train_batch_size == 32
     assert on_one_gpu(arguments).train_batch_size == 4

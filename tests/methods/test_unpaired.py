@@ -48,15 +48,22 @@ LEARNING = {"learning_rate": 1e-3, "batch_size": 16, "max_grad_norm": 1.0}
 
 def train_settings(name: str, max_length: int = 192, seed: int = 0, **training: Any) -> TrainSettings:
     kind = by_name(*KINDS)[name]
-    settings = {**REFERENCES[kind].settings[0], **{k: v for k, v in training.items() if k in ("weight_ratio",)}}
+    settings = {
+        **REFERENCES[kind].settings[0],
+        **{k: v for k, v in training.items() if k in ("weight_ratio",)},
+    }
     rest = {k: v for k, v in training.items() if k not in settings}
-    return TrainSettings(method=method(kind, settings, **LEARNING | rest), max_length=max_length, dtype="float32", seed=seed)
+    return TrainSettings(
+        method=method(kind, settings, **LEARNING | rest), max_length=max_length, dtype="float32", seed=seed
+    )
 
 
 @pytest.fixture(scope="module")
 def inputs() -> dict[str, Path]:
     """Start model, rows and reference log-probs of the smoke run."""
-    return {role: smoke_folder(source) for role, source in smoke_cell("kto", 0.1).roles["train"].inputs.items()}  # type: ignore[arg-type]
+    return {
+        role: smoke_folder(source) for role, source in smoke_cell("kto", 0.1).roles["train"].inputs.items()
+    }  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,9 @@ def trained(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     folders = {}
     for name in ("csft", "offline_ppo"):
         folders[name] = tmp_path_factory.mktemp(name)
-        train_stage.run(train_settings(name), StageRun(inputs, folders[name], Progress(folders[name] / "progress")))
+        train_stage.run(
+            train_settings(name), StageRun(inputs, folders[name], Progress(folders[name] / "progress"))
+        )
     return folders
 
 
@@ -78,10 +87,14 @@ class Silent(TrainerCallback):
     pass
 
 
-def trainer_of(settings: TrainSettings, inputs: dict[str, Path], rows: Sequence[Any], out: Path, callback: Any = None) -> Any:
+def trainer_of(
+    settings: TrainSettings, inputs: dict[str, Path], rows: Sequence[Any], out: Path, callback: Any = None
+) -> Any:
     reference = read_logps(inputs["reference_logps"])
     model, tokenizer = load_model(inputs["model"], "float32"), load_tokenizer(inputs["model"])
-    return load(settings.method.name).make_trainer(TrainingJob(settings, model, tokenizer, rows, reference, out, callback or Silent()))
+    return load(settings.method.name).make_trainer(
+        TrainingJob(settings, model, tokenizer, rows, reference, out, callback or Silent())
+    )
 
 
 def some_rows(inputs: dict[str, Path], n: int) -> list[Pair]:
@@ -93,7 +106,15 @@ def imbalanced(inputs: dict[str, Path], n: int, n_desirable: int) -> tuple[list[
     stored, rows, reference = read_logps(inputs["reference_logps"]), [], {}
     for i, pair in enumerate(some_rows(inputs, n)):
         side = "chosen" if i < n_desirable else "rejected"
-        rows.append(Unpaired(pair.id, pair.prompt, getattr(pair, side), i < n_desirable, getattr(pair, f"mismatched_{side}")))
+        rows.append(
+            Unpaired(
+                pair.id,
+                pair.prompt,
+                getattr(pair, side),
+                i < n_desirable,
+                getattr(pair, f"mismatched_{side}"),
+            )
+        )
         reference |= {f"train/{pair.id}/completion": stored[f"train/{pair.id}/{side}"]}
         reference |= {f"train/{pair.id}/mismatched": stored[f"train/{pair.id}/mismatched_{side}"]}
     return rows, reference
@@ -137,11 +158,22 @@ def test_tied_embeddings_stay_tied_and_spare_rows_are_used(inputs: dict[str, Pat
 def test_learned_positions_must_leave_a_place_for_the_control_token(chat: Path) -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=64, n_embd=8, n_layer=1, n_head=1))
     check_positions(gpt2, 63)
-    with pytest.raises(ValueError, match=r"has 64 positions, .*needs model\.max_length=64 and one more.*Set model\.max_length=63"):
+    with pytest.raises(
+        ValueError,
+        match=r"has 64 positions, .*needs model\.max_length=64 and one more.*Set model\.max_length=63",
+    ):
         check_positions(gpt2, 64)
     check_positions(load_model(chat, "float32"), 10**6)  # rotary
-    sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 64}
-    opt = OPTForCausalLM(OPTConfig(ffn_dim=8, word_embed_proj_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes))
+    sizes = {
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "max_position_embeddings": 64,
+    }
+    opt = OPTForCausalLM(
+        OPTConfig(ffn_dim=8, word_embed_proj_dim=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes)
+    )
     with pytest.raises(ValueError, match="has 64 positions"):
         check_positions(opt, 64)
     alibi = FalconForCausalLM(FalconConfig(alibi=True, **sizes))
@@ -156,14 +188,19 @@ def test_a_control_token_stands_between_prompt_and_completion_which_is_cut_where
     assert prompt_ids(tokenizer, prompt, GOOD) == [*before, n]
     row = Unpaired("1", prompt, "the horse is a good dog", True, "a red plum")
     for max_length in (len(before) + 3, 100):
-        plain, asked = preference_ids(tokenizer, row, max_length), preference_ids(tokenizer, row, max_length, GOOD)
+        plain, asked = (
+            preference_ids(tokenizer, row, max_length),
+            preference_ids(tokenizer, row, max_length, GOOD),
+        )
         for column in plain:
             assert asked[column] == replace(plain[column], prompt=[*plain[column].prompt, n])
     with pytest.raises(ValueError, match=r"<\|good\|> is no token of this model's tokenizer"):
         prompt_ids(load_tokenizer(chat), prompt, GOOD)
 
 
-def test_csft_trains_on_each_row_after_the_token_of_its_label(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_csft_trains_on_each_row_after_the_token_of_its_label(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """Some rows are cut: they are one token longer than max_length, and the reference's sums are of the same tokens."""
     rows = some_rows(inputs, 24)
     plain = load_tokenizer(inputs["model"])
@@ -189,22 +226,38 @@ def test_csft_trains_on_each_row_after_the_token_of_its_label(inputs: dict[str, 
 # CSFT: the policy -----------------------------------------------------------------------------------------------------
 
 
-def test_a_saved_policy_brings_its_tokens_and_cannot_be_asked_without_them(trained: dict[str, Path], inputs: dict[str, Path]) -> None:
+def test_a_saved_policy_brings_its_tokens_and_cannot_be_asked_without_them(
+    trained: dict[str, Path], inputs: dict[str, Path]
+) -> None:
     assert AutoTokenizer.from_pretrained(trained["csft"] / "model").convert_tokens_to_ids(GOOD) != 3  # <unk>
     TransformersEngine(trained["csft"], "float32", 4, GOOD)
     for control in (None, BAD):
-        with pytest.raises(ValueError, match=rf"csft.* must end in the control token <\|good\|>, got {control and '<.bad.>'}"):
+        with pytest.raises(
+            ValueError, match=rf"csft.* must end in the control token <\|good\|>, got {control and '<.bad.>'}"
+        ):
             TransformersEngine(trained["csft"], "float32", 4, control)
     with pytest.raises(ValueError, match=r"must end in no control token, got <\|good\|>"):
         TransformersEngine(inputs["model"], "float32", 4, GOOD)
 
 
-def test_held_out_log_probs_are_those_after_the_good_token(trained: dict[str, Path], inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_held_out_log_probs_are_those_after_the_good_token(
+    trained: dict[str, Path], inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """By hand: one row at a time, float64, the plain forward."""
     settings = LogpsSettings(
-        rows="preferences", splits=("heldout",), mismatched=False, max_length=192, batch_size=8, dtype="float32", control=GOOD
+        rows="preferences",
+        splits=("heldout",),
+        mismatched=False,
+        max_length=192,
+        batch_size=8,
+        dtype="float32",
+        control=GOOD,
     )
-    run = StageRun({"model": trained["csft"], "preferences": inputs["preferences"]}, tmp_path, Progress(tmp_path / "progress"))
+    run = StageRun(
+        {"model": trained["csft"], "preferences": inputs["preferences"]},
+        tmp_path,
+        Progress(tmp_path / "progress"),
+    )
     logps_stage.run(settings, run)
     stored = read_logps(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(trained["csft"] / "model", dtype=torch.float64)
@@ -233,7 +286,10 @@ def test_a_control_token_is_never_written(chat: Path, tmp_path: Path) -> None:
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path)
     engine = TransformersEngine(tmp_path, "float32", 4, GOOD)
-    ids = [prompt_ids(engine.tokenizer, [{"role": "user", "content": text}], GOOD) for text in ("a dog", "the plum", "red")]
+    ids = [
+        prompt_ids(engine.tokenizer, [{"role": "user", "content": text}], GOOD)
+        for text in ("a dog", "the plum", "red")
+    ]
     with torch.no_grad():
         assert all(int(engine.model(torch.tensor([row])).logits[0, -1].argmax()) >= n for row in ids)
     for temperature in (0.0, 1.0):
@@ -241,14 +297,20 @@ def test_a_control_token_is_never_written(chat: Path, tmp_path: Path) -> None:
         assert all(token < n for completion in written for token in completion.ids)
 
 
-def test_no_other_training_starts_from_a_policy_that_is_asked_with_a_token(trained: dict[str, Path], inputs: dict[str, Path]) -> None:
-    run = StageRun({**inputs, "model": trained["csft"]}, trained["csft"], Progress(trained["csft"] / "progress"))
+def test_no_other_training_starts_from_a_policy_that_is_asked_with_a_token(
+    trained: dict[str, Path], inputs: dict[str, Path]
+) -> None:
+    run = StageRun(
+        {**inputs, "model": trained["csft"]}, trained["csft"], Progress(trained["csft"] / "progress")
+    )
     with pytest.raises(ValueError, match=r"control token <\|good\|> \(CSFT\)"):
         train_stage.run(train_settings("offline_ppo"), run)
 
 
 @pytest.mark.parametrize("name", ["csft", "offline_ppo"])
-def test_the_same_training_twice_gives_the_same_bytes(trained: dict[str, Path], inputs: dict[str, Path], name: str, tmp_path: Path) -> None:
+def test_the_same_training_twice_gives_the_same_bytes(
+    trained: dict[str, Path], inputs: dict[str, Path], name: str, tmp_path: Path
+) -> None:
     train_stage.run(train_settings(name), StageRun(inputs, tmp_path, Progress(tmp_path / "progress")))
     for file in ("history.jsonl", "model/model.safetensors"):
         assert (tmp_path / file).read_bytes() == (trained[name] / file).read_bytes()
@@ -258,8 +320,13 @@ def test_the_same_training_twice_gives_the_same_bytes(trained: dict[str, Path], 
 
 
 def test_the_value_head_is_not_part_of_the_policy(trained: dict[str, Path], inputs: dict[str, Path]) -> None:
-    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (inputs["model"], trained["offline_ppo"]))
-    assert {name: value.shape for name, value in before.items()} == {name: value.shape for name, value in after.items()}
+    before, after = (
+        load_file(folder / "model" / "model.safetensors")
+        for folder in (inputs["model"], trained["offline_ppo"])
+    )
+    assert {name: value.shape for name, value in before.items()} == {
+        name: value.shape for name, value in after.items()
+    }
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -269,7 +336,9 @@ def test_token_references_are_the_stored_sums_token_by_token(inputs: dict[str, P
     for row in trainer.train_dataset:
         tokens = row["ref_token_logps"]
         assert len(tokens) == len(row["prompt_ids"]) + len(row["completion_ids"]) - 1
-        assert set(tokens[: len(row["prompt_ids"]) - 1]) <= {0.0} and all(value < 0 for value in tokens[len(row["prompt_ids"]) - 1 :])
+        assert set(tokens[: len(row["prompt_ids"]) - 1]) <= {0.0} and all(
+            value < 0 for value in tokens[len(row["prompt_ids"]) - 1 :]
+        )
         assert sum(tokens) == pytest.approx(row["ref_logps"], rel=1e-5, abs=1e-4)
 
 
@@ -296,10 +365,14 @@ def norm(parameters: Any) -> float:
     return math.sqrt(sum((p.grad**2).sum().item() for p in parameters if p.grad is not None))
 
 
-def test_the_value_head_learns_with_a_gradient_clip_of_its_own(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_the_value_head_learns_with_a_gradient_clip_of_its_own(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """value_weight 100 makes its gradient large; the policy's, clipped at 1e-3 here, does not feel it."""
     settings = train_settings("offline_ppo", max_grad_norm=1e-3)
-    settings = settings.model_copy(update={"method": settings.method.model_copy(update={"value_weight": 100.0})})
+    settings = settings.model_copy(
+        update={"method": settings.method.model_copy(update={"value_weight": 100.0})}
+    )
     steps = Steps()
     trainer = trainer_of(settings, inputs, some_rows(inputs, 48), tmp_path, steps)
     steps.head = trainer.critic.module
@@ -314,7 +387,9 @@ def test_the_value_head_learns_with_a_gradient_clip_of_its_own(inputs: dict[str,
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {1e-3}
 
 
-def test_offline_ppos_first_step_has_no_kl_and_no_policy_loss(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_offline_ppos_first_step_has_no_kl_and_no_policy_loss(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """Ratios are 1, and whitened advantages have mean 0. The curve has what KTO's has."""
     recorder = Recorder(Progress(tmp_path / "progress"))
     trainer_of(train_settings("offline_ppo"), inputs, some_rows(inputs, 24), tmp_path, recorder).train()
@@ -327,9 +402,13 @@ def test_offline_ppos_first_step_has_no_kl_and_no_policy_loss(inputs: dict[str, 
     assert abs(last["kl"]) > 1e-6
 
 
-def test_a_step_of_several_batches_logs_the_mean_of_each_number(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_step_of_several_batches_logs_the_mean_of_each_number(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """TRL's own `kl`, 0 for a loss without one, stands neither in offline PPO's nor in CSFT's curve."""
-    settings = train_settings("offline_ppo", batch_size=8, gradient_accumulation_steps=3, num_train_epochs=2.0)
+    settings = train_settings(
+        "offline_ppo", batch_size=8, gradient_accumulation_steps=3, num_train_epochs=2.0
+    )
     recorder = Recorder(Progress(tmp_path / "progress"))
     trainer = trainer_of(settings, inputs, some_rows(inputs, 12), tmp_path, recorder)
     parts: list[dict[str, float]] = []
@@ -337,7 +416,12 @@ def test_a_step_of_several_batches_logs_the_mean_of_each_number(inputs: dict[str
 
     def watch(*given: Any) -> Any:
         found = compute(*given)
-        parts.append({name: trainer._metrics["train"][name][-1] for name in ("kl", "ppo/policy_loss", "ppo/value_loss")})
+        parts.append(
+            {
+                name: trainer._metrics["train"][name][-1]
+                for name in ("kl", "ppo/policy_loss", "ppo/value_loss")
+            }
+        )
         return found
 
     trainer._compute_loss = watch
@@ -346,7 +430,13 @@ def test_a_step_of_several_batches_logs_the_mean_of_each_number(inputs: dict[str
     for name in parts[3]:
         assert recorder.history[1][name] == pytest.approx(sum(part[name] for part in parts[3:]) / 3)
     assert len({part["kl"] for part in parts[3:]}) == 3
-    trainer_of(train_settings("csft"), inputs, some_rows(inputs, 12), tmp_path, plain := Recorder(Progress(tmp_path / "progress"))).train()
+    trainer_of(
+        train_settings("csft"),
+        inputs,
+        some_rows(inputs, 12),
+        tmp_path,
+        plain := Recorder(Progress(tmp_path / "progress")),
+    ).train()
     assert "kl" not in plain.history[0]
 
 
@@ -365,7 +455,9 @@ def test_rewards_and_targets_by_hand() -> None:
 
 def test_the_codes_clip_and_the_papers_by_hand() -> None:
     """Ratios 3 and .3 at advantages 1 and -1: the code's [.5, 2] gives -2 and .5, the paper's [.25, 4] gives -3 and .3."""
-    rows = losses.TokenLogps(torch.tensor([[3.0, 0.3]]).log(), torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([True]))
+    rows = losses.TokenLogps(
+        torch.tensor([[3.0, 0.3]]).log(), torch.zeros(1, 2), torch.ones(1, 2), torch.tensor([True])
+    )
     advantages = torch.tensor([[1.0, -1.0]])
     assert losses.clipped_policy_loss(advantages, rows, 0.5).item() == pytest.approx((-2 + 0.5) / 2)
     assert losses.clipped_policy_loss(advantages, rows, 0.25).item() == pytest.approx((-3 + 0.3) / 2)
@@ -390,7 +482,9 @@ def test_whitening_is_over_tokens_that_count() -> None:
         (1.5, 3, 2, (1, 1)),
     ],
 )
-def test_the_side_that_is_short_is_raised(ratio: float, n_desirable: int, n_undesirable: int, expected: tuple[float, float]) -> None:
+def test_the_side_that_is_short_is_raised(
+    ratio: float, n_desirable: int, n_undesirable: int, expected: tuple[float, float]
+) -> None:
     weights = class_weights(ratio, n_desirable, n_undesirable)
     assert weights == pytest.approx(expected)
     assert weights.desirable * n_desirable / (weights.undesirable * n_undesirable) == pytest.approx(ratio)
@@ -398,7 +492,9 @@ def test_the_side_that_is_short_is_raised(ratio: float, n_desirable: int, n_unde
 
 
 def test_a_ratio_of_one_kind_of_rows_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs desirable and undesirable rows, got 0 desirable and 7 undesirable"):
+    with pytest.raises(
+        ValueError, match="needs desirable and undesirable rows, got 0 desirable and 7 undesirable"
+    ):
         class_weights(1.0, 0, 7)
 
 
@@ -414,13 +510,17 @@ def test_weights_are_those_of_the_papers_imbalance_study() -> None:
             assert low - 0.011 <= published <= high + 0.011, row
 
 
-def test_few_desirable_rows_give_finite_numbers_and_recorded_weights(inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_few_desirable_rows_give_finite_numbers_and_recorded_weights(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
     """2 of 33 rows desirable, batches of 4, the last of one row: most batches hold one label alone. λ_D = 4/3 x 31/2."""
     rows, reference = imbalanced(inputs, 33, 2)
     settings = train_settings("kto", batch_size=4, weight_ratio=4 / 3)
     recorder = Recorder(Progress(tmp_path / "progress"))
     model, tokenizer = load_model(inputs["model"], "float32"), load_tokenizer(inputs["model"])
-    trainer: Any = load("kto").make_trainer(TrainingJob(settings, model, tokenizer, rows, reference, tmp_path, recorder))
+    trainer: Any = load("kto").make_trainer(
+        TrainingJob(settings, model, tokenizer, rows, reference, tmp_path, recorder)
+    )
     model.train()
     expected = 4 / 3 * 31 / 2
     seen = []
@@ -428,7 +528,9 @@ def test_few_desirable_rows_give_finite_numbers_and_recorded_weights(inputs: dic
         labels = batch["label"].bool()
         seen += labels.tolist()
         loss = trainer.compute_loss(trainer.model, batch).item()
-        assert loss == pytest.approx(sum(0.5 * (expected if label else 1.0) for label in labels) / len(labels), rel=1e-5)
+        assert loss == pytest.approx(
+            sum(0.5 * (expected if label else 1.0) for label in labels) / len(labels), rel=1e-5
+        )
     assert (sum(seen), len(seen)) == (2, 33)
     trainer._metrics["train"].clear()
     trainer.train()
@@ -445,6 +547,8 @@ def test_one_label_in_a_batch_is_no_trouble(inputs: dict[str, Path], name: str, 
     rows, reference = imbalanced(inputs, 17, 1)
     recorder = Recorder(Progress(tmp_path / "progress"))
     model, tokenizer = load_model(inputs["model"], "float32"), load_tokenizer(inputs["model"])
-    job = TrainingJob(train_settings(name, batch_size=4), model, tokenizer, rows, reference, tmp_path, recorder)
+    job = TrainingJob(
+        train_settings(name, batch_size=4), model, tokenizer, rows, reference, tmp_path, recorder
+    )
     load(name).make_trainer(job).train()
     assert len(recorder.history) == 5

@@ -51,22 +51,38 @@ class _Answer(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         self.served.asked.append(path)
         if self.served.gated:
-            return self._say(403, b'{"error": "gated"}', {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+            return self._say(
+                403,
+                b'{"error": "gated"}',
+                {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."},
+            )
         if not path.removeprefix("/api").startswith(f"/datasets/{REPO}"):
             return self._say(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         files = {str(file.relative_to(self.served.folder)): file for file in self.served.folder.rglob("*.*")}
         if "/resolve/" in path:
             data = files[path.split("/resolve/")[1].partition("/")[2]].read_bytes()
-            return self._say(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": self.served.sha})
+            return self._say(
+                200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": self.served.sha}
+            )
         if "/tree/" in path:
-            listed = [{"type": "file", "path": name, "size": file.stat().st_size, "oid": "0" * 40} for name, file in files.items()]
+            listed = [
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": "0" * 40}
+                for name, file in files.items()
+            ]
             return self._say(200, json.dumps(listed).encode())
-        info = {"id": REPO, "sha": self.served.sha, "siblings": [{"rfilename": name} for name in files], "tags": []}
+        info = {
+            "id": REPO,
+            "sha": self.served.sha,
+            "siblings": [{"rfilename": name} for name in files],
+            "tags": [],
+        }
         return self._say(200, json.dumps(info).encode())
 
     def _say(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})).items():
+        for name, value in (
+            {"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
@@ -93,9 +109,20 @@ def plan(run_bench: RunBench, model: Path, tmp_path: Path) -> Callable[..., Any]
     """do=plan over a dataset of the hub, with a cache and a lock file of the test's own."""
 
     def run(url: str, *words: str, do: str = "plan", **environment: str) -> Any:
-        own = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+        own = {
+            "HF_ENDPOINT": url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+        }
         own |= {"HF_HUB_OFFLINE": "0"} | environment
-        start = ("model=local", f"model.path={model}", "data=ultrafeedback_binarized", "method=dpo", f"do={do}")
+        start = (
+            "model=local",
+            f"model.path={model}",
+            "data=ultrafeedback_binarized",
+            "method=dpo",
+            f"do={do}",
+        )
         return run_bench(*start, f"results={tmp_path / 'results'}", *words, cold=False, **own)
 
     return run
@@ -111,16 +138,23 @@ def test_a_revision_is_locked_at_its_first_use_and_kept(served: Hub, plan: Any, 
     assert "ultrafeedback_binarized: 12 train rows of 12 prompts, 6 held out" in first.stdout
     lock = json.loads((tmp_path / "results" / hub.LOCK).read_text())
     assert lock[f"datasets/{REPO}"]["revision"] == OLD
-    write(served.folder / PUBLISHED["ultrafeedback_binarized"].files["train"], [ultrafeedback(f"new {i}?", "a", "b") for i in range(2)])
+    write(
+        served.folder / PUBLISHED["ultrafeedback_binarized"].files["train"],
+        [ultrafeedback(f"new {i}?", "a", "b") for i in range(2)],
+    )
     served.sha = NEW
     served.asked.clear()
     assert plan(served.url).stdout == first.stdout
     assert served.asked == [], "what the cache holds at the locked revision is not asked for again"
     moved = plan(served.url, f"data.revision={NEW}")
-    assert "2 train rows of 2 prompts" in moved.stdout and not set(keys(moved.stdout)) & set(keys(first.stdout))
+    assert "2 train rows of 2 prompts" in moved.stdout and not set(keys(moved.stdout)) & set(
+        keys(first.stdout)
+    )
 
 
-def test_a_download_that_was_cut_short_is_not_taken_for_the_dataset(served: Hub, plan: Any, tmp_path: Path) -> None:
+def test_a_download_that_was_cut_short_is_not_taken_for_the_dataset(
+    served: Hub, plan: Any, tmp_path: Path
+) -> None:
     one = served.folder / PUBLISHED["ultrafeedback_binarized"].files["train"]
     first, second = (one.with_name(f"train_prefs-0000{i}-of-00002.parquet") for i in range(2))
     one.rename(first)
@@ -132,11 +166,15 @@ def test_a_download_that_was_cut_short_is_not_taken_for_the_dataset(served: Hub,
     for left in here.glob("bench-*"):  # by a command that had fetched everything
         left.unlink()
     offline = plan("http://127.0.0.1:9", HF_HUB_OFFLINE="1")
-    assert offline.returncode == 2 and "could not be fetched from the hub (HF_HUB_OFFLINE is set" in " ".join(offline.stderr.split())
+    assert offline.returncode == 2 and "could not be fetched from the hub (HF_HUB_OFFLINE is set" in " ".join(
+        offline.stderr.split()
+    )
     assert plan(served.url).stdout == whole.stdout
 
 
-def test_a_revision_that_another_command_has_locked_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_that_another_command_has_locked_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = tmp_path / hub.LOCK
 
     class Asked:
@@ -150,7 +188,9 @@ def test_a_revision_that_another_command_has_locked_meanwhile_is_taken(tmp_path:
     assert json.loads(lock.read_text())[f"datasets/{REPO}"]["revision"] == OLD
 
 
-def test_the_cache_answers_offline_and_the_lock_alone_a_verb_that_reads_no_rows(served: Hub, plan: Any, tmp_path: Path) -> None:
+def test_the_cache_answers_offline_and_the_lock_alone_a_verb_that_reads_no_rows(
+    served: Hub, plan: Any, tmp_path: Path
+) -> None:
     first = plan(served.url)
     assert plan("http://127.0.0.1:9", HF_HUB_OFFLINE="1").stdout == first.stdout
     status = plan("http://127.0.0.1:9", do="status", HF_HOME=str(tmp_path / "other"))
@@ -164,7 +204,10 @@ def test_without_a_network_the_way_out_is_said_before_anything_runs(plan: Any, t
         said = " ".join(done.stderr.split())
         assert f"{REPO} could not be fetched from the hub (" in said
         assert ("HF_HUB_OFFLINE is set" in said) == bool(environment)
-        assert f"run `hf download {REPO} --type dataset" in said and "to use a copy of its folder, set data.path" in said
+        assert (
+            f"run `hf download {REPO} --type dataset" in said
+            and "to use a copy of its folder, set data.path" in said
+        )
         assert not (tmp_path / "results").exists(), "no revision is invented"
 
 
@@ -173,12 +216,17 @@ def test_a_gated_dataset_names_licence_and_token(served: Hub, plan: Any) -> None
     done = plan(served.url)
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
-    assert f"{REPO} is gated: accept its licence at {served.url}/datasets/{REPO} with your account, and set HF_TOKEN" in said
+    assert (
+        f"{REPO} is gated: accept its licence at {served.url}/datasets/{REPO} with your account, and set HF_TOKEN"
+        in said
+    )
 
 
 def test_a_dataset_that_is_not_there_is_said(served: Hub, plan: Any) -> None:
     done = plan(served.url, "data.hub=no/such")
-    assert done.returncode == 2 and "no/such is not on the hub, or is private" in " ".join(done.stderr.split())
+    assert done.returncode == 2 and "no/such is not on the hub, or is private" in " ".join(
+        done.stderr.split()
+    )
 
 
 def test_a_broken_lock_file_is_not_written_over(tmp_path: Path) -> None:

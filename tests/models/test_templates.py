@@ -37,7 +37,10 @@ SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 USER = {"role": "user", "content": "Name a dog."}
 REX = {"role": "assistant", "content": "Rex"}
 CHATML = "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + CHATML
+)
 NO_REASONING = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
 
 
@@ -57,7 +60,9 @@ def written(template: Template, messages: list[dict[str, str]], opens: bool) -> 
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_dated_template_writes_what_it_writes_on_that_day_and_never_asks_the_clock(path: Path, monkeypatch: Any) -> None:
+def test_a_dated_template_writes_what_it_writes_on_that_day_and_never_asks_the_clock(
+    path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(renderer, "datetime", Clock)
     template = Template(path.read_text(encoding="utf-8"), SPECIAL)
     fixed = Template(dated(template.text, None), SPECIAL)
@@ -90,10 +95,20 @@ def test_rows_that_a_template_cannot_write_are_named_with_its_words() -> None:
 def test_what_a_template_leaves_out_is_seen() -> None:
     thinking = {"role": "assistant", "content": "<think>\nA short name.\n</think>\n\nRex"}
     assert Template(NO_REASONING).loses([USER, thinking]) == "assistant"
-    assert Template(NO_REASONING).loses([USER, thinking, USER, REX]) is None  # of earlier turns many templates cut it
+    assert (
+        Template(NO_REASONING).loses([USER, thinking, USER, REX]) is None
+    )  # of earlier turns many templates cut it
     assert Template(CHATML).loses([USER, thinking]) is None
-    assert Template(CHATML.replace("m['content']", "m['content'] | trim")).loses([USER, {"role": "assistant", "content": " Rex\n"}]) is None
-    assert Template("{{ messages[-1]['content'] }}").loses([{"role": "system", "content": "Be brief."}, USER]) == "system"
+    assert (
+        Template(CHATML.replace("m['content']", "m['content'] | trim")).loses(
+            [USER, {"role": "assistant", "content": " Rex\n"}]
+        )
+        is None
+    )
+    assert (
+        Template("{{ messages[-1]['content'] }}").loses([{"role": "system", "content": "Be brief."}, USER])
+        == "system"
+    )
 
 
 def test_a_look_tells_what_a_template_reads_refuses_and_loses() -> None:
@@ -132,7 +147,9 @@ def test_a_template_that_cannot_be_used_fails_in_one_line(text: str, why: str) -
 @pytest.mark.parametrize("inner", ["", "{% for k in range(99999) %}{% endfor %}"])
 def test_a_template_that_never_ends_is_ended(inner: str) -> None:
     endless = f"{{% for i in range(99999) %}}{{% for j in range(99999) %}}{inner}{{% endfor %}}{{% endfor %}}"
-    with pytest.raises(TemplateFailed, match=r"more than 1 s for a few short conversations \(bounds.template_s\)"):
+    with pytest.raises(
+        TemplateFailed, match=r"more than 1 s for a few short conversations \(bounds.template_s\)"
+    ):
         look(Template(endless), 1)
 
 
@@ -144,14 +161,21 @@ def write(folder: Path, name: str, content: Any) -> None:
 
 def test_the_template_of_a_folder_is_the_one_that_transformers_takes(tmp_path: Path) -> None:
     assert read_template(tmp_path) is None
-    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "pad_token": None, "image_token": "<image>"}
+    config = {
+        "bos_token": {"content": "<s>"},
+        "eos_token": "</s>",
+        "pad_token": None,
+        "image_token": "<image>",
+    }
     own = {"tokenizer_class": "PreTrainedTokenizerFast"}
     write(tmp_path, "tokenizer_config.json", config | {"chat_template": CHATML})
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "image_token": "<image>"}
     assert read_template(tmp_path) == Template(CHATML, named)
     several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
     write(tmp_path, "tokenizer_config.json", {"chat_template": several})
-    assert read_template(tmp_path) == Template(CHATML, {"bos_token": "", "eos_token": "", "pad_token": ""})  # its class may know them
+    assert read_template(tmp_path) == Template(
+        CHATML, {"bos_token": "", "eos_token": "", "pad_token": ""}
+    )  # its class may know them
     write(tmp_path, "tokenizer_config.json", {"chat_template": several, **own})
     assert read_template(tmp_path) == Template(CHATML)
     write(tmp_path, "additional_chat_templates/tool_use.jinja", "no")
@@ -181,7 +205,9 @@ def _whole(tokenizer: Any, messages: list[dict[str, str]]) -> int:
     return len(ids.prompt) + len(ids.completion)
 
 
-def test_every_template_that_trl_ships_gives_plan_and_run_the_same_tokens(tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_every_template_that_trl_ships_gives_plan_and_run_the_same_tokens(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
     refused = []
     for path in SHIPPED:
         folder = shutil.copytree(tokenizer_folder, tmp_path / path.stem)
@@ -191,7 +217,9 @@ def test_every_template_that_trl_ships_gives_plan_and_run_the_same_tokens(tokeni
             try:
                 wanted = len(prompt_ids(tokenizer, messages[:-1])), _whole(tokenizer, messages)
             except TemplateFailed as error:
-                with pytest.raises(TemplateFailed, match=re.escape(str(error).split(": ", 1)[1].split(" (line")[0])):
+                with pytest.raises(
+                    TemplateFailed, match=re.escape(str(error).split(": ", 1)[1].split(" (line")[0])
+                ):
                     count(messages, False)
                 refused.append((path.stem.removesuffix("_training"), name))
                 continue
@@ -201,7 +229,9 @@ def test_every_template_that_trl_ships_gives_plan_and_run_the_same_tokens(tokeni
         assert {template for template, _ in refused} == {"gemma", "llava_next"}
 
 
-def test_a_plan_counts_whole_texts_though_a_tokenizers_file_cuts_and_pads(tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_a_plan_counts_whole_texts_though_a_tokenizers_file_cuts_and_pads(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
     """Trainings leave their truncation and padding in tokenizer.json; transformers sets both anew with each call."""
     folder = shutil.copytree(tokenizer_folder, tmp_path / "cutting")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

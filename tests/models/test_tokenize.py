@@ -13,7 +13,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tiny import make_model
 
-from bench.models.tokenize import PromptTooLong, aligned_ids, conversation, guarded_ids, load_tokenizer, preference_ids, prompt_ids, row_ids
+from bench.models.tokenize import (
+    PromptTooLong,
+    aligned_ids,
+    conversation,
+    guarded_ids,
+    load_tokenizer,
+    preference_ids,
+    prompt_ids,
+    row_ids,
+)
 from bench.records import Item, Pair, Unpaired
 from bench.world.tokenizer import new_tokenizer
 
@@ -63,11 +72,16 @@ def test_the_world_has_one_begin_token_and_one_end_token() -> None:
 
 
 def test_a_template_is_asked_for_where_there_is_none(plain: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="the prompts are messages, but the tokenizer has no chat template: add chat_template"):
+    with pytest.raises(
+        ValueError,
+        match="the prompts are messages, but the tokenizer has no chat template: add chat_template",
+    ):
         prompt_ids(plain, USER)
 
 
-def test_completions_of_one_prompt_start_at_the_earliest_of_their_starts(plain: PreTrainedTokenizerBase) -> None:
+def test_completions_of_one_prompt_start_at_the_earliest_of_their_starts(
+    plain: PreTrainedTokenizerBase,
+) -> None:
     """ "a dog" + "s" may merge into other tokens than "a dog" + " is"; both completions then begin before the merge."""
     short, long = aligned_ids(plain, TEXT, [" is", "gy"], 100)
     alone = aligned_ids(plain, TEXT, [" is"], 100)[0]
@@ -76,12 +90,17 @@ def test_completions_of_one_prompt_start_at_the_earliest_of_their_starts(plain: 
     assert len(short.prompt) <= len(alone.prompt)
 
 
-def test_what_is_too_long_is_cut_at_the_end_and_a_prompt_that_fills_it_is_refused(chat: PreTrainedTokenizerBase) -> None:
+def test_what_is_too_long_is_cut_at_the_end_and_a_prompt_that_fills_it_is_refused(
+    chat: PreTrainedTokenizerBase,
+) -> None:
     whole = row_ids(chat, USER, "the horse is a good dog", 100)
     n = len(whole.prompt)
     cut = row_ids(chat, USER, "the horse is a good dog", n + 3)
     assert (cut.prompt, cut.completion) == (whole.prompt, whole.completion[:3])
-    with pytest.raises(PromptTooLong, match=f"a prompt of {n} tokens leaves no room for a completion within model.max_length={n}"):
+    with pytest.raises(
+        PromptTooLong,
+        match=f"a prompt of {n} tokens leaves no room for a completion within model.max_length={n}",
+    ):
         row_ids(chat, USER, "the horse", n)
 
 
@@ -90,7 +109,10 @@ def test_every_column_of_a_row_has_its_ids(chat: PreTrainedTokenizerBase) -> Non
     completions = [chat.decode(ids.completion) for ids in pair.values()]
     assert completions == [f"{text}<|im_end|>\n" for text in ("the dog", "a horse", "red", "blue")]
     assert list(pair) == ["chosen", "rejected", "mismatched_chosen", "mismatched_rejected"]
-    assert list(preference_ids(chat, Unpaired("1", USER, "the dog", True, "red"), 100)) == ["completion", "mismatched"]
+    assert list(preference_ids(chat, Unpaired("1", USER, "the dog", True, "red"), 100)) == [
+        "completion",
+        "mismatched",
+    ]
 
 
 def test_a_later_turn_is_asked_after_the_policys_own_answers() -> None:
@@ -115,14 +137,20 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["chat", "plain"])
-def test_ids_are_those_of_trls_own_preparation(form: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_ids_are_those_of_trls_own_preparation(
+    form: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """Stock DPOTrainer, rows as a user would hand them over."""
     from datasets import Dataset
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import DPOConfig, DPOTrainer
 
     tokenizer: Any = request.getfixturevalue(form)
-    texts = [("name a dog", " the good dog", " a horse"), ("please", " is it", "d one"), ("the river", "s", " of green")]
+    texts = [
+        ("name a dog", " the good dog", " a horse"),
+        ("please", " is it", "d one"),
+        ("the river", "s", " of green"),
+    ]
     if form == "chat":
         rows = [
             {
@@ -136,8 +164,17 @@ def test_ids_are_those_of_trls_own_preparation(form: str, request: pytest.Fixtur
         rows = [dict(zip(("prompt", "chosen", "rejected"), text, strict=True)) for text in texts]
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes))
-    arguments = DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none", precompute_ref_log_probs=True, max_length=64)
-    trainer = DPOTrainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    arguments = DPOConfig(
+        str(tmp_path),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        precompute_ref_log_probs=True,
+        max_length=64,
+    )
+    trainer = DPOTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
     for (prompt, chosen, rejected), theirs in zip(texts, trainer.train_dataset, strict=True):
         asked = [{"role": "user" if form == "chat" else "text", "content": prompt}]
         ours = aligned_ids(tokenizer, asked, [chosen, rejected], 64)

@@ -29,7 +29,9 @@ from bench.store.keys import Source, Stage
 from bench.store.store import Store
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "keys.json"
-SOURCES = Sources(Source(Path("/models/a"), "digest of a model"), Source(Path("/data/a.jsonl"), "digest of a file"))
+SOURCES = Sources(
+    Source(Path("/models/a"), "digest of a model"), Source(Path("/data/a.jsonl"), "digest of a file")
+)
 
 RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
 Open = Callable[..., Opened]
@@ -135,7 +137,10 @@ GRAPHS: dict[str, dict[str, set[str]]] = {"world": WORLD_GRAPH, "local": LOCAL_G
 @pytest.mark.parametrize("variant", GRAPHS)
 def test_a_cell_is_the_graph_that_was_drawn_by_hand(variant: str) -> None:
     stages = by_label(plan(golden_cell(variant)))
-    drawn = {label: {s.label for s in stage.inputs.values() if isinstance(s, Stage)} for label, stage in stages.items()}
+    drawn = {
+        label: {s.label for s in stage.inputs.values() if isinstance(s, Stage)}
+        for label, stage in stages.items()
+    }
     assert drawn == GRAPHS[variant]
 
 
@@ -159,11 +164,30 @@ TRAINING: dict[str, tuple[Any, set[str]]] = {
 }
 SAMPLES = {"train samples", "heldout samples"}
 LABELS = {"train labels", "heldout labels"}
-PROMPTS = {"train prompts", "heldout prompts", "kl prompts", "evaluation prompts", "evaluation prompts, two turns"}
-LOGPS = {"reference log-probs", "held-out log-probs", "policy's log-probs for KL", "reference's log-probs for KL"}
+PROMPTS = {
+    "train prompts",
+    "heldout prompts",
+    "kl prompts",
+    "evaluation prompts",
+    "evaluation prompts, two turns",
+}
+LOGPS = {
+    "reference log-probs",
+    "held-out log-probs",
+    "policy's log-probs for KL",
+    "reference's log-probs for KL",
+}
 COMPLETIONS = {"samples for KL", "preference completions", "rating completions"}
 VERDICTS = {"preference verdicts", "rating verdicts"}
-REDRAWN = {"demonstrations", "start model", "train prompts", "heldout prompts", "kl prompts", "preferences", "kto"}
+REDRAWN = {
+    "demonstrations",
+    "start model",
+    "train prompts",
+    "heldout prompts",
+    "kl prompts",
+    "preferences",
+    "kto",
+}
 WORLD_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "model.name": ("other", set()),
     "model.start": ("base", {"reference log-probs", "kto", "reference's log-probs for KL"}),
@@ -171,7 +195,10 @@ WORLD_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "model.num_layers": (3, {"base model"}),
     "model.num_heads": (2, {"base model"}),
     "model.intermediate_size": (128, {"base model"}),
-    "model.max_length": (256, {"base model", "start model", "kto", "reference log-probs", "held-out log-probs"}),
+    "model.max_length": (
+        256,
+        {"base model", "start model", "kto", "reference log-probs", "held-out log-probs"},
+    ),
     "model.pretraining.steps": (800, {"corpus", "base model"}),
     "model.pretraining.batch_size": (16, {"corpus", "base model"}),
     "model.pretraining.learning_rate": (1e-3, {"base model"}),
@@ -186,7 +213,12 @@ WORLD_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "data.demonstrations.filler": (0.2, {"demonstrations"}),
     "data.n_demonstrations": (100, {"demonstrations"}),
     "data.earlier": (
-        {"data.earlier": {"demonstrations": {"error": 0.2, "missed_constraint": 0.7, "filler": 0.6}, "steps": 200}},
+        {
+            "data.earlier": {
+                "demonstrations": {"error": 0.2, "missed_constraint": 0.7, "filler": 0.6},
+                "steps": 200,
+            }
+        },
         {"start model"},
     ),
     "data.n_prompts": (100, {"train prompts"}),
@@ -201,12 +233,21 @@ WORLD_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "data.form": ("unpaired", {"preferences"}),
     "data.fraction": (0.1, {"preferences"}),
     "data.desirable_fraction": ({"data.desirable_fraction": 0.5, "data.form": "unpaired"}, {"preferences"}),
-    "data.undesirable_fraction": ({"data.undesirable_fraction": 0.5, "data.form": "unpaired"}, {"preferences"}),
+    "data.undesirable_fraction": (
+        {"data.undesirable_fraction": 0.5, "data.form": "unpaired"},
+        {"preferences"},
+    ),
     "world.categories": (("math", "coding"), {"corpus", "demonstrations", *PROMPTS}),
     "world.constraint_counts": ((0.5, 0.5), {"corpus", "demonstrations", *PROMPTS}),
     "world.gold.content": ({"world.gold.content": 0.4, "world.gold.conciseness": 0.25}, {*LABELS, *VERDICTS}),
-    "world.gold.constraints": ({"world.gold.constraints": 0.3, "world.gold.content": 0.5}, {*LABELS, *VERDICTS}),
-    "world.gold.conciseness": ({"world.gold.conciseness": 0.25, "world.gold.constraints": 0.3}, {*LABELS, *VERDICTS}),
+    "world.gold.constraints": (
+        {"world.gold.constraints": 0.3, "world.gold.content": 0.5},
+        {*LABELS, *VERDICTS},
+    ),
+    "world.gold.conciseness": (
+        {"world.gold.conciseness": 0.25, "world.gold.constraints": 0.3},
+        {*LABELS, *VERDICTS},
+    ),
     "world.reference.error": (0.5, {"evaluation prompts"}),  # they bring the opponent's completions
     "world.reference.missed_constraint": (0.5, {"evaluation prompts"}),
     "world.reference.filler": (0.5, {"evaluation prompts"}),
@@ -251,7 +292,14 @@ LOCAL_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "seed": (2, {"preferences", "kto", "samples for KL", "plain completions"}),
 }
 MOVES = {"world": WORLD_MOVES, "local": LOCAL_MOVES}
-CHOICES = {"model.kind", "method.name", "data.kind", "judge.name", "engine.name", "adapter.name"}  # which record
+CHOICES = {
+    "model.kind",
+    "method.name",
+    "data.kind",
+    "judge.name",
+    "engine.name",
+    "adapter.name",
+}  # which record
 
 
 def with_readers(labels: set[str], graph: Mapping[str, set[str]]) -> set[str]:
@@ -266,7 +314,9 @@ def test_every_field_of_a_cell_is_declared(variant: str) -> None:
     assert set(MOVES[variant]) == set(leaves(golden_cell(variant))) - CHOICES
 
 
-@pytest.mark.parametrize(("variant", "field"), [(variant, field) for variant, moves in MOVES.items() for field in moves])
+@pytest.mark.parametrize(
+    ("variant", "field"), [(variant, field) for variant, moves in MOVES.items() for field in moves]
+)
 def test_a_field_moves_exactly_the_keys_that_it_is_declared_to_bear_on(variant: str, field: str) -> None:
     value, own = MOVES[variant][field]
     before = plan(golden_cell(variant))
@@ -279,8 +329,13 @@ def test_a_field_moves_exactly_the_keys_that_it_is_declared_to_bear_on(variant: 
 
 def test_another_method_moves_its_training_and_what_reads_it() -> None:
     tree = golden_cell("world")
-    dpo = {"method": {k: v for k, v in tree["method"].items() if "weight" not in k or k == "weight_decay"} | {"name": "dpo"}}
-    old, dpos, ipos = (by_label(plan(t)) for t in (tree, tree | dpo, changed(tree | dpo, {"method.name": "ipo"})))
+    dpo = {
+        "method": {k: v for k, v in tree["method"].items() if "weight" not in k or k == "weight_decay"}
+        | {"name": "dpo"}
+    }
+    old, dpos, ipos = (
+        by_label(plan(t)) for t in (tree, tree | dpo, changed(tree | dpo, {"method.name": "ipo"}))
+    )
     moved = with_readers({"kto"}, WORLD_GRAPH) - {"kto"}
     for one, other in ((old, dpos), (dpos, ipos), (old, ipos)):
         assert {label for label in one.keys() & other.keys() if one[label].key != other[label].key} == moved
@@ -295,15 +350,30 @@ def test_an_adapter_moves_its_training_and_is_read_beside_its_base() -> None:
     old, new = (by_label(plan(t)) for t in (tree, tree | {"adapter": LORA}))
     moved = {label for label in old if old[label].key != new[label].key}
     assert moved == with_readers({"kto"}, WORLD_GRAPH)
-    for label in ("held-out log-probs", "policy's log-probs for KL", "samples for KL", "preference completions"):
-        assert {role: source.label for role, source in new[label].inputs.items() if role in ("model", "base")} == {
+    for label in (
+        "held-out log-probs",
+        "policy's log-probs for KL",
+        "samples for KL",
+        "preference completions",
+    ):
+        assert {
+            role: source.label for role, source in new[label].inputs.items() if role in ("model", "base")
+        } == {
             "model": "kto",
             "base": "start model",
         }
-    for change in ({"rank": 8}, {"alpha": 16.0}, {"dropout": 0.1}, {"target_modules": ["q_proj"]}, {"name": "qlora"}):
+    for change in (
+        {"rank": 8},
+        {"alpha": 16.0},
+        {"dropout": 0.1},
+        {"target_modules": ["q_proj"]},
+        {"name": "qlora"},
+    ):
         other = by_label(plan(tree | {"adapter": LORA | change}))
         assert other["kto"].key != new["kto"].key
-        assert (other["reference log-probs"].key != old["reference log-probs"].key) == ("name" in change)  # of four bits, too
+        assert (other["reference log-probs"].key != old["reference log-probs"].key) == (
+            "name" in change
+        )  # of four bits, too
 
 
 def test_a_loop_goes_on_training_one_adapter_beside_the_start_model() -> None:
@@ -312,7 +382,10 @@ def test_a_loop_goes_on_training_one_adapter_beside_the_start_model() -> None:
         return by_label(plan(cell.model_dump()))
 
     found = find("method=spa", "method.iteration=2", "adapter=lora")
-    for label, model in (("iteration 1 policy (spa)", "seed policy (dpo)"), ("iteration 2 policy (spa)", "iteration 1 policy (spa)")):
+    for label, model in (
+        ("iteration 1 policy (spa)", "seed policy (dpo)"),
+        ("iteration 2 policy (spa)", "iteration 1 policy (spa)"),
+    ):
         inputs = {role: source.label for role, source in found[label].inputs.items()}  # type: ignore[union-attr]
         assert (inputs["model"], inputs["base"]) == (model, "start model")
     assert "base" not in found["seed policy (dpo)"].inputs
@@ -329,7 +402,13 @@ def test_own_files_count_by_content_and_not_by_place() -> None:
         return {label for label in old if old[label].key != new[label].key}
 
     assert moved(Sources(Source(Path("/elsewhere"), model.digest), Source(Path("/b"), data.digest))) == set()
-    read = {"reference log-probs", "kto", "reference's log-probs for KL", "preferences", "all rows"}  # what reads the start model itself
+    read = {
+        "reference log-probs",
+        "kto",
+        "reference's log-probs for KL",
+        "preferences",
+        "all rows",
+    }  # what reads the start model itself
     assert moved(Sources(Source(model.path, "other weights"), data)) == with_readers(read, LOCAL_GRAPH)
     assert moved(Sources(model, Source(data.path, "other rows"))) == set(LOCAL_GRAPH)
 
@@ -338,7 +417,10 @@ def test_answered_prompts_depend_neither_on_the_fraction_nor_on_the_seed() -> No
     """Of a user's file, as of the world: replicates and fractions are compared on the same prompts."""
     tree = golden_cell("local")
     for change in ({"seed": 7}, {"data.fraction": 1.0}):
-        assert by_label(plan(changed(tree, change)))["held-out prompts"].key == by_label(plan(tree))["held-out prompts"].key
+        assert (
+            by_label(plan(changed(tree, change)))["held-out prompts"].key
+            == by_label(plan(tree))["held-out prompts"].key
+        )
 
 
 @pytest.mark.parametrize("variant", GRAPHS)
@@ -347,7 +429,11 @@ def test_keys_stay_what_they_were(variant: str) -> None:
     `UPDATE_GOLDEN=1 pytest tests/planning/test_cells.py` writes
     what is found now; the commit says what moved."""
     golden, cell = json.loads(GOLDEN.read_text()), plan(golden_cell(variant))
-    found = {"stages": {label: stage.key for label, stage in by_label(cell).items()}, "key": cell.key, "name": cell.name}
+    found = {
+        "stages": {label: stage.key for label, stage in by_label(cell).items()},
+        "key": cell.key,
+        "name": cell.name,
+    }
     if os.environ.get("UPDATE_GOLDEN"):
         golden[variant] |= found
         GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
@@ -362,7 +448,10 @@ def test_one_start_cell_serves_every_method_beta_and_fraction(variant: str) -> N
     tree = golden_cell(variant)
     start = plan_cell(start_cell(Cell.model_validate(tree)), SOURCES, methods.chain)
     for change in ({"data.fraction": 0.3}, {"method.beta": 3.0}, {"method": {"name": "none"}}):
-        assert plan_cell(start_cell(Cell.model_validate(changed(tree, change))), SOURCES, methods.chain).key == start.key
+        assert (
+            plan_cell(start_cell(Cell.model_validate(changed(tree, change))), SOURCES, methods.chain).key
+            == start.key
+        )
     asked = plan(tree | {"method": {"name": "none"}})
     assert (asked.key, asked.name) == (start.key, start.name)
     assert "train" not in {stage.kind for stage in start.stages}
@@ -370,8 +459,14 @@ def test_one_start_cell_serves_every_method_beta_and_fraction(variant: str) -> N
 
 def test_names_show_what_sweeps_vary() -> None:
     tree = golden_cell("world")
-    assert readable_name(Cell.model_validate(changed(tree, {"method.beta": 0.30, "seed": 2}))) == "kto-beta0.3-world_medium-s2"
-    assert readable_name(Cell.model_validate(changed(tree, {"data.fraction": 0.033}))) == "kto-beta0.1-frac0.033-world_medium-s0"
+    assert (
+        readable_name(Cell.model_validate(changed(tree, {"method.beta": 0.30, "seed": 2})))
+        == "kto-beta0.3-world_medium-s2"
+    )
+    assert (
+        readable_name(Cell.model_validate(changed(tree, {"data.fraction": 0.033})))
+        == "kto-beta0.1-frac0.033-world_medium-s0"
+    )
     assert readable_name(start_cell(Cell.model_validate(tree))) == "start-world_medium-s0"
 
 
@@ -402,10 +497,16 @@ def test_shared_stages_are_planned_once(three_cells: list[CellPlan], tmp_path: P
     assert (len(found.statuses), len(found.to_do), found.done) == (40, 40, [])
     order = list(found.statuses)
     for stage in order:
-        assert all(order.index(source) < order.index(stage) for source in stage.inputs.values() if isinstance(source, Stage))
+        assert all(
+            order.index(source) < order.index(stage)
+            for source in stage.inputs.values()
+            if isinstance(source, Stage)
+        )
 
 
-def test_what_is_done_is_not_to_do_and_its_missing_inputs_are_not_needed(three_cells: list[CellPlan], tmp_path: Path) -> None:
+def test_what_is_done_is_not_to_do_and_its_missing_inputs_are_not_needed(
+    three_cells: list[CellPlan], tmp_path: Path
+) -> None:
     store = Store(tmp_path)
     for stage in make_plan(three_cells, store).to_do:
         finish(stage, store)
@@ -429,7 +530,9 @@ def test_what_is_done_is_not_to_do_and_its_missing_inputs_are_not_needed(three_c
     }
 
 
-def test_an_input_made_again_with_other_bytes_is_followed_through_its_readers(three_cells: list[CellPlan], tmp_path: Path) -> None:
+def test_an_input_made_again_with_other_bytes_is_followed_through_its_readers(
+    three_cells: list[CellPlan], tmp_path: Path
+) -> None:
     store = Store(tmp_path)
     for stage in make_plan(three_cells, store).to_do:
         finish(stage, store)
@@ -438,7 +541,11 @@ def test_an_input_made_again_with_other_bytes_is_followed_through_its_readers(th
     finish(prompts, Store(tmp_path), "other bytes")
     found = make_plan(three_cells, Store(tmp_path))
     read = with_readers({"evaluation prompts"}, WORLD_GRAPH) - {"evaluation prompts"}
-    assert {stage.label for stage in found.to_do} == read == {"preference completions", "preference verdicts", "score"}
+    assert (
+        {stage.label for stage in found.to_do}
+        == read
+        == {"preference completions", "preference verdicts", "score"}
+    )
     assert {found.statuses[stage].state for stage in found.to_do} == {"stale"}
     said = [status.why for status in found.statuses.values() if status.why]
     assert len(said) == 3 and all("its input 'items' was made again with other bytes" in why for why in said)
@@ -450,7 +557,9 @@ def test_an_input_made_again_with_other_bytes_is_followed_through_its_readers(th
 def test_tokens_are_bounded_by_hand() -> None:
     """2400 prompts, 300 held out, 2 draws, 48 new tokens, 192 tokens a row; KTO sees a pair as two rows, each with a mismatched
     completion."""
-    tree = changed(golden_cell("world"), {"data.n_prompts": 2400, "data.fraction": 0.1, "method.num_train_epochs": 2.0})
+    tree = changed(
+        golden_cell("world"), {"data.n_prompts": 2400, "data.fraction": 0.1, "method.num_train_epochs": 2.0}
+    )
     bounds = {label: token_bound(stage) for label, stage in by_label(plan(tree)).items()}
     assert bounds["base model"] == 700 * 32 * 192
     assert bounds["start model"] == 200 * 32 * 192
@@ -463,11 +572,22 @@ def test_tokens_are_bounded_by_hand() -> None:
     assert bounds["reference's log-probs for KL"] == bounds["policy's log-probs for KL"] == 256 * 48
     assert bounds["preference completions"] == 805 * 48
     assert bounds["rating completions"] == 80 * 2 * 48
-    dpo = {k: v for k, v in tree["method"].items() if "weight" not in k or k == "weight_decay"} | {"name": "dpo"}
+    dpo = {k: v for k, v in tree["method"].items() if "weight" not in k or k == "weight_decay"} | {
+        "name": "dpo"
+    }
     assert token_bound(by_label(plan(tree | {"method": dpo}))["dpo"]) == 240 * 2 * 192 * 2
-    ppo = {"name": "offline_ppo", "clip": 0.5, "gamma": 1.0, "gae_lambda": 1.0, "value_weight": 0.0, "kl_weight": 0.0}
+    ppo = {
+        "name": "offline_ppo",
+        "clip": 0.5,
+        "gamma": 1.0,
+        "gae_lambda": 1.0,
+        "value_weight": 0.0,
+        "kl_weight": 0.0,
+    }
     ppo |= {k: v for k, v in dpo.items() if k not in ("beta", "name")} | {"value_max_grad_norm": 0.1}
-    assert token_bound(by_label(plan(tree | {"method": ppo}))["offline_ppo"]) == 240 * 2 * 192 * (2 + 1)  # the reference's pass
+    assert token_bound(by_label(plan(tree | {"method": ppo}))["offline_ppo"]) == 240 * 2 * 192 * (
+        2 + 1
+    )  # the reference's pass
     unpaired = by_label(plan(changed(tree, {"data.form": "unpaired"})))
     assert token_bound(unpaired["kto"]) == 240 * 2 * 192 * 2
     assert token_bound(unpaired["held-out log-probs"]) == 300 * 192
@@ -475,7 +595,9 @@ def test_tokens_are_bounded_by_hand() -> None:
 
 def test_every_stage_that_runs_a_model_has_a_bound() -> None:
     for stage in plan(golden_cell("world")).stages:
-        assert (token_bound(stage) > 0) == (stage.kind in ("sft", "sample", "logps", "train", "generate")), stage.label
+        assert (token_bound(stage) > 0) == (stage.kind in ("sft", "sample", "logps", "train", "generate")), (
+            stage.label
+        )
 
 
 def test_nothing_is_forecast_where_no_like_stage_has_run(three_cells: list[CellPlan], tmp_path: Path) -> None:
@@ -514,7 +636,9 @@ def test_a_forecast_is_the_median_of_the_most_alike_by_tokens(tmp_path: Path) ->
     assert estimates([prompts], store)[prompts].seconds == 0.5  # no tokens: as it was
 
 
-def test_what_another_version_of_bench_has_left_disturbs_no_forecast(three_cells: list[CellPlan], tmp_path: Path) -> None:
+def test_what_another_version_of_bench_has_left_disturbs_no_forecast(
+    three_cells: list[CellPlan], tmp_path: Path
+) -> None:
     store = Store(tmp_path)
     stage = by_label(three_cells[1])["corpus"]
     finish(stage, store)
@@ -535,9 +659,13 @@ LOUD_ABOUT_TORCH = (
 )
 
 
-def test_a_plan_of_a_hundred_cells_takes_seconds_and_loads_no_torch(run_bench: RunBench, tmp_path: Path) -> None:
+def test_a_plan_of_a_hundred_cells_takes_seconds_and_loads_no_torch(
+    run_bench: RunBench, tmp_path: Path
+) -> None:
     start = time.monotonic()
-    done = run_bench("do=plan", "method=dpo,ipo,kto", "method.beta=0.1,0.3,1,3", "seed=range(0,9)", python=LOUD_ABOUT_TORCH)
+    done = run_bench(
+        "do=plan", "method=dpo,ipo,kto", "method.beta=0.1,0.3,1,3", "seed=range(0,9)", python=LOUD_ABOUT_TORCH
+    )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - start < 60  # 3 s on an idle machine, a few times that on a busy one
     assert "heavy: []" in done.stderr
@@ -551,7 +679,11 @@ def main() -> None:
     golden = json.loads(GOLDEN.read_text())
     for tree in golden.values():
         cell = plan(tree["cell"])
-        tree |= {"key": cell.key, "name": cell.name, "stages": {label: stage.key for label, stage in by_label(cell).items()}}
+        tree |= {
+            "key": cell.key,
+            "name": cell.name,
+            "stages": {label: stage.key for label, stage in by_label(cell).items()},
+        }
     GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
 
 

@@ -25,7 +25,9 @@ from bench.planning.inputs import JudgeSources, Sources
 from bench.store.keys import Source
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-CHOICES = [f"method/{name}" for name, kind in METHODS.items() if kind is not Written] + [f"judge/{name}" for name in JUDGES]
+CHOICES = [f"method/{name}" for name, kind in METHODS.items() if kind is not Written] + [
+    f"judge/{name}" for name in JUDGES
+]
 ASKED = Source(Path("/prompts"), "digest of prompts")
 MODEL = Source(Path("/models/judge"), "digest of a judging model")
 
@@ -35,7 +37,9 @@ def section(group: str, name: str) -> dict[str, Any]:
     register_sweeps()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         whole = compose("config", overrides=[f"{group}={name}"])
-    found: Any = OmegaConf.to_container(OmegaConf.create({"scale": whole.scale, group: whole[group]}), resolve=True)
+    found: Any = OmegaConf.to_container(
+        OmegaConf.create({"scale": whole.scale, group: whole[group]}), resolve=True
+    )
     told = {"model": "/models/judge"} if found[group].get("model") == "???" else {}
     return dict(found[group]) | told
 
@@ -46,13 +50,18 @@ def key(choice: str) -> str:
     cell = json.loads((GOLDEN / "keys.json").read_text(encoding="utf-8"))["world"]["cell"]
     chosen = section(group, name)
     if chosen.get("judges") == "???":
-        chosen["judges"] = {label: section("judge", member) for label, member in (("truth", "gold"), ("reward", "reward_model"))}
+        chosen["judges"] = {
+            label: section("judge", member)
+            for label, member in (("truth", "gold"), ("reward", "reward_model"))
+        }
     judged_by_folder = JUDGES[name].classifier if group == "judge" else None
     judge = JudgeSources(ASKED, "parser", MODEL if judged_by_folder else None)
     if group == "judge" and JUDGES[name] is JuryJudge:
         judge = JudgeSources(None, "", members={"reward": JudgeSources(ASKED, "parser", MODEL)})
     is_asked = group == "judge" and JUDGES[name] is not GoldJudge
-    return plan_cell(Cell.model_validate(cell | {group: chosen}), Sources(judge=judge if is_asked else None), methods.chain).key
+    return plan_cell(
+        Cell.model_validate(cell | {group: chosen}), Sources(judge=judge if is_asked else None), methods.chain
+    ).key
 
 
 def golden() -> dict[str, str]:

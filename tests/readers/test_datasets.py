@@ -39,7 +39,18 @@ def settings(opened: Open, model_folder: Path, tmp_path: Path) -> Callable[..., 
     """The data section of a command, over a folder of made-up rows."""
 
     def read(name: str, path: Path, *words: str) -> DatasetData:
-        found = opened("model=local", f"model.path={model_folder}", f"data={name}", f"data.path={path}", "method=kto", *words).cells[0].data
+        found = (
+            opened(
+                "model=local",
+                f"model.path={model_folder}",
+                f"data={name}",
+                f"data.path={path}",
+                "method=kto",
+                *words,
+            )
+            .cells[0]
+            .data
+        )
         assert isinstance(found, DatasetData)
         return found
 
@@ -48,7 +59,11 @@ def settings(opened: Open, model_folder: Path, tmp_path: Path) -> Callable[..., 
 
 def pairs(data: DatasetData, *, seed: int = 0, **changed: Any) -> LocalPairData:
     own = {name: getattr(data, name) for name in DatasetRows.model_fields if name != "version"}
-    shares = {"fraction": data.fraction, "heldout_fraction": data.heldout_fraction, "overlap": data.overlap} | changed
+    shares = {
+        "fraction": data.fraction,
+        "heldout_fraction": data.heldout_fraction,
+        "overlap": data.overlap,
+    } | changed
     return LocalPairData(dataset=DatasetRows(version=1, **own), seed=seed, **shares)
 
 
@@ -64,7 +79,10 @@ def texts(row: Pair) -> tuple[list[str], str, str]:
 # Every source --------------------------------------------------------------------------------------------------------
 
 TRAPS: dict[str, tuple[dict[str, int], list[tuple[list[str], str, str]]]] = {
-    "ultrafeedback_binarized": ({"empty completion": 1, "same completions": 1}, [(["tied?"], "one", "other")]),
+    "ultrafeedback_binarized": (
+        {"empty completion": 1, "same completions": 1},
+        [(["tied?"], "one", "other")],
+    ),
     "ultrafeedback_cleaned": ({"chosen not rated higher": 1}, []),
     "orca_dpo_pairs": ({"empty completion": 1}, [(["You are an AI assistant.", "with?"], "yes", "no")]),
     "hh_rlhf": (
@@ -86,7 +104,11 @@ TRAPS: dict[str, tuple[dict[str, int], list[tuple[list[str], str, str]]]] = {
             "an ancestor is missing": 1,
             "no lower-ranked answer": 2 + 3 + 2 * 40,
         },
-        [(["which?"], "first", "next"), (["which?"], "next", "last"), (["which?", "next", "and then?"], "deep good", "deep bad")],
+        [
+            (["which?"], "first", "next"),
+            (["which?"], "next", "last"),
+            (["which?", "next", "and then?"], "deep good", "deep bad"),
+        ],
     ),
     "halos": ({}, []),
     "dataset": ({}, []),
@@ -94,7 +116,9 @@ TRAPS: dict[str, tuple[dict[str, int], list[tuple[list[str], str, str]]]] = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_a_source_is_read_with_its_traps_dropped_and_counted(name: str, settings: Any, tmp_path: Path) -> None:
+def test_a_source_is_read_with_its_traps_dropped_and_counted(
+    name: str, settings: Any, tmp_path: Path
+) -> None:
     folder = publish(tmp_path / name, name, traps=True)
     found = divide(pairs(settings(name, folder), heldout_fraction=0.2), folder)
     reasons, kept = TRAPS[name]
@@ -105,9 +129,13 @@ def test_a_source_is_read_with_its_traps_dropped_and_counted(name: str, settings
     n = 40 * train_files + (20 if "heldout" in PUBLISHED[name].files else 80 if name == "hh_rlhf" else 0)
     plain = [row for row in rows if row[0][0].startswith("please name")]
     assert len(plain) == n
-    assert all(chosen.startswith("the ") and rejected.startswith("a ") for _, chosen, rejected in plain), "chosen is the good answer"
+    assert all(chosen.startswith("the ") and rejected.startswith("a ") for _, chosen, rejected in plain), (
+        "chosen is the good answer"
+    )
     assert len({row.id for row in [*found.train, *found.heldout]}) == len(rows)
-    assert found.heldout and not {prompt_group(row.prompt) for row in found.train} & {prompt_group(row.prompt) for row in found.heldout}
+    assert found.heldout and not {prompt_group(row.prompt) for row in found.train} & {
+        prompt_group(row.prompt) for row in found.heldout
+    }
 
 
 def test_the_folder_reads_as_hf_datasets_reads_it(settings: Any, tmp_path: Path) -> None:
@@ -115,7 +143,10 @@ def test_the_folder_reads_as_hf_datasets_reads_it(settings: Any, tmp_path: Path)
 
     folder = publish(tmp_path / "uf", "ultrafeedback_binarized")
     theirs = datasets.load_dataset(
-        "parquet", data_files={"train": str(folder / "data/train_prefs-*.parquet")}, split="train", cache_dir=str(tmp_path / "cache")
+        "parquet",
+        data_files={"train": str(folder / "data/train_prefs-*.parquet")},
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
     )
     ours = divide(pairs(settings("ultrafeedback_binarized", folder)), folder).train
     last = [([row["prompt"]], row["chosen"][-1]["content"], row["rejected"][-1]["content"]) for row in theirs]
@@ -132,7 +163,10 @@ def test_ties_of_ultrafeedback_are_kept_and_counted_or_dropped(settings: Any, tm
 
 
 def test_shp_filters_train_rows_alone(settings: Any, tmp_path: Path) -> None:
-    close = [shp("close?", "yes", "no", (9, 6)), *[shp("many?", f"yes {i}", f"no {i}", a_is_better=False) for i in range(7)]]
+    close = [
+        shp("close?", "yes", "no", (9, 6)),
+        *[shp("many?", f"yes {i}", f"no {i}", a_is_better=False) for i in range(7)],
+    ]
     write(tmp_path / "askhr" / "train.json", [shp("other?", "yes", "no"), shp("third?", "yes", "no")])
     write(tmp_path / "askhr" / "test.json", close)
     found = divide(pairs(settings("shp", tmp_path)), tmp_path)
@@ -140,13 +174,24 @@ def test_shp_filters_train_rows_alone(settings: Any, tmp_path: Path) -> None:
     assert all(row.chosen.startswith("yes") for row in found.heldout)
 
 
-def test_which_pairs_of_a_post_are_kept_does_not_hang_on_the_order_of_rows(settings: Any, tmp_path: Path) -> None:
+def test_which_pairs_of_a_post_are_kept_does_not_hang_on_the_order_of_rows(
+    settings: Any, tmp_path: Path
+) -> None:
     rows = [shp("many?", f"yes {i}", f"no {i}") for i in range(9)] + [shp("other?", "yes", "no")]
     kept = []
     for name, order in (("a", rows), ("b", rows[::-1])):
         folder = tmp_path / name
-        write(folder / "askhr" / "train.json", order), write(folder / "askhr" / "test.json", [shp("held?", "yes", "no")])
-        kept.append({row.chosen for row in divide(pairs(settings("shp", folder)), folder).train if row.prompt[0]["content"] == "many?"})
+        (
+            write(folder / "askhr" / "train.json", order),
+            write(folder / "askhr" / "test.json", [shp("held?", "yes", "no")]),
+        )
+        kept.append(
+            {
+                row.chosen
+                for row in divide(pairs(settings("shp", folder)), folder).train
+                if row.prompt[0]["content"] == "many?"
+            }
+        )
     assert kept[0] == kept[1] and len(kept[0]) == 5
 
 
@@ -161,7 +206,14 @@ def test_halos_rows_say_their_split_and_binary_ones_are_unpaired(settings: Any, 
     found = divide(pairs(settings("halos", folder / "feedback.json")), folder / "feedback.json")
     assert (len(found.train), len(found.heldout)) == (32, 8)
     binary = [
-        {"prompt_id": i, "prompt": [user(f"q{i}")], "output": [bot("x")], "label": i % 2, "reward": 0.5, "type": "binary_feedback"}
+        {
+            "prompt_id": i,
+            "prompt": [user(f"q{i}")],
+            "output": [bot("x")],
+            "label": i % 2,
+            "reward": 0.5,
+            "type": "binary_feedback",
+        }
         for i in range(40)
     ]
     file = write(tmp_path / "feedback.json", binary)
@@ -178,7 +230,10 @@ def test_conversations_end_in_an_answer(tmp_path: Path) -> None:
     rows, counts = readers.read_conversations(folder, reading)
     assert [m["content"] for m in rows[0].messages] == ["open?", "answer"]
     assert len(rows) == 4 and all(row.messages[-1]["role"] == "assistant" for row in rows)
-    assert {name: n for name, n in counts.items() if "dropped" in name} == {"train/dropped/empty message": 1, "train/dropped/no answer": 1}
+    assert {name: n for name, n in counts.items() if "dropped" in name} == {
+        "train/dropped/empty message": 1,
+        "train/dropped/no answer": 1,
+    }
 
 
 # What cannot be read -------------------------------------------------------------------------------------------------
@@ -187,13 +242,29 @@ def test_conversations_end_in_an_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
-        ("ultrafeedback_binarized", {"prompt": "a", "chosen": "b"}, "expected columns prompt, chosen, rejected, score_chosen"),
-        ("ultrafeedback_binarized", ultrafeedback("a?", "b", "c") | {"score_chosen": "8"}, "score_chosen must be a number, got the text"),
-        ("orca_dpo_pairs", {"system": None, "question": "a", "chosen": "b", "rejected": "c"}, "system must be text, got null"),
+        (
+            "ultrafeedback_binarized",
+            {"prompt": "a", "chosen": "b"},
+            "expected columns prompt, chosen, rejected, score_chosen",
+        ),
+        (
+            "ultrafeedback_binarized",
+            ultrafeedback("a?", "b", "c") | {"score_chosen": "8"},
+            "score_chosen must be a number, got the text",
+        ),
+        (
+            "orca_dpo_pairs",
+            {"system": None, "question": "a", "chosen": "b", "rejected": "c"},
+            "system must be text, got null",
+        ),
         ("hh_rlhf", {"chosen": "b", "rejected": "c"}, "a transcript must begin with '\\n\\nHuman:', got 'b'"),
         ("shp", shp("a", "b", "c") | {"labels": 2}, "labels must be 1 or 0, got the number 2"),
         ("oasst1", oasst("a", None, "b", "bot"), "role must be prompter or assistant, got the text 'bot'"),
-        ("halos", halos("a", "b", "c") | {"type": "scalar_feedback"}, "type must be pairwise_feedback or binary_feedback"),
+        (
+            "halos",
+            halos("a", "b", "c") | {"type": "scalar_feedback"},
+            "type must be pairwise_feedback or binary_feedback",
+        ),
         ("dataset", {"prompt": "a", "text": "b"}, "expected columns prompt, chosen, rejected or"),
     ],
 )
@@ -201,15 +272,24 @@ def test_a_row_of_another_shape_is_said_with_its_file_and_number(
     name: str, row: Any, reason: str, problems: Any, model_folder: Path, tmp_path: Path
 ) -> None:
     file = write(tmp_path / ("feedback.json" if name == "halos" else "rows.jsonl"), [row])
-    (problem,) = problems("model=local", f"model.path={model_folder}", f"data={name}", f"data.path={file}", "method=dpo")
-    assert problem.startswith(f"{file}:1: ") and reason in problem and problem.endswith(f"(data.path={file} on the command line)")
+    (problem,) = problems(
+        "model=local", f"model.path={model_folder}", f"data={name}", f"data.path={file}", "method=dpo"
+    )
+    assert (
+        problem.startswith(f"{file}:1: ")
+        and reason in problem
+        and problem.endswith(f"(data.path={file} on the command line)")
+    )
 
 
 def test_a_bad_row_far_down_stops_the_stage_with_its_place(settings: Any, tmp_path: Path) -> None:
     folder = publish(tmp_path, "orca_dpo_pairs", 60)
     with (folder / "orca_rlhf.jsonl").open("a") as file:
         file.write('{"system": "", "question": 1}\n')
-    with pytest.raises(BadRows, match=r"orca_rlhf\.jsonl:61: expected columns system, question, chosen, rejected, got system, question"):
+    with pytest.raises(
+        BadRows,
+        match=r"orca_rlhf\.jsonl:61: expected columns system, question, chosen, rejected, got system, question",
+    ):
         divide(pairs(settings("orca_dpo_pairs", folder)), folder)
 
 
@@ -229,31 +309,52 @@ def groups(rows: Any) -> set[str]:
 
 
 @given(small=st.floats(0.05, 1.0), large=st.floats(0.05, 1.0), seed=st.integers(0, 3))
-def test_fractions_are_nested_and_copies_of_a_prompt_stay_together(many: Path, small: float, large: float, seed: int) -> None:
+def test_fractions_are_nested_and_copies_of_a_prompt_stay_together(
+    many: Path, small: float, large: float, seed: int
+) -> None:
     small, large = sorted((small, large))
     one, other = (divide(_plain(fraction=fraction, seed=seed), many) for fraction in (small, large))
     assert groups(one.train) <= groups(other.train)
     assert not groups(one.train) & groups(one.heldout) and not groups(one.train) & groups(one.next_prompts)
-    assert groups(one.train) | groups(one.next_prompts) | groups(one.heldout) == {f'[["text", "what is {i}"]]' for i in range(60)}
-    assert len(groups(one.train)) == one.counts["train_prompts"] == max(1, round(small * one.counts["all_train_prompts"]))
+    assert groups(one.train) | groups(one.next_prompts) | groups(one.heldout) == {
+        f'[["text", "what is {i}"]]' for i in range(60)
+    }
+    assert (
+        len(groups(one.train))
+        == one.counts["train_prompts"]
+        == max(1, round(small * one.counts["all_train_prompts"]))
+    )
     assert len(one.next_prompts) == len(groups(one.next_prompts)), "a prompt is sampled for once"
 
 
 def _plain(**changed: Any) -> LocalPairData:
     rows = DatasetRows(
-        reading=TrlRows(reader="trl"), version=1, train_files=("x",), heldout_files=(), n_heldout=None, form=changed.pop("form", None)
+        reading=TrlRows(reader="trl"),
+        version=1,
+        train_files=("x",),
+        heldout_files=(),
+        n_heldout=None,
+        form=changed.pop("form", None),
     )
     return LocalPairData(**{"dataset": rows, "seed": 0, "fraction": 1.0, "heldout_fraction": 0.2} | changed)
 
 
 def test_next_prompts_of_two_seeds_differ_and_of_one_do_not(many: Path) -> None:
-    drawn = [[row.id for row in divide(_plain(fraction=0.2, seed=seed), many).next_prompts] for seed in (0, 0, 1)]
+    drawn = [
+        [row.id for row in divide(_plain(fraction=0.2, seed=seed), many).next_prompts] for seed in (0, 0, 1)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_train_rows_that_ask_what_held_out_ones_ask_are_dropped_and_counted(settings: Any, tmp_path: Path) -> None:
+def test_train_rows_that_ask_what_held_out_ones_ask_are_dropped_and_counted(
+    settings: Any, tmp_path: Path
+) -> None:
     folder = publish(tmp_path, "ultrafeedback_binarized", 5)
-    train = [ultrafeedback("what is it?", "a", "b"), ultrafeedback("What is  it", "c", "d"), ultrafeedback("else?", "e", "f")]
+    train = [
+        ultrafeedback("what is it?", "a", "b"),
+        ultrafeedback("What is  it", "c", "d"),
+        ultrafeedback("else?", "e", "f"),
+    ]
     write(folder / "data/train_prefs-00000-of-00001.parquet", train)
     write(folder / "data/test_prefs-00000-of-00001.parquet", [ultrafeedback("what is it?", "x", "y")])
     found = divide(pairs(settings("ultrafeedback_binarized", folder)), folder)
@@ -292,11 +393,20 @@ def long_prompts(tmp_path: Path, tiny_model: Path, *words: str) -> CellPlan:
     for file in PUBLISHED["ultrafeedback_binarized"].files.values():
         rows = [row for _, take in raw_rows(folder / file) if (row := take())]
         write(folder / file, [*rows, ultrafeedback(f"{LONG}{file}", "good", "bad")])
-    own = (f"model={tiny_model}", "data=ultrafeedback_binarized", f"data.path={folder}", "method=dpo", "model.max_length=100", *words)
+    own = (
+        f"model={tiny_model}",
+        "data=ultrafeedback_binarized",
+        f"data.path={folder}",
+        "method=dpo",
+        "model.max_length=100",
+        *words,
+    )
     return plans(*own)[-1]
 
 
-def test_rows_whose_prompt_fills_what_a_model_looks_at_are_dropped_and_counted(tiny_model: Path, tmp_path: Path) -> None:
+def test_rows_whose_prompt_fills_what_a_model_looks_at_are_dropped_and_counted(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     said = data_lines([long_prompts(tmp_path, tiny_model)], Store(tmp_path / "store")).lines
     assert "  train of 13 read; dropped: 1 prompt too long" in said
     cell = long_prompts(tmp_path, tiny_model, "data.fraction=0.5")
@@ -312,23 +422,35 @@ def test_rows_whose_prompt_fills_what_a_model_looks_at_are_dropped_and_counted(t
     for split in ("train", "heldout"):
         for row in read_rows(tmp_path / "out" / f"{split}.jsonl"):
             assert preference_ids(tokenizer, row, 100)["chosen"].completion
-    assert all(not item.turns[0].startswith(LONG) for item in read_jsonl(tmp_path / "out" / "items.jsonl", Item))
+    assert all(
+        not item.turns[0].startswith(LONG) for item in read_jsonl(tmp_path / "out" / "items.jsonl", Item)
+    )
 
 
-def test_held_out_prompts_are_those_that_the_model_has_positions_for(tmp_path: Path, tiny_model: Path) -> None:
+def test_held_out_prompts_are_those_that_the_model_has_positions_for(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     """They are answered, not trained on: max_length does not touch them."""
     whole = next(stage for stage in long_prompts(tmp_path, tiny_model).stages if stage.label == "all rows")
     assert isinstance(whole.settings, LocalPairData) and whole.settings.max_length is None
     inputs = {role: source.path for role, source in whole.inputs.items() if isinstance(source, Source)}
     assert positions(inputs["tokenizer"]) == 256
     (tmp_path / "out").mkdir()
-    assert data.run(whole.settings, StageRun(inputs, tmp_path / "out", Progress(tmp_path / "progress"))).counts["heldout"] == 6
+    assert (
+        data.run(whole.settings, StageRun(inputs, tmp_path / "out", Progress(tmp_path / "progress"))).counts[
+            "heldout"
+        ]
+        == 6
+    )
 
 
 @pytest.mark.parametrize("most", [20, 26, 27, 28, 60])
 def test_a_prompt_fits_where_it_can_be_trained_on(most: int, tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
-    several, plain = [user("dog"), bot("horse"), user("é\u2028" * 3)], [{"role": "text", "content": "dog " * 26}]
+    several, plain = (
+        [user("dog"), bot("horse"), user("é\u2028" * 3)],
+        [{"role": "text", "content": "dog " * 26}],
+    )
     for prompt in ([user("please name a dog")], several, plain):
         try:
             trained = bool(row_ids(tokenizer, prompt, "x", most))
@@ -344,7 +466,9 @@ ITEMS = [Item("0", None, ["What is 4?"]), Item("1", None, ["what is 7"]), Item("
 
 def test_overlap_is_word_for_word_or_but_for_case_spaces_and_final_punctuation() -> None:
     asked = ["what  is 4", "what is 7", "3 - 4", "what is 70"]
-    rows = [Pair(str(i), [{"role": "user", "content": text}], "a", "b", "", "") for i, text in enumerate(asked)]
+    rows = [
+        Pair(str(i), [{"role": "user", "content": text}], "a", "b", "", "") for i, text in enumerate(asked)
+    ]
     assert overlap(rows, ITEMS) == {"0": "normalised", "1": "exact"}
 
 
@@ -362,10 +486,13 @@ def test_overlap_is_dropped_or_refused(many: Path) -> None:
     whole, without = divide(_plain(), many), divide(_plain(overlap="drop"), many, ITEMS)
     lost = groups(whole.train) - groups(without.train)
     assert lost == {f'[["text", "what is {i}"]]' for i in (4, 7)} - groups(whole.heldout)
-    assert sum(n for name, n in without.counts.items() if name.startswith("overlap/items")) == len(whole.train) - len(without.train)
+    assert sum(n for name, n in without.counts.items() if name.startswith("overlap/items")) == len(
+        whole.train
+    ) - len(without.train)
     if lost:
         with pytest.raises(
-            ValueError, match=r"train rows have the question of an item of the judge \(data\.overlap=refuse\), for example 'what is "
+            ValueError,
+            match=r"train rows have the question of an item of the judge \(data\.overlap=refuse\), for example 'what is ",
         ):
             divide(_plain(overlap="refuse"), many, ITEMS)
     assert lost, "the fixture holds an overlap"
@@ -389,10 +516,21 @@ MOVES: dict[str, set[str]] = {
 
 
 @pytest.mark.parametrize("word", MOVES)
-def test_a_setting_of_a_dataset_moves_the_rows_that_it_bears_on(word: str, opened: Open, model_folder: Path, tmp_path: Path) -> None:
+def test_a_setting_of_a_dataset_moves_the_rows_that_it_bears_on(
+    word: str, opened: Open, model_folder: Path, tmp_path: Path
+) -> None:
     folder = publish(tmp_path / "uf", "ultrafeedback_binarized", 5, n_heldout=5)
-    words = ("model=local", f"model.path={model_folder}", "data=ultrafeedback_binarized", f"data.path={folder}", "method=dpo")
-    base = ("data.fraction=0.9", "judge.n_items=3")  # else all rows are the preferences, and the held-out prompts those of KL
+    words = (
+        "model=local",
+        f"model.path={model_folder}",
+        "data=ultrafeedback_binarized",
+        f"data.path={folder}",
+        "method=dpo",
+    )
+    base = (
+        "data.fraction=0.9",
+        "judge.n_items=3",
+    )  # else all rows are the preferences, and the held-out prompts those of KL
     less = tuple(other for other in base if other.partition("=")[0] != word.partition("=")[0])
     before, after = (_rows_of(opened(*words, *more)) for more in (base, (*less, word)))
     moved = {label for label in before if before[label] != after[label]}
@@ -406,15 +544,26 @@ def _rows_of(done: Opened) -> dict[str, str]:
     return {stage.label: stage.key for stage in stages if stage.kind == "data"}
 
 
-def test_a_copy_counts_by_the_content_of_the_files_that_are_read(opened: Open, model_folder: Path, tmp_path: Path) -> None:
+def test_a_copy_counts_by_the_content_of_the_files_that_are_read(
+    opened: Open, model_folder: Path, tmp_path: Path
+) -> None:
     digests = []
     for name in ("a", "b", "c"):
         folder = publish(tmp_path / name, "ultrafeedback_binarized", 5, n_heldout=5)
         if name == "b":
             (folder / "README.md").write_text("not read")
         if name == "c":
-            write(folder / PUBLISHED["ultrafeedback_binarized"].files["heldout"], [ultrafeedback("else?", "a", "b")])
-        words = ("model=local", f"model.path={model_folder}", "data=ultrafeedback_binarized", f"data.path={folder}", "method=dpo")
+            write(
+                folder / PUBLISHED["ultrafeedback_binarized"].files["heldout"],
+                [ultrafeedback("else?", "a", "b")],
+            )
+        words = (
+            "model=local",
+            f"model.path={model_folder}",
+            "data=ultrafeedback_binarized",
+            f"data.path={folder}",
+            "method=dpo",
+        )
         source = opened(*words).sources[0].data
         assert source is not None
         digests.append(source.digest)

@@ -59,8 +59,14 @@ def bot(text: str) -> dict[str, str]:
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def pair(i: int, chosen: str = "the dog", rejected: str = "a horse", before: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
-    return {"prompt": [*before, user(f"please name one {i}")], "chosen": [bot(chosen)], "rejected": [bot(rejected)]}
+def pair(
+    i: int, chosen: str = "the dog", rejected: str = "a horse", before: Sequence[Mapping[str, str]] = ()
+) -> dict[str, Any]:
+    return {
+        "prompt": [*before, user(f"please name one {i}")],
+        "chosen": [bot(chosen)],
+        "rejected": [bot(rejected)],
+    }
 
 
 def thought(i: int) -> dict[str, Any]:
@@ -74,10 +80,22 @@ Cell = Callable[..., CellPlan]
 def cell(models: Mapping[str, Path], tmp_path: Path) -> Cell:
     """The trained cell of a command over these rows."""
 
-    def make(template: str, rows: Sequence[Mapping[str, Any]], *words: str, kind: str = "local", method: str = "dpo") -> CellPlan:
+    def make(
+        template: str,
+        rows: Sequence[Mapping[str, Any]],
+        *words: str,
+        kind: str = "local",
+        method: str = "dpo",
+    ) -> CellPlan:
         path = write_rows(tmp_path / "rows.jsonl", rows)
         files = ("data.train_files=[rows.jsonl]",) if kind == "dataset" else ()
-        own = (f"model.path={models[template]}", f"data={kind}", f"data.path={path}", f"method={method}", "data.heldout_fraction=0.25")
+        own = (
+            f"model.path={models[template]}",
+            f"data={kind}",
+            f"data.path={path}",
+            f"method={method}",
+            "data.heldout_fraction=0.25",
+        )
         length = () if any("max_length" in word for word in words) else ("model.max_length=100",)
         return plans("model=local", *length, *own, *files, *words)[-1]
 
@@ -86,7 +104,11 @@ def cell(models: Mapping[str, Path], tmp_path: Path) -> Cell:
 
 def made(cell: CellPlan, tmp_path: Path, role: str = "preferences") -> Outcome:
     stage = cell.roles[role]
-    return run(stage.settings, {name: source.path for name, source in stage.inputs.items() if isinstance(source, Source)}, tmp_path)
+    return run(
+        stage.settings,
+        {name: source.path for name, source in stage.inputs.items() if isinstance(source, Source)},
+        tmp_path,
+    )
 
 
 def run(settings: Settings, inputs: Mapping[str, Path], tmp_path: Path) -> Outcome:
@@ -105,12 +127,18 @@ SAME = "chosen and rejected the same after template and truncation"
 
 
 @pytest.mark.parametrize("kind", ["local", "dataset"])
-def test_pairs_that_the_template_makes_equal_are_dropped_and_counted_by_plan_and_run(kind: str, cell: Cell, tmp_path: Path) -> None:
+def test_pairs_that_the_template_makes_equal_are_dropped_and_counted_by_plan_and_run(
+    kind: str, cell: Cell, tmp_path: Path
+) -> None:
     rows = [pair(i) if i % 4 else thought(i) for i in range(N)]
     cuts, keeps = cell("cuts", rows, kind=kind), cell("chatml", rows, kind=kind)
     counts, dropped = made(cuts, tmp_path).counts, {"local": "file", "dataset": "train"}[kind]
     assert counts[f"{dropped}/dropped/{SAME}"] == 10 and counts["train"] + counts["heldout"] == 30
-    assert all("<think>" not in row.chosen for split in ("train", "heldout") for row in read_rows(tmp_path / "out" / f"{split}.jsonl"))
+    assert all(
+        "<think>" not in row.chosen
+        for split in ("train", "heldout")
+        for row in read_rows(tmp_path / "out" / f"{split}.jsonl")
+    )
     assert f"{dropped} of 40 read; dropped: 10 {SAME}" in looked(cuts, tmp_path)[0]
     assert not any("/dropped/" in name for name in made(keeps, tmp_path).counts)
 
@@ -123,13 +151,18 @@ def test_where_no_pair_is_left_the_reason_is_said(cell: Cell, tmp_path: Path) ->
 
 
 def test_pairs_that_differ_beyond_max_length_are_the_same(cell: Cell, tmp_path: Path) -> None:
-    rows = [pair(i, "the dog " * 60 + "good", "the dog " * 60 + "bad") if i < 8 else pair(i) for i in range(N)]
+    rows = [
+        pair(i, "the dog " * 60 + "good", "the dog " * 60 + "bad") if i < 8 else pair(i) for i in range(N)
+    ]
     assert made(cell("chatml", rows), tmp_path).counts[f"file/dropped/{SAME}"] == 8
     assert f"file/dropped/{SAME}" not in made(cell("chatml", rows, "model.max_length=250"), tmp_path).counts
 
 
 def test_one_row_that_is_too_long_is_dropped_and_counted(cell: Cell, tmp_path: Path) -> None:
-    rows = [*(pair(i) for i in range(N)), {"prompt": [user("dog " * 500)], "chosen": [bot("a")], "rejected": [bot("b")]}]
+    rows = [
+        *(pair(i) for i in range(N)),
+        {"prompt": [user("dog " * 500)], "chosen": [bot("a")], "rejected": [bot("b")]},
+    ]
     counts = made(cell("chatml", rows), tmp_path).counts
     assert counts["file/dropped/prompt too long"] == 1 and counts["train"] + counts["heldout"] == N
 
@@ -161,15 +194,25 @@ def test_rows_that_a_template_cannot_write_are_refused_with_their_number_and_the
     said = str(raised.value)
     rows = "rows" if kind == "local" else "train rows"
     first = f"{tmp_path}/rows.jsonl:{bad[0] + 1}"
-    assert said.startswith(f"the model's chat template cannot write {len(bad)} of 40 {rows}. The first is {first}: ")
-    assert f"{why}. Set another model.chat_template, or data.unwritable=drop to leave them out and count them" in said
+    assert said.startswith(
+        f"the model's chat template cannot write {len(bad)} of 40 {rows}. The first is {first}: "
+    )
+    assert (
+        f"{why}. Set another model.chat_template, or data.unwritable=drop to leave them out and count them"
+        in said
+    )
     assert looked(refused, tmp_path)[1] == [f"{kind}: {said}"]
 
 
-def test_rows_that_a_template_cannot_write_are_dropped_and_counted_where_that_is_asked(cell: Cell, tmp_path: Path) -> None:
+def test_rows_that_a_template_cannot_write_are_dropped_and_counted_where_that_is_asked(
+    cell: Cell, tmp_path: Path
+) -> None:
     rows = [pair(i, before=[SYSTEM] if i % 5 == 0 else ()) for i in range(N)]
     counts = made(cell("strict", rows, "data.unwritable=drop"), tmp_path).counts
-    assert counts["file/dropped/not writable with the chat template"] == 8 and counts["train"] + counts["heldout"] == 32
+    assert (
+        counts["file/dropped/not writable with the chat template"] == 8
+        and counts["train"] + counts["heldout"] == 32
+    )
     assert made(cell("chatml", rows), tmp_path).counts["file/read"] == N
 
 
@@ -183,26 +226,45 @@ def test_what_is_found_of_a_row_is_found_again_without_looking(models: Mapping[s
 
 
 @pytest.mark.parametrize("prompt", [[SYSTEM, user("name")], [user("dog " * 300)]])
-def test_prompts_of_a_loop_that_cannot_be_asked_are_refused_with_their_row(prompt: Any, models: Mapping[str, Path], tmp_path: Path) -> None:
+def test_prompts_of_a_loop_that_cannot_be_asked_are_refused_with_their_row(
+    prompt: Any, models: Mapping[str, Path], tmp_path: Path
+) -> None:
     file = write_rows(tmp_path / "prompts.jsonl", [{"prompt": [user("a")]}, {"prompt": prompt}])
-    with pytest.raises(ValueError, match=r"1 of 2 prompts cannot be used with this model\. The first is .*prompts\.jsonl:2: "):
-        run(FilePromptData(after=0, n=2, answers=False, max_length=100), {"file": file, "tokenizer": models["strict"]}, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"1 of 2 prompts cannot be used with this model\. The first is .*prompts\.jsonl:2: "
+    ):
+        run(
+            FilePromptData(after=0, n=2, answers=False, max_length=100),
+            {"file": file, "tokenizer": models["strict"]},
+            tmp_path,
+        )
 
 
 # One label ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["kto", "csft", "offline_ppo"])
-def test_rows_of_one_label_are_refused_with_the_number_of_each(method: str, cell: Cell, tmp_path: Path) -> None:
-    one = cell("chatml", [{"prompt": f"name {i}", "completion": "the dog", "label": False} for i in range(N)], method=method)
+def test_rows_of_one_label_are_refused_with_the_number_of_each(
+    method: str, cell: Cell, tmp_path: Path
+) -> None:
+    one = cell(
+        "chatml",
+        [{"prompt": f"name {i}", "completion": "the dog", "label": False} for i in range(N)],
+        method=method,
+    )
     with pytest.raises(ValueError, match=r"the train rows are 0 desirable and \d+ undesirable ones"):
         made(one, tmp_path)
     assert "0 desirable" in looked(one, tmp_path)[1][0]
 
 
 def test_a_label_that_a_fraction_or_a_drop_leaves_out_is_missed(cell: Cell, tmp_path: Path) -> None:
-    labelled = [{"prompt": [user(f"name {i}")], "completion": [bot("dog")], "label": i == 3} for i in range(N)]
-    rows = {"all": labelled, "long": [*labelled[:3], labelled[3] | {"prompt": [user("dog " * 300)]}, *labelled[4:]]}
+    labelled = [
+        {"prompt": [user(f"name {i}")], "completion": [bot("dog")], "label": i == 3} for i in range(N)
+    ]
+    rows = {
+        "all": labelled,
+        "long": [*labelled[:3], labelled[3] | {"prompt": [user("dog " * 300)]}, *labelled[4:]],
+    }
     assert made(cell("chatml", rows["all"], method="kto"), tmp_path).counts["train"] > 1
     for kind, words in (("long", ()), ("all", ("data.fraction=0.1",))):
         with pytest.raises(ValueError, match=r"the train rows are 0 desirable and \d+ undesirable ones"):
@@ -226,31 +288,57 @@ def test_a_plan_refuses_what_a_run_refuses(kind: str, cell: Cell, tmp_path: Path
     assert f"local: {raised.value}" in looked(few, tmp_path)[1]
 
 
-@pytest.mark.parametrize("rows", [[pair(0)], [pair(i, before=[SYSTEM] if i == 7 else ()) for i in range(N)]], ids=["one row", "unwritable"])
+@pytest.mark.parametrize(
+    "rows",
+    [[pair(0)], [pair(i, before=[SYSTEM] if i == 7 else ()) for i in range(N)]],
+    ids=["one row", "unwritable"],
+)
 def test_plan_and_run_refuse_data_with_the_same_words_before_anything_is_spent(
     rows: list[dict[str, Any]], models: Mapping[str, Path], tmp_path: Path
 ) -> None:
     file, results = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "results"
-    words = ("model=local", f"model.path={models['strict']}", "data=local", f"data.path={file}", "method=dpo,ipo", "judge=none")
+    words = (
+        "model=local",
+        f"model.path={models['strict']}",
+        "data=local",
+        f"data.path={file}",
+        "method=dpo,ipo",
+        "judge=none",
+    )
     planned, ran = (bench(*words, f"do={verb}", results=results) for verb in ("plan", "run"))
-    assert (planned.code, ran.code) == (2, 2) and planned.err == ran.err and len(ran.err.strip().splitlines()) == 1
+    assert (
+        (planned.code, ran.code) == (2, 2)
+        and planned.err == ran.err
+        and len(ran.err.strip().splitlines()) == 1
+    )
     assert "Both must hold rows" in ran.err or f"The first is {file}:8: System role not supported" in ran.err
     assert not list(results.glob("store/*/*"))
 
 
-def test_conversations_that_a_template_cannot_write_are_refused_by_plan_and_run(models: Mapping[str, Path], tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "chats.jsonl", [{"messages": [*([SYSTEM] if i == 2 else []), user(f"{i}?"), bot("so")]} for i in range(5)])
+def test_conversations_that_a_template_cannot_write_are_refused_by_plan_and_run(
+    models: Mapping[str, Path], tmp_path: Path
+) -> None:
+    rows = write_rows(
+        tmp_path / "chats.jsonl",
+        [{"messages": [*([SYSTEM] if i == 2 else []), user(f"{i}?"), bot("so")]} for i in range(5)],
+    )
     pairs = write_rows(tmp_path / "rows.jsonl", [pair(i) for i in range(N)])
     own = ("model=local", f"model.path={models['strict']}", "data=local", f"data.path={pairs}", "method=dpo")
     tuned = ("+sft=ultrachat_200k", f"sft.path={rows}", "sft.train_files=[chats.jsonl]")
     _, refusals = looked(plans(*own, *tuned)[-1], tmp_path)
     (refusal,) = refusals
-    assert "the model's chat template cannot write 1 of 5 conversations. The first is row train-3: " in refusal
+    assert (
+        "the model's chat template cannot write 1 of 5 conversations. The first is row train-3: " in refusal
+    )
 
 
 def test_settings_that_a_look_hangs_on_are_in_the_key(cell: Cell) -> None:
     rows = [pair(i) for i in range(4)]
-    asked: list[tuple[Any, ...]] = [("chatml", rows), ("strict", rows), ("chatml", rows, "model.max_length=90")]
+    asked: list[tuple[Any, ...]] = [
+        ("chatml", rows),
+        ("strict", rows),
+        ("chatml", rows, "model.max_length=90"),
+    ]
     keys = {cell(*words).roles["preferences"].key for words in asked}
     assert len(keys) == 3
     settings = cell("chatml", rows, "data.unwritable=drop").roles["preferences"].settings
@@ -262,7 +350,9 @@ def test_settings_that_a_look_hangs_on_are_in_the_key(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("kind", ["local", "dataset"])
-def test_special_tokens_that_somebody_typed_are_counted_by_plan_and_run(kind: str, cell: Cell, tmp_path: Path) -> None:
+def test_special_tokens_that_somebody_typed_are_counted_by_plan_and_run(
+    kind: str, cell: Cell, tmp_path: Path
+) -> None:
     rows = [pair(i) for i in range(N)]
     rows[3] = pair(3, chosen="the dog<|im_end|>\n<|im_start|>user\nsay more")
     rows[4] = pair(4, rejected="a horse<|im_end|>")
@@ -272,7 +362,10 @@ def test_special_tokens_that_somebody_typed_are_counted_by_plan_and_run(kind: st
     counts = made(asked, tmp_path).counts
     noted = {name: n for name, n in counts.items() if "/noted/" in name}
     what = "in the text, which the model reads as a control token"
-    assert noted[f"{split}/noted/with <|im_end|> {what}"] == 3 and counts[f"{split}/read"] == counts["train"] + counts["heldout"] == N
+    assert (
+        noted[f"{split}/noted/with <|im_end|> {what}"] == 3
+        and counts[f"{split}/read"] == counts["train"] + counts["heldout"] == N
+    )
     assert f"3 with <|im_end|> {what}" in looked(asked, tmp_path)[0].partition("kept with a note: ")[2]
 
 
@@ -284,7 +377,11 @@ def test_an_end_that_plain_rows_have_is_no_typed_token(models: Mapping[str, Path
 
 @pytest.mark.parametrize("kind", ["local", "dataset"])
 def test_rows_that_contradict_each_other_are_counted(kind: str, cell: Cell, tmp_path: Path) -> None:
-    rows = [pair(i) for i in range(N)] + [pair(3, "a horse", "the dog"), pair(3, "a horse", "a cow"), pair(4, "the dog", "a horse")]
+    rows = [pair(i) for i in range(N)] + [
+        pair(3, "a horse", "the dog"),
+        pair(3, "a horse", "a cow"),
+        pair(4, "the dog", "a horse"),
+    ]
     counts = made(cell("chatml", rows, kind=kind), tmp_path).counts
     split = {"local": "file", "dataset": "train"}[kind]
     assert counts[f"{split}/noted/with the opposite of another row of the same prompt"] == 2

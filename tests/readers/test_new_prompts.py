@@ -12,7 +12,11 @@ from bench.readers.new_prompts import Filtered, few_shot, new_ones, prompt_of, r
 @pytest.mark.parametrize(
     ("a", "b", "value"),
     [
-        ("police killed the gunman", "police kill the gunman", 3 / 4),  # Lin 2004, section 3: LCS 3 of 4 and 4
+        (
+            "police killed the gunman",
+            "police kill the gunman",
+            3 / 4,
+        ),  # Lin 2004, section 3: LCS 3 of 4 and 4
         ("police killed the gunman", "the gunman kill police", 2 / 4),
         ("a b c d e", "a c e", 2 * 3 / 8),
         ("a b", "c d", 0.0),
@@ -36,7 +40,9 @@ def test_what_is_like_a_known_prompt_or_an_earlier_one_is_dropped() -> None:
     ]
     kept = ["Name three rivers in Peru.", "Sea the about poem a write."]
     assert new_ones(written, known, 0.7, 10) == Filtered(kept, {"unusable": 3, "similar": 2, "surplus": 0})
-    assert new_ones(written, known, 0.7, 1) == Filtered(kept[:1], {"unusable": 3, "similar": 1, "surplus": 3 - 1})
+    assert new_ones(written, known, 0.7, 1) == Filtered(
+        kept[:1], {"unusable": 3, "similar": 1, "surplus": 3 - 1}
+    )
     assert "Write a poem about the moon." in new_ones(written, known, 0.9, 10).kept
 
 

@@ -57,7 +57,10 @@ FORMS: dict[str, tuple[dict[str, Any], Pair | Unpaired]] = {
         Pair("1", [SYSTEM, user("Why?")], "So.", "No.", "", ""),
     ),
     "paired, prompt inside the conversations": (
-        {"chosen": [user("Hi"), bot("Hi"), user("Why?"), bot("So.")], "rejected": [user("Hi"), bot("Hi"), user("Why?"), bot("No.")]},
+        {
+            "chosen": [user("Hi"), bot("Hi"), user("Why?"), bot("So.")],
+            "rejected": [user("Hi"), bot("Hi"), user("Why?"), bot("No.")],
+        },
         Pair("1", [user("Hi"), bot("Hi"), user("Why?")], "So.", "No.", "", ""),
     ),
     "paired, text of the prompt beside conversations (UltraFeedback)": (
@@ -81,7 +84,13 @@ FORMS: dict[str, tuple[dict[str, Any], Pair | Unpaired]] = {
         Unpaired("1", [user("Why?")], "So.", False, ""),
     ),
     "other columns and message fields are left aside": (
-        {"prompt": [user("Why?") | {"name": "x"}], "chosen": [bot("So.")], "rejected": [bot("No.")], "score": 3.5, "label": "x"},
+        {
+            "prompt": [user("Why?") | {"name": "x"}],
+            "chosen": [bot("So.")],
+            "rejected": [bot("No.")],
+            "score": 3.5,
+            "label": "x",
+        },
         Pair("1", [user("Why?")], "So.", "No.", "", ""),
     ),
 }
@@ -99,7 +108,12 @@ def test_each_of_trls_forms_is_read(form: str, write: Any, tmp_path: Path) -> No
 def test_parquet_rows_of_messages_are_read_as_pyarrow_returns_them(tmp_path: Path) -> None:
     """Columns that only some rows fill come as None; structs have every field."""
     rows = [
-        {"prompt": [user("A?") | {"name": None}], "chosen": [bot("a")], "rejected": [bot("b")], "label": None},
+        {
+            "prompt": [user("A?") | {"name": None}],
+            "chosen": [bot("a")],
+            "rejected": [bot("b")],
+            "label": None,
+        },
         {"prompt": [SYSTEM, user("B?")], "chosen": [bot("c")], "rejected": [bot("d")], "label": 1},
         {"prompt": None, "chosen": [user("C?"), bot("e")], "rejected": [user("C?"), bot("f")], "label": None},
     ]
@@ -122,7 +136,9 @@ def test_a_json_file_may_be_one_list_and_lines_may_be_zipped(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\n\n", b" \n\t\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_line_endings_blank_lines_and_a_byte_order_mark_do_no_harm(ending: bytes, mark: bytes, tmp_path: Path) -> None:
+def test_line_endings_blank_lines_and_a_byte_order_mark_do_no_harm(
+    ending: bytes, mark: bytes, tmp_path: Path
+) -> None:
     rows = [{"prompt": f"{i}?", "chosen": "größer\u2028so", "rejected": "n\r\n"} for i in range(2)]
     lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
     file = tmp_path / "rows.JSONL"
@@ -254,12 +270,17 @@ def test_a_bad_row_is_said_with_its_line_and_reason(row: Any, reason: str, tmp_p
     [
         (b"not json", "not JSON (Expecting value: line 1 column 1 (char 0))"),
         (b'{"prompt": "cut', "not JSON (Unterminated string starting at: line 1 column 12 (char 11))"),
-        ('{"p": "größer"}'.encode("latin-1"), "expected UTF-8, got other bytes (invalid start byte at byte 9): save the file as UTF-8"),
+        (
+            '{"p": "größer"}'.encode("latin-1"),
+            "expected UTF-8, got other bytes (invalid start byte at byte 9): save the file as UTF-8",
+        ),
         (b"\x00\x01", "expected UTF-8, got UTF-16: save the file as UTF-8"),
         (b'{"prompt": "\\ud83d"}', f"prompt: {HALF_CHARACTER}"),
     ],
 )
-def test_a_line_that_cannot_be_read_is_said_like_any_bad_row(line: bytes, reason: str, tmp_path: Path) -> None:
+def test_a_line_that_cannot_be_read_is_said_like_any_bad_row(
+    line: bytes, reason: str, tmp_path: Path
+) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\n".join([json.dumps(OK).encode(), line, json.dumps(OK).encode()]))
     with pytest.raises(BadRows) as raised:
@@ -271,18 +292,43 @@ def test_a_line_that_cannot_be_read_is_said_like_any_bad_row(line: bytes, reason
 def test_what_is_left_aside_of_rows_is_counted(write: Any, tmp_path: Path) -> None:
     """Columns and fields that say nothing in a row (null, empty) are there in every row of a Parquet file."""
     rows = [
-        {"prompt": [user("A?") | {"name": "Ann"}], "chosen": [bot("a")], "rejected": [bot("b")], "margin": 0.5, "tools": []},
-        {"prompt": [user("B?") | {"name": None}], "chosen": [bot("c")], "rejected": [bot("d")], "margin": 0.0, "tools": None},
-        {"prompt": [user("C?") | {"name": ""}], "chosen": [bot("e")], "rejected": [bot("f")], "margin": None, "tools": []},
+        {
+            "prompt": [user("A?") | {"name": "Ann"}],
+            "chosen": [bot("a")],
+            "rejected": [bot("b")],
+            "margin": 0.5,
+            "tools": [],
+        },
+        {
+            "prompt": [user("B?") | {"name": None}],
+            "chosen": [bot("c")],
+            "rejected": [bot("d")],
+            "margin": 0.0,
+            "tools": None,
+        },
+        {
+            "prompt": [user("C?") | {"name": ""}],
+            "chosen": [bot("e")],
+            "rejected": [bot("f")],
+            "margin": None,
+            "tools": [],
+        },
     ]
     found = read_preferences(write(tmp_path / f"rows.{write.__name__}", *rows))
-    assert (len(found.pairs), found.noted) == (3, {"with margin, which is not read": 2, "with name in a message, which is not read": 1})
+    assert (len(found.pairs), found.noted) == (
+        3,
+        {"with margin, which is not read": 2, "with name in a message, which is not read": 1},
+    )
 
 
 def test_columns_that_other_trainers_read_are_counted(tmp_path: Path) -> None:
     """LLaMA-Factory and Axolotl put `system` and `history` before the prompt; a file may hold both of TRL's forms at once."""
     pair = {"prompt": "A?", "chosen": "a", "rejected": "b"}
-    others = [{"system": "Be brief."}, {"system": "", "history": [["B?", "c"]]}, {"completion": "d", "label": False}]
+    others = [
+        {"system": "Be brief."},
+        {"system": "", "history": [["B?", "c"]]},
+        {"completion": "d", "label": False},
+    ]
     noted = read_preferences(jsonl(tmp_path / "rows.jsonl", *(pair | other for other in others))).noted
     of_pairs = {f"with {name}, which is not read of a pair": 1 for name in ("completion", "label")}
     assert noted == {"with system, which is not read": 1, "with history, which is not read": 1, **of_pairs}
@@ -305,13 +351,17 @@ def test_a_prompt_beside_other_messages_is_counted(prompt: str, other: bool, tmp
     row = {"prompt": prompt, "chosen": [asked, bot("a")], "rejected": [asked, bot("b")]}
     found = read_preferences(jsonl(tmp_path / "rows.jsonl", row))
     assert found.pairs[0].prompt == [asked]
-    assert found.noted == ({"with a prompt that its messages do not hold: the messages count": 1} if other else {})
+    assert found.noted == (
+        {"with a prompt that its messages do not hold: the messages count": 1} if other else {}
+    )
 
 
 @pytest.mark.parametrize("write", [jsonl, parquet])
 def test_one_part_of_text_is_its_text(write: Any, tmp_path: Path) -> None:
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    row = {name: [{"role": role, "content": [{"type": "text", "text": name}]}] for name, role in roles.items()}
+    row = {
+        name: [{"role": role, "content": [{"type": "text", "text": name}]}] for name, role in roles.items()
+    }
     (found,) = read_preferences(write(tmp_path / f"rows.{write.__name__}", row)).pairs
     assert (found.prompt, found.chosen, found.rejected) == ([user("prompt")], "chosen", "rejected")
 
@@ -342,19 +392,27 @@ def test_a_parquet_value_that_is_no_text_is_said_with_its_row_and_column(kind: s
 
 def test_a_parquet_value_that_nobody_reads_does_no_harm(tmp_path: Path) -> None:
     column, _ = ODD_COLUMNS["a timestamp beyond Python's"]
-    table = pyarrow.table({"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"], "written": column})
+    table = pyarrow.table(
+        {"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"], "written": column}
+    )
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     assert len(read_preferences(tmp_path / "rows.parquet").pairs) == 2
 
 
 def test_a_parquet_file_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
-    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 4, names=["prompt", "chosen", "rejected", "chosen"])
+    table = pyarrow.Table.from_arrays(
+        [pyarrow.array(["a"])] * 4, names=["prompt", "chosen", "rejected", "chosen"]
+    )
     pyarrow.parquet.write_table(table, file := tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match=r"rows\.parquet: holds the column 'chosen' twice"):
         read_preferences(file)
 
 
-ODD_JSON = ['{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}', f'{{"x": {"[" * 200}{"]" * 200}}}', "NaN"]
+ODD_JSON = [
+    '{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}',
+    f'{{"x": {"[" * 200}{"]" * 200}}}',
+    "NaN",
+]
 
 
 @pytest.mark.parametrize("line", ODD_JSON)
@@ -366,7 +424,9 @@ def test_json_that_two_readers_read_differently_is_said_with_its_line(line: str,
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.sampled_from(["", "text", "user", "assistant"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "other"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "other"]), inner)
+    ),
     max_leaves=8,
 )
 
@@ -379,7 +439,9 @@ def test_any_row_is_taken_or_refused_and_nothing_else(row: dict[str, Any]) -> No
         except BadRows as error:
             assert "rows.jsonl:1: " in str(error)
         else:
-            assert found.prompt and all(message["role"] and isinstance(message["content"], str) for message in found.prompt)
+            assert found.prompt and all(
+                message["role"] and isinstance(message["content"], str) for message in found.prompt
+            )
 
 
 def test_all_bad_rows_are_said_up_to_a_readable_number(tmp_path: Path) -> None:
@@ -392,22 +454,46 @@ def test_all_bad_rows_are_said_up_to_a_readable_number(tmp_path: Path) -> None:
 
 
 def test_a_file_holds_one_form(tmp_path: Path) -> None:
-    with pytest.raises(BadRows, match=r"rows\.jsonl: holds 2 paired and 1 unpaired rows\. A file must hold one kind"):
+    with pytest.raises(
+        BadRows, match=r"rows\.jsonl: holds 2 paired and 1 unpaired rows\. A file must hold one kind"
+    ):
         read_preferences(jsonl(tmp_path / "rows.jsonl", OK, FINE, OK))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("rows.jsonl", b"", "no rows; expected columns prompt, chosen, rejected or prompt, completion, label"),
-        ("rows.jsonl", b"\n \n", "no rows; expected columns prompt, chosen, rejected or prompt, completion, label"),
-        ("rows.csv", b"a,b", "expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet"),
-        ("rows", b"a,b", "expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet"),
+        (
+            "rows.jsonl",
+            b"",
+            "no rows; expected columns prompt, chosen, rejected or prompt, completion, label",
+        ),
+        (
+            "rows.jsonl",
+            b"\n \n",
+            "no rows; expected columns prompt, chosen, rejected or prompt, completion, label",
+        ),
+        (
+            "rows.csv",
+            b"a,b",
+            "expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet",
+        ),
+        (
+            "rows",
+            b"a,b",
+            "expected .jsonl, .json (one object a line, or a list of them), either with .gz, or .parquet",
+        ),
         ("rows.parquet", b"PAR1 no", "cannot be read as Parquet: "),
-        ("rows.json", b'[\n{"prompt": "a"}\n', "not JSON (Expecting ',' delimiter: line 2 column 16 (char 17))"),
+        (
+            "rows.json",
+            b'[\n{"prompt": "a"}\n',
+            "not JSON (Expecting ',' delimiter: line 2 column 16 (char 17))",
+        ),
     ],
 )
-def test_a_file_of_another_kind_is_refused_by_name(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_refused_by_name(
+    name: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match="rows") as raised:
         read_preferences(tmp_path / name)
@@ -423,7 +509,9 @@ def test_a_folder_or_a_missing_file_is_an_error_with_its_path(name: str, tmp_pat
 
 
 def test_a_parquet_file_of_no_rows_holds_none(tmp_path: Path) -> None:
-    schema = pyarrow.schema([("prompt", pyarrow.string()), ("chosen", pyarrow.string()), ("rejected", pyarrow.string())])
+    schema = pyarrow.schema(
+        [("prompt", pyarrow.string()), ("chosen", pyarrow.string()), ("rejected", pyarrow.string())]
+    )
     pyarrow.parquet.write_table(schema.empty_table(), tmp_path / "rows.parquet")
     with pytest.raises(BadRows, match="no rows"):
         read_preferences(tmp_path / "rows.parquet")
@@ -433,7 +521,10 @@ def test_a_parquet_file_of_no_rows_holds_none(tmp_path: Path) -> None:
 
 
 def pairs(prompts: list[str]) -> list[Pair]:
-    return [Pair(f"{i}", [user(prompt)], f"chosen {i}", f"rejected {i}", "", "") for i, prompt in enumerate(prompts)]
+    return [
+        Pair(f"{i}", [user(prompt)], f"chosen {i}", f"rejected {i}", "", "")
+        for i, prompt in enumerate(prompts)
+    ]
 
 
 @given(st.integers(1, 200), st.floats(0.001, 1), st.floats(0.001, 1), st.integers(0, 5))
@@ -466,7 +557,10 @@ def test_the_held_out_share_is_about_what_was_asked_and_grows_with_it() -> None:
     assert {row.id for row in tenth} <= {row.id for row in third}
 
 
-@given(st.lists(st.sampled_from("abc"), min_size=2, max_size=40).filter(lambda prompts: len(set(prompts)) > 1), st.integers(0, 9))
+@given(
+    st.lists(st.sampled_from("abc"), min_size=2, max_size=40).filter(lambda prompts: len(set(prompts)) > 1),
+    st.integers(0, 9),
+)
 def test_a_partner_is_always_of_another_prompt(prompts: list[str], seed: int) -> None:
     found = partners(prompts, seed)
     assert all(prompts[partner] != prompt for prompt, partner in zip(prompts, found, strict=True))

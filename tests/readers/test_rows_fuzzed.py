@@ -42,7 +42,10 @@ from bench.text_files import printable
 EXAMPLES = int(os.environ.get("BENCH_FUZZ_EXAMPLES", "25"))
 READINGS: dict[str, tuple[Reading | Conversations, str]] = {
     "trl": (TrlRows(reader="trl"), "dataset"),
-    "ultrafeedback_binarized": (UltraFeedbackBinarized(reader="ultrafeedback_binarized", ties="keep"), "ultrafeedback_binarized"),
+    "ultrafeedback_binarized": (
+        UltraFeedbackBinarized(reader="ultrafeedback_binarized", ties="keep"),
+        "ultrafeedback_binarized",
+    ),
     "ultrafeedback_cleaned": (UltraFeedbackCleaned(reader="ultrafeedback_cleaned"), "ultrafeedback_cleaned"),
     "orca_dpo_pairs": (OrcaDpoPairs(reader="orca_dpo_pairs"), "orca_dpo_pairs"),
     "hh_rlhf": (HhRlhf(reader="hh_rlhf"), "hh_rlhf"),
@@ -59,7 +62,9 @@ MESSAGE_ROWS: list[Row] = [
 
 # Values ---------------------------------------------------------------------------------------------------------------
 
-TEXTS = st.sampled_from(["", " ", "a", "yes", "Why?", "\ud83d", "é\u2028", "None", "\x00\x1b[2J", "\ufeffx", "0"]) | st.text(max_size=8)
+TEXTS = st.sampled_from(
+    ["", " ", "a", "yes", "Why?", "\ud83d", "é\u2028", "None", "\x00\x1b[2J", "\ufeffx", "0"]
+) | st.text(max_size=8)
 SCALARS = (
     st.none()
     | st.booleans()
@@ -69,10 +74,21 @@ SCALARS = (
     | TEXTS
 )
 ROLE = st.sampled_from(["user", "assistant", "system", "tool", "gpt", None, 3])
-PARTS = st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": TEXTS | st.none()}), max_size=2)
-EXTRA = {name: SCALARS | st.lists(SCALARS, max_size=1) for name in (*sorted(NOT_TRAINED_ON | THOUGHTS), "name", "weight", "other")}
+PARTS = st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "image"]), "text": TEXTS | st.none()}), max_size=2
+)
+EXTRA = {
+    name: SCALARS | st.lists(SCALARS, max_size=1)
+    for name in (*sorted(NOT_TRAINED_ON | THOUGHTS), "name", "weight", "other")
+}
 MESSAGE = st.fixed_dictionaries({"role": ROLE, "content": TEXTS | SCALARS | PARTS}, optional=EXTRA)
-VALUES = SCALARS | st.lists(MESSAGE, max_size=3) | st.lists(SCALARS, max_size=2) | MESSAGE | st.dictionaries(TEXTS, SCALARS, max_size=2)
+VALUES = (
+    SCALARS
+    | st.lists(MESSAGE, max_size=3)
+    | st.lists(SCALARS, max_size=2)
+    | MESSAGE
+    | st.dictionaries(TEXTS, SCALARS, max_size=2)
+)
 FORMS = ("jsonl", "json", "list.json", "jsonl.gz", "parquet")
 
 
@@ -130,7 +146,15 @@ def check(path: Path, rows: Sequence[Any], problems: Sequence[str], found: Seque
             said.encode()
 
 
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", *sorted(NOT_TRAINED_ON | THOUGHTS), "margin")
+COLUMNS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "completion",
+    "label",
+    *sorted(NOT_TRAINED_ON | THOUGHTS),
+    "margin",
+)
 BAD = st.dictionaries(st.sampled_from(COLUMNS), VALUES)
 CHANGES = st.lists(st.tuples(st.integers(0, 30), VALUES | st.just("(left out)")), min_size=1, max_size=3)
 TRIED: dict[str, list[int]] = {}
@@ -139,7 +163,9 @@ TRIED: dict[str, list[int]] = {}
 @pytest.mark.parametrize("name", READINGS)
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(changes=CHANGES, form=st.sampled_from(FORMS), more=BAD, seed=st.integers(0, 9))
-def test_a_reader_refuses_a_row_by_place_or_gives_its_very_texts(name: str, changes: Any, form: str, more: Row, seed: int) -> None:
+def test_a_reader_refuses_a_row_by_place_or_gives_its_very_texts(
+    name: str, changes: Any, form: str, more: Row, seed: int
+) -> None:
     reading, source = READINGS[name]
     rng, rows = random.Random(seed), []
     for i in range(3):
@@ -151,7 +177,9 @@ def test_a_reader_refuses_a_row_by_place_or_gives_its_very_texts(name: str, chan
         column = list(row)[place % len(row)] if row else "prompt"
         row.pop(column, None) if value == "(left out)" else row.__setitem__(column, value)
     if rng.random() < 0.3:
-        rows[1] |= {column: value for column, value in more.items() if column not in rows[1] or rng.random() < 0.5}
+        rows[1] |= {
+            column: value for column, value in more.items() if column not in rows[1] or rng.random() < 0.5
+        }
     with tempfile.TemporaryDirectory() as folder:
         if not put(path := Path(folder) / f"rows.{form}", rows):
             return
@@ -175,7 +203,9 @@ def test_a_reader_refuses_a_row_by_place_or_gives_its_very_texts(name: str, chan
 
 @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 @given(row=BAD, form=st.sampled_from(FORMS), answered=st.booleans())
-def test_a_users_file_is_refused_by_place_or_gives_its_very_texts(row: Row, form: str, answered: bool) -> None:
+def test_a_users_file_is_refused_by_place_or_gives_its_very_texts(
+    row: Row, form: str, answered: bool
+) -> None:
     good: Row = {"prompt": "Why?", "completion": "So.", "label": True}
     rows = [good, row, {**good, "prompt": "What?"}]
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +225,15 @@ def test_a_users_file_is_refused_by_place_or_gives_its_very_texts(row: Row, form
                 assert not says_more(row) or form == "parquet"
 
 
-ODD_LINES = (b'{"prompt": "a", "prompt": "b"}', b"\xff\xfe", b"[" * 5000, b"{" * 300, b'{"a": "\\ud83d"}', b"\r", b"1e999")
+ODD_LINES = (
+    b'{"prompt": "a", "prompt": "b"}',
+    b"\xff\xfe",
+    b"[" * 5000,
+    b"{" * 300,
+    b'{"a": "\\ud83d"}',
+    b"\r",
+    b"1e999",
+)
 LINES = st.binary(max_size=40) | st.sampled_from(ODD_LINES)
 NAMES = ("rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.parquet")
 

@@ -5,8 +5,34 @@ from __future__ import annotations
 from bench.report.tables import Table
 from bench.report.write import columns_that_fit
 
-COLUMNS = ["row", "method", "beta", "seeds", "win rate %", "LC win rate %", "vs start", "over seeds", "SEs", "p (Holm)", "rating", "length"]
-ROW = ["1", "kto", "0.1", "3", "41.1 [38.7, 43.6] *", "40.7", "+16.2 [+12.3, +20.0]", "[+1, +2]", "+9", "0.01", "7.3", "25"]
+COLUMNS = [
+    "row",
+    "method",
+    "beta",
+    "seeds",
+    "win rate %",
+    "LC win rate %",
+    "vs start",
+    "over seeds",
+    "SEs",
+    "p (Holm)",
+    "rating",
+    "length",
+]
+ROW = [
+    "1",
+    "kto",
+    "0.1",
+    "3",
+    "41.1 [38.7, 43.6] *",
+    "40.7",
+    "+16.2 [+12.3, +20.0]",
+    "[+1, +2]",
+    "+9",
+    "0.01",
+    "7.3",
+    "25",
+]
 TABLE = Table(COLUMNS, [ROW], {})
 
 

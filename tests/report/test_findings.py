@@ -59,7 +59,13 @@ def test_nothing_measured_nothing_said() -> None:
 
 def test_every_finding_has_numbers_and_a_threshold_with_its_unit() -> None:
     """All at once: what each check says of its worst case."""
-    bad = {"shift_chosen": -0.5, "shift_chosen_low": -0.6, "shift_chosen_high": -0.4, "shift_rejected": -0.9, "reward_accuracy_low": 0.45}
+    bad = {
+        "shift_chosen": -0.5,
+        "shift_chosen_low": -0.6,
+        "shift_chosen_high": -0.4,
+        "shift_rejected": -0.9,
+        "reward_accuracy_low": 0.45,
+    }
     bad |= {"kl": 20.0, "mean_length": 90.0, "repetition": 0.5, "unfinished": 0.5}
     curve = [{"step": i, "loss": 0.7, "entropy": 1.0 if i < 10 else 0.1, "kl": 0.0} for i in range(20)]
     all_of_them = found(curve, **bad)
@@ -76,14 +82,24 @@ def test_every_finding_has_numbers_and_a_threshold_with_its_unit() -> None:
 
 @pytest.mark.parametrize(
     ("shift", "low", "high", "fell"),
-    [(-0.3, -0.4, -0.2, True), (-0.09, -0.1, -0.08, False), (-0.3, -0.7, 0.1, False), (-0.1, -0.15, -0.05, True)],
+    [
+        (-0.3, -0.4, -0.2, True),
+        (-0.09, -0.1, -0.08, False),
+        (-0.3, -0.7, 0.1, False),
+        (-0.1, -0.15, -0.05, True),
+    ],
     ids=["far and sure", "sure, below 0.1 nats", "far, within its interval", "at 0.1 nats"],
 )
-def test_displacement_needs_a_tenth_of_a_nat_a_token_and_certainty(shift: float, low: float, high: float, fell: bool) -> None:
+def test_displacement_needs_a_tenth_of_a_nat_a_token_and_certainty(
+    shift: float, low: float, high: float, fell: bool
+) -> None:
     findings = found(shift_chosen=shift, shift_chosen_low=low, shift_chosen_high=high)
     assert ("displacement" in findings) is fell
     if fell:
-        assert f"{shift:+.2f} nats a token on held-out rows [{low:+.2f}, {high:+.2f}]; rejected ones -0.40" in findings["displacement"].says
+        assert (
+            f"{shift:+.2f} nats a token on held-out rows [{low:+.2f}, {high:+.2f}]; rejected ones -0.40"
+            in findings["displacement"].says
+        )
         assert findings["displacement"].numbers["shift_chosen"] == shift
 
 
@@ -96,7 +112,9 @@ def test_displacement_needs_a_tenth_of_a_nat_a_token_and_certainty(shift: float,
         ({"reward_margin_low": -0.1}, False),  # no margin to speak of
     ],
 )
-def test_a_margin_is_only_from_rejected_when_both_fell_and_rejected_faster(changes: dict[str, float], only_rejected: bool) -> None:
+def test_a_margin_is_only_from_rejected_when_both_fell_and_rejected_faster(
+    changes: dict[str, float], only_rejected: bool
+) -> None:
     fell = {"shift_chosen": -0.05, "shift_chosen_low": -0.06, "shift_chosen_high": -0.04}
     assert ("margin from rejected" in found(**fell | changes)) is only_rejected
 
@@ -116,10 +134,15 @@ def test_lengths_drift_from_a_quarter_on_and_beyond_noise(length: float, error: 
 @pytest.mark.parametrize("error", [(None, 1.0), (1.0, None), (None, None)])
 def test_a_length_without_a_standard_error_drifts_nowhere(error: tuple[float | None, float | None]) -> None:
     """One completion has a mean length and no standard error: not 0, which would put any ratio beyond noise."""
-    ours, theirs = ({"mean_length": length, "mean_length_se": se} for length, se in zip((90.0, 40.0), error, strict=True))
+    ours, theirs = (
+        {"mean_length": length, "mean_length_se": se} for length, se in zip((90.0, 40.0), error, strict=True)
+    )
     known = [{name: value for name, value in side.items() if value is not None} for side in (ours, theirs)]
     assert "length drift" not in {f.name for f in find(Evidence(CURVE, *known))}
-    assert "length drift" in {f.name for f in find(Evidence(CURVE, known[0] | {"mean_length_se": 1.0}, known[1] | {"mean_length_se": 1.0}))}
+    assert "length drift" in {
+        f.name
+        for f in find(Evidence(CURVE, known[0] | {"mean_length_se": 1.0}, known[1] | {"mean_length_se": 1.0}))
+    }
 
 
 @pytest.mark.parametrize("unknown", ["ours", "theirs"])
@@ -142,13 +165,19 @@ def test_a_rate_whose_rows_were_not_counted_says_no_number_of_rows() -> None:
     ("repeated", "distinct", "collapsed"),
     [(0.13, 0.5, True), (0.11, 0.5, False), (0.03, 0.3, True), (0.03, 0.31, False)],
 )
-def test_repetition_is_a_rise_of_ten_points_or_half_as_many_different_grams(repeated: float, distinct: float, collapsed: bool) -> None:
+def test_repetition_is_a_rise_of_ten_points_or_half_as_many_different_grams(
+    repeated: float, distinct: float, collapsed: bool
+) -> None:
     """0.13 - 0.02 = 0.11, 0.11 - 0.02 = 0.09; 0.3 / 0.6 = 0.5."""
     assert ("repetition collapse" in found(repetition=repeated, distinct=distinct)) is collapsed
 
 
-@pytest.mark.parametrize(("last", "names"), [(0.5, ["entropy collapse"]), (0.51, []), (1.99, []), (2.0, ["entropy blow-up"])])
-def test_entropy_collapses_at_half_of_the_first_tenth_and_blows_up_at_twice(last: float, names: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("last", "names"), [(0.5, ["entropy collapse"]), (0.51, []), (1.99, []), (2.0, ["entropy blow-up"])]
+)
+def test_entropy_collapses_at_half_of_the_first_tenth_and_blows_up_at_twice(
+    last: float, names: list[str]
+) -> None:
     curve = [{"loss": 0.7 - 0.01 * i, "entropy": 1.0 if i < 2 else last} for i in range(20)]
     assert list(found(curve)) == names
 
@@ -180,10 +209,18 @@ ROSE = {"shift_chosen": 0.8, "shift_chosen_low": 0.7, "shift_chosen_high": 0.9}
 
 @pytest.mark.parametrize(("low", "learnt"), [(0.49, False), (0.5, False), (0.51, True)])
 def test_nothing_is_learnt_when_the_accuracy_s_interval_reaches_a_half(low: float, learnt: bool) -> None:
-    findings = found(reward_accuracy=0.55, reward_accuracy_low=low, reward_accuracy_high=0.61, reward_accuracy_n=180, **UNMOVED)
+    findings = found(
+        reward_accuracy=0.55,
+        reward_accuracy_low=low,
+        reward_accuracy_high=0.61,
+        reward_accuracy_n=180,
+        **UNMOVED,
+    )
     assert ("nothing learnt" not in findings) is learnt
     if not learnt:
-        assert "55.0 % [" in findings["nothing learnt"].says and "on 180 rows" in findings["nothing learnt"].says
+        assert (
+            "55.0 % [" in findings["nothing learnt"].says and "on 180 rows" in findings["nothing learnt"].says
+        )
 
 
 def test_log_probs_that_moved_say_that_something_was_learnt() -> None:
@@ -191,8 +228,12 @@ def test_log_probs_that_moved_say_that_something_was_learnt() -> None:
     An accuracy certainly below a half is learnt the wrong way round."""
     undecided = {"reward_accuracy": 0.5, "reward_accuracy_low": 0.44, "reward_accuracy_high": 0.56}
     assert "log-probs of chosen completions moved" in found(**undecided, **FELL)["ranking not learnt"].says
-    assert "ranking not learnt" not in found(**undecided, **ROSE) and "nothing learnt" not in found(**undecided, **ROSE)
-    assert "ranks wrongly" in found(reward_accuracy=0.3, reward_accuracy_low=0.25, reward_accuracy_high=0.35, **UNMOVED)
+    assert "ranking not learnt" not in found(**undecided, **ROSE) and "nothing learnt" not in found(
+        **undecided, **ROSE
+    )
+    assert "ranks wrongly" in found(
+        reward_accuracy=0.3, reward_accuracy_low=0.25, reward_accuracy_high=0.35, **UNMOVED
+    )
 
 
 def test_longer_texts_have_fewer_different_grams_without_repeating_themselves() -> None:
@@ -220,7 +261,10 @@ def test_completions_are_cut_above_five_percent(share: float, cut: bool) -> None
     findings = found(unfinished=share)
     assert ("completions cut" in findings) is cut
     if cut:
-        assert "6.0 % of the completions are cut at max_new_tokens (start model 0.0 %)" in findings["completions cut"].says
+        assert (
+            "6.0 % of the completions are cut at max_new_tokens (start model 0.0 %)"
+            in findings["completions cut"].says
+        )
 
 
 def test_unpaired_data_are_read_by_their_auc() -> None:
@@ -242,14 +286,25 @@ def test_findings_stand_with_the_rows_and_seeds_that_have_them() -> None:
     groups = pool(real).groups
     kl, cut = (f for f in found(kl=20.0, unfinished=0.5).values())
     by_name = {row.cell.cell.method.name: row.cell.key for row in real}
-    named = {row.cell.key: [kl, cut] if row.cell.key == by_name["dpo"] else [] for row in real if row.cell.key != by_name["ipo"]}
+    named = {
+        row.cell.key: [kl, cut] if row.cell.key == by_name["dpo"] else []
+        for row in real
+        if row.cell.key != by_name["ipo"]
+    }
     assert lines(groups, named) == [
         "Row 4 has the finding 'KL blow-up' (20 nats).",
         "Row 4 has the finding 'completions cut' (50 %).",
         f"Rows 2, 3 have {NONE}.",  # a start model is no training, IPO has no numbers
     ]
     dpo = next(group for group in groups if group.cell.method.name == "dpo")
-    twice = [type(dpo)(**{**vars(dpo), "rows": [dpo.rows[0], next(row for row in real if row.cell.cell.method.name == "kto")]})]
+    twice = [
+        type(dpo)(
+            **{
+                **vars(dpo),
+                "rows": [dpo.rows[0], next(row for row in real if row.cell.cell.method.name == "kto")],
+            }
+        )
+    ]
     one = "Row 4 (1 of 2 seeds) has the finding"
     assert lines(twice, named) == [f"{one} 'KL blow-up' (20 nats).", f"{one} 'completions cut' (50 %)."]
     named[twice[0].rows[1].cell.key] = [*found(kl=30.0).values()]
@@ -260,7 +315,10 @@ def test_findings_md_has_every_cell_with_numbers_and_thresholds() -> None:
     real = rows()
     kl = found(kl=20.0)["KL blow-up"]
     text = markdown("Title", real, {real[1].cell.key: [kl], real[2].cell.key: []})
-    assert f"## {real[1].cell.name}\n\n- **KL blow-up** (warning): {kl.says} Threshold: more than 10 nats." in text
+    assert (
+        f"## {real[1].cell.name}\n\n- **KL blow-up** (warning): {kl.says} Threshold: more than 10 nats."
+        in text
+    )
     assert f"## {real[2].cell.name}\n\n- nothing conspicuous" in text
     assert f"## {real[3].cell.name}\n\n- No numbers: not run yet" in text
 
@@ -273,7 +331,10 @@ def test_a_real_sweep_s_findings_come_from_its_curves() -> None:
     assert "z0 at 0" in {finding.name for finding in findings[kto.cell.key]}
     written = json.loads((ran.results / "cells" / kto.cell.name / "findings.json").read_text())
     assert [f["name"] for f in written] == [f.name for f in findings[kto.cell.key]]
-    assert all(f.says in (ran.results / "sweeps" / "smoke" / "findings.md").read_text() for f in findings[kto.cell.key])
+    assert all(
+        f.says in (ran.results / "sweeps" / "smoke" / "findings.md").read_text()
+        for f in findings[kto.cell.key]
+    )
     assert "z0 at 0" in ran.out
 
 
@@ -285,7 +346,9 @@ def test_rows_that_were_kept_all_the_same_are_said() -> None:
         ("prompts beside other messages", 1, "rows"),
         ("dropped replies", 6, "replies"),
     ]
-    assert "5 rows hold a special token as text" in found[0].says and "3 with </s> in the text" in found[0].says
+    assert (
+        "5 rows hold a special token as text" in found[0].says and "3 with </s> in the text" in found[0].says
+    )
 
 
 def test_what_a_journal_dropped_is_counted_and_said(tmp_path: Path) -> None:
@@ -300,4 +363,8 @@ def test_what_a_journal_dropped_is_counted_and_said(tmp_path: Path) -> None:
     path.write_bytes(b"".join(map(encode, rows)) + damaged + b'{"v": 9}\n')
     assert n_dropped(path) == 4
     (found,) = find(Evidence([], {}, {}, noted={"journal_dropped": 4}))
-    assert (found.name, found.value, found.severity) == ("dropped replies", 4, "note") and found.says.startswith("4 lines or replies")
+    assert (found.name, found.value, found.severity) == (
+        "dropped replies",
+        4,
+        "note",
+    ) and found.says.startswith("4 lines or replies")

@@ -61,9 +61,13 @@ def test_the_gold_judge_has_two_clean_passports_and_is_judged_once(tmp_path: Pat
     assert ran.code == 0, ran.err
     preference, rating = audited(ran, "gold-preference"), audited(ran, "gold-rating")
     assert preference["faults"] == rating["faults"] == [] and ran.out.count("No fault was found.") == 2
-    assert preference["statistics"]["position_bias"] == {"unmeasured": "a function of the two texts: it is shown no order"}
+    assert preference["statistics"]["position_bias"] == {
+        "unmeasured": "a function of the two texts: it is shown no order"
+    }
     assert preference["truths"]["gold"]["agreement"]["value"] == 1
-    assert rating["statistics"]["noise_sd"] == {"unmeasured": "a function of the text: it says the same again"}
+    assert rating["statistics"]["noise_sd"] == {
+        "unmeasured": "a function of the text: it says the same again"
+    }
     assert rating["statistics"]["mean_rating"]["n"] == 120  # two turns
     assert rating["truths"]["gold"]["rank_correlation"]["value"] == pytest.approx(1)
     assert rating["truths"]["gold"]["pair_agreement"]["value"] == 1
@@ -75,20 +79,41 @@ def test_the_gold_judge_has_two_clean_passports_and_is_judged_once(tmp_path: Pat
     again = bench(*words, f"out={tmp_path / 'elsewhere'}", results=ran.results)
     assert again.code == 0 and ", 0 to do" in again.err
     for name in ("passport.md", "passport.html", "truth.svg"):
-        ours, theirs = (next(at.glob(f"gold-preference-*/{name}")) for at in (ran.results / "judges", tmp_path / "elsewhere"))
+        ours, theirs = (
+            next(at.glob(f"gold-preference-*/{name}"))
+            for at in (ran.results / "judges", tmp_path / "elsewhere")
+        )
         assert ours.read_bytes() == theirs.read_bytes()
-    assert max(len(line.rstrip()) for line in ran.out.splitlines() if not line.startswith(("passport", "judge"))) <= 120
+    assert (
+        max(len(line.rstrip()) for line in ran.out.splitlines() if not line.startswith(("passport", "judge")))
+        <= 120
+    )
 
 
-def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
     """The endpoint dies after 100 requests; the same command asks for the rest and no more. Injected: 30 % by place, 15 % failures,
     a null model that wins. People's labels are opposite to the judge's taste on the first items."""
     results, labels = tmp_path / "results", tmp_path / "labels.jsonl"
     endpoint.say = lambda body: Answer(503) if len(endpoint.asked) > 100 else crooked(body)
-    words = ["do=audit", "judge=alpaca_eval", f"judge.base_url={endpoint.url}", "judge.model=lab/crooked", "n_items=120", "n_canaries=8"]
+    words = [
+        "do=audit",
+        "judge=alpaca_eval",
+        f"judge.base_url={endpoint.url}",
+        "judge.model=lab/crooked",
+        "n_items=120",
+        "n_canaries=8",
+    ]
     stopped = bench(*words, "judge.attempts=1", results=results)
-    assert stopped.code == 3 and "FAILED   alpaca_eval-crooked-" in stopped.out and "the same command asks for the rest" in stopped.out
-    kept = sum(len(path.read_text().splitlines()) for path in results.glob("store/judge/*.work/journal.jsonl"))
+    assert (
+        stopped.code == 3
+        and "FAILED   alpaca_eval-crooked-" in stopped.out
+        and "the same command asks for the rest" in stopped.out
+    )
+    kept = sum(
+        len(path.read_text().splitlines()) for path in results.glob("store/judge/*.work/journal.jsonl")
+    )
     assert kept > 0
     endpoint.say, before = crooked, len(endpoint.asked)
     done = bench(*words, results=results)
@@ -101,23 +126,32 @@ def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on
         assert found["statistics"][name]["low"] <= injected <= found["statistics"][name]["high"], name
     assert found["statistics"]["retest_agreement"]["value"] == 1  # its luck hangs on the request
     assert any(
-        re.match(r"prefers a position: \d+\.\d % of its verdicts go to the completion shown first", fault) for fault in found["faults"]
+        re.match(r"prefers a position: \d+\.\d % of its verdicts go to the completion shown first", fault)
+        for fault in found["faults"]
     )
     assert any("replies cannot be read" in fault for fault in found["faults"])
     assert [fault for fault in found["faults"] if "`null model`" in fault]
     assert not [fault for fault in found["faults"] if "`verbose padding`" in fault]  # it likes short ones
     assert "FAULT: The judge prefers a position" in done.out
 
-    items = [json.loads(line)["id"] for path in results.glob("store/data/*/items.jsonl") for line in path.read_text().splitlines()]
+    items = [
+        json.loads(line)["id"]
+        for path in results.glob("store/data/*/items.jsonl")
+        for line in path.read_text().splitlines()
+    ]
     plain = [item for item in items if "/" not in item][:60]
-    labels.write_text("".join(json.dumps({"item_id": item, "preference": n % 2}) + "\n" for n, item in enumerate(plain)))
+    labels.write_text(
+        "".join(json.dumps({"item_id": item, "preference": n % 2}) + "\n" for n, item in enumerate(plain))
+    )
     asked = len(endpoint.asked)
     human = bench(*words, f"human={labels}", f"out={tmp_path / 'human'}", results=results)
     assert human.code == 0 and len(endpoint.asked) == asked
     (path,) = (tmp_path / "human").glob("*/passport.json")
     truths = json.loads(path.read_text())["truths"]
     assert truths["human"]["true_win_rate"]["value"] == 0.5 and truths["human"]["true_win_rate"]["n"] == 60
-    assert truths["human"]["corrected_win_rate"]["low"] <= 0.5 <= truths["human"]["corrected_win_rate"]["high"]
+    assert (
+        truths["human"]["corrected_win_rate"]["low"] <= 0.5 <= truths["human"]["corrected_win_rate"]["high"]
+    )
     assert truths["gold"]["kappa"]["n"] > 60
 
 
@@ -128,15 +162,23 @@ def test_verdicts_of_two_served_models_make_no_passport(later: str, tmp_path: Pa
     for role, served in (("verdicts", "earlier"), ("again", later), ("canary_verdicts", "earlier")):
         inputs[role] = tmp_path / role
         inputs[role].mkdir()
-        calls = [Call("alias", served, "d", "p", {}, policy_first=first, preference=1.0) for first in (True, False)]
-        rows = [Verdict(f"empty/{i}", "j", preference=1.0, policy_length=4 + i, baseline_length=5, calls=calls) for i in range(4)]
+        calls = [
+            Call("alias", served, "d", "p", {}, policy_first=first, preference=1.0) for first in (True, False)
+        ]
+        rows = [
+            Verdict(f"empty/{i}", "j", preference=1.0, policy_length=4 + i, baseline_length=5, calls=calls)
+            for i in range(4)
+        ]
         write_jsonl(inputs[role] / "verdicts.jsonl", rows)
     work = StageRun(inputs, tmp_path, Progress(tmp_path / "progress"))
     if later == "earlier":
         audit.run(AuditSettings(n_labelled=2), work)
         assert (tmp_path / "passport.json").exists()
     else:
-        with pytest.raises(ValueError, match=r"two models and cannot be pooled: .*/verdicts, .*/canary_verdicts; later in .*/again"):
+        with pytest.raises(
+            ValueError,
+            match=r"two models and cannot be pooled: .*/verdicts, .*/canary_verdicts; later in .*/again",
+        ):
             audit.run(AuditSettings(n_labelled=2), work)
 
 
@@ -157,8 +199,17 @@ def test_agreement_with_recorded_verdicts_of_another_judge(endpoint: Endpoint, t
     folder = tmp_path / "recorded" / "mine" / "recorded-judge"
     folder.mkdir(parents=True)
     (folder / "annotations.json").write_text(json.dumps(rows))
-    endpoint.say = lambda body: Said(letter := "m" if len(shown(body)[0]) < len(shown(body)[1]) else "M", tops(**{letter: 1.0}))
-    words = ["do=audit", "judge=alpaca_eval", f"judge.base_url={endpoint.url}", "judge.model=j", "n_items=12", "n_canaries=2"]
+    endpoint.say = lambda body: Said(
+        letter := "m" if len(shown(body)[0]) < len(shown(body)[1]) else "M", tops(**{letter: 1.0})
+    )
+    words = [
+        "do=audit",
+        "judge=alpaca_eval",
+        f"judge.base_url={endpoint.url}",
+        "judge.model=j",
+        "n_items=12",
+        "n_canaries=2",
+    ]
     ran = bench(*words, f"recorded={tmp_path / 'recorded'}", results=tmp_path / "results")
     assert ran.code == 0, ran.err
     recorded = audited(ran)["recorded"]
@@ -176,12 +227,23 @@ def severe(body: Mapping[str, Any]) -> str:
     return "hm" if luck(body, "failure") < 0.15 else f"Rating: [[{5 + round(3 * luck(body, 'taste'))}]]"
 
 
-def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
     """plan=true asks nothing and counts every request of both passes and the canaries; the budget is obeyed; the passport names the
     null model, and a person's ratings correct the mean."""
     results, prices, endpoint.say = tmp_path / "results", tmp_path / "prices.yaml", severe
-    prices.write_text("- {models: [lab/severe], prompt: 1000.0, completion: 1000.0, batch: 0.5, date: 2026-01-01, source: a test}\n")
-    words = ["do=audit", "judge=mt_bench", f"judge.base_url={endpoint.url}", "judge.model=lab/severe", "n_items=40", "n_canaries=8"]
+    prices.write_text(
+        "- {models: [lab/severe], prompt: 1000.0, completion: 1000.0, batch: 0.5, date: 2026-01-01, source: a test}\n"
+    )
+    words = [
+        "do=audit",
+        "judge=mt_bench",
+        f"judge.base_url={endpoint.url}",
+        "judge.model=lab/severe",
+        "n_items=40",
+        "n_canaries=8",
+    ]
     words += [f"judge.prices={prices}", "judge.verdict.max_tokens=64"]
     planned = bench(*words, "plan=true", "judge.budget_dollars=5", results=results)
     assert planned.code == 0 and not endpoint.asked, planned.err
@@ -190,8 +252,14 @@ def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(endpoin
     stopped = bench(*words, "judge.budget_dollars=5", results=results)
     assert stopped.code == 4 and "FAILED   mt_bench-severe-rating-" in stopped.out
     labels = tmp_path / "labels.jsonl"
-    items = [json.loads(line)["id"] for path in results.glob("store/data/*/items.jsonl") for line in path.read_text().splitlines()]
-    rows = [{"item_id": item, "turn": turn, "rating": 3} for item in items if "/" not in item for turn in (0, 1)]
+    items = [
+        json.loads(line)["id"]
+        for path in results.glob("store/data/*/items.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    rows = [
+        {"item_id": item, "turn": turn, "rating": 3} for item in items if "/" not in item for turn in (0, 1)
+    ]
     labels.write_text("".join(json.dumps(row) + "\n" for row in rows[:50]))
     done = bench(*words, f"human={labels}", results=results)
     assert done.code == 0, done.err
@@ -199,9 +267,14 @@ def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(endpoin
     assert found["judge"]["requests"] == int(forecast[1].replace(",", ""))
     statistics = found["statistics"]
     assert statistics["failure_rate"]["low"] <= 0.15 <= statistics["failure_rate"]["high"]
-    assert statistics["whole_rate"]["value"] == statistics["retest_agreement"]["value"] == 1 and statistics["noise_sd"]["value"] == 0
+    assert (
+        statistics["whole_rate"]["value"] == statistics["retest_agreement"]["value"] == 1
+        and statistics["noise_sd"]["value"] == 0
+    )
     assert found["truths"]["human"]["corrected_rating"]["value"] == pytest.approx(3, abs=0.5)
-    assert any("`null model`" in fault for fault in found["faults"]) and not any("`constant`" in fault for fault in found["faults"])
+    assert any("`null model`" in fault for fault in found["faults"]) and not any(
+        "`constant`" in fault for fault in found["faults"]
+    )
     assert any("corrected by labels of human" in fault for fault in found["faults"])
     page = next(results.glob("judges/*/passport.html")).read_text()
     assert page.count("<svg") > 5 and not re.search(r"""(src|href)="(?!#)|url\((?!#)""", page)
@@ -209,19 +282,28 @@ def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(endpoin
 
 @needs_fixtures
 @pytest.mark.parametrize(("file", "mode"), [("phi3_gpt-4_single", "single"), ("phi3_gpt-4_pair", "pairwise")])
-def test_a_judge_that_repeats_fastchats_recorded_judgements_agrees_with_them(file: str, mode: str, tmp_path: Path) -> None:
+def test_a_judge_that_repeats_fastchats_recorded_judgements_agrees_with_them(
+    file: str, mode: str, tmp_path: Path
+) -> None:
     """Real verdicts of GPT-4: our prompts of the recorded answers are answered with the recorded texts."""
     path = MT_BENCH / "model_judgment" / f"{file}.jsonl.gz"
     said: dict[tuple[Any, ...], str] = {}
     for row in read_judgements(path):
         prompts = (row.user_prompt,) if isinstance(row, Rated) else row.user_prompts
-        for prompt, text in zip(prompts, (row.verdict.raw or "",) if isinstance(row, Rated) else row.judgements, strict=True):
+        for prompt, text in zip(
+            prompts, (row.verdict.raw or "",) if isinstance(row, Rated) else row.judgements, strict=True
+        ):
             texts = read_prompt(prompt)
             assert texts is not None
             said[texts.turns[-1], texts.answers[-1], (texts.others or [""])[-1]] = text
     recorded = folder(tmp_path / "recorded")
-    data.run(RecordedData(n=30, seed=0), StageRun({"recorded": path}, recorded, Progress(tmp_path / "progress")))
-    items, completions = list(read_jsonl(recorded / "items.jsonl", Item)), list(read_jsonl(recorded / "completions.jsonl", Completion))
+    data.run(
+        RecordedData(n=30, seed=0), StageRun({"recorded": path}, recorded, Progress(tmp_path / "progress"))
+    )
+    items, completions = (
+        list(read_jsonl(recorded / "items.jsonl", Item)),
+        list(read_jsonl(recorded / "completions.jsonl", Completion)),
+    )
     asking = AskedRating({"model": "j"}, "p", lambda requests: [], mt_bench_templates(OWN_PROMPTS), mode)
     replies = []
     for asked in asking.requests(items, completions):
@@ -231,13 +313,20 @@ def test_a_judge_that_repeats_fastchats_recorded_judgements_agrees_with_them(fil
         answers = answers if asked.policy_first in (None, True) else answers[::-1]
         replies.append(Reply(said[item.turns[asked.turn], *answers]))
     own = folder(tmp_path / "own")
-    write_jsonl(own / "verdicts.jsonl", replace(asking, ask=lambda _: replies).judge(items, completions, None))
+    write_jsonl(
+        own / "verdicts.jsonl", replace(asking, ask=lambda _: replies).judge(items, completions, None)
+    )
     inputs = dict.fromkeys(("verdicts", "canary_verdicts", "recorded_verdicts"), own) | {"recorded": recorded}
     manner: Any = "rating" if mode == "single" else "preference"
-    audit.run(AuditSettings(n_labelled=2, manner=manner), StageRun(inputs, tmp_path, Progress(tmp_path / "progress")))
+    audit.run(
+        AuditSettings(n_labelled=2, manner=manner),
+        StageRun(inputs, tmp_path, Progress(tmp_path / "progress")),
+    )
     found = json.loads((tmp_path / "passport.json").read_text())["recorded"]
     if mode == "single":
-        assert found["rank_correlation"]["value"] == pytest.approx(1) and found["mean_difference"]["value"] == 0
+        assert (
+            found["rank_correlation"]["value"] == pytest.approx(1) and found["mean_difference"]["value"] == 0
+        )
         assert (found["mean_difference"]["n"], found["pair_agreement"]["value"]) == (60, 1)
     else:
         assert (found["agreement"]["value"], found["agreement"]["n"], found["kappa"]["value"]) == (1, 30, 1)
@@ -261,7 +350,10 @@ def test_a_sweeps_report_names_the_passport_of_each_judge_or_how_to_make_it(tmp_
     home, _ = write_passport(passport, tmp_path, tmp_path / "judges")
     first, second = passport_lines(sweep, tmp_path)
     words = "found 1 fault (flip rate 5.0 %, unreadable replies 0.0 %, 1 of 2 canaries lose, all must)"
-    assert first == f"The audit of gold-preference {words}. All numbers: {home}/passport.html" and second == without[1]
+    assert (
+        first == f"The audit of gold-preference {words}. All numbers: {home}/passport.html"
+        and second == without[1]
+    )
     linked = passport_lines(sweep, tmp_path, link=True)[0]
     page = "[passport.html](../../judges/gold-preference-12345678/passport.html)"
     assert linked == f"The audit of gold-preference {words}. All numbers: {page}"
@@ -276,19 +368,32 @@ def test_a_judge_is_who_it_is_whatever_and_in_which_order_it_judges() -> None:
 
     same = key("judge.model=a", "judge.n_items=10")
     assert same == key("judge.model=a", "judge.n_items=20", "judge.order=both", "judge.concurrency=2")
-    others = (["judge.model=b"], ["judge.model=a", "judge.verdict.max_tokens=3"], ["judge.model=a", "judge.provider=x"])
+    others = (
+        ["judge.model=b"],
+        ["judge.model=a", "judge.verdict.max_tokens=3"],
+        ["judge.model=a", "judge.provider=x"],
+    )
     assert len({same, *(key(*words) for words in others)}) == 4
 
 
 def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path: Path) -> None:
     """A random tiny model judges in process: greedy reading of two letters, so it says the same again, and its taste is no judgement."""
     model = make_model(tmp_path / "tiny-judge", max_positions=4096, heads=1)
-    ran = bench("do=audit", "judge=local", f"judge.model={model}", "n_items=16", "n_canaries=2", results=tmp_path / "results")
+    ran = bench(
+        "do=audit",
+        "judge=local",
+        f"judge.model={model}",
+        "n_items=16",
+        "n_canaries=2",
+        results=tmp_path / "results",
+    )
     assert ran.code == 0, ran.err
     found = audited(ran)
     assert found["statistics"]["retest_agreement"]["value"] == 1
     assert found["judge"]["server"] == "in_process" and found["judge"]["requests"] == 2 * (16 + 16 + 6 * 2)
-    assert any("agree with gold" in fault for fault in found["faults"]) and any("canary" in fault for fault in found["faults"])
+    assert any("agree with gold" in fault for fault in found["faults"]) and any(
+        "canary" in fault for fault in found["faults"]
+    )
     assert not list(ran.results.glob("store/sft")) and not list(ran.results.glob("store/train"))
 
 
@@ -301,12 +406,16 @@ def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path
         (["n_items=2"], "do.n_items must be >= 4"),
     ],
 )
-def test_an_audit_that_cannot_be_is_said_at_the_door(problems: Callable[..., list[str]], words: list[str], said: str) -> None:
+def test_an_audit_that_cannot_be_is_said_at_the_door(
+    problems: Callable[..., list[str]], words: list[str], said: str
+) -> None:
     found = problems("do=audit", *words)
     assert any(said in problem for problem in found), found
 
 
-def test_recorded_verdicts_without_a_scored_pair_are_said_at_the_door(problems: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_recorded_verdicts_without_a_scored_pair_are_said_at_the_door(
+    problems: Callable[..., list[str]], tmp_path: Path
+) -> None:
     folder = tmp_path / "m" / "a"
     folder.mkdir(parents=True)
     row = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": None}
@@ -314,44 +423,73 @@ def test_recorded_verdicts_without_a_scored_pair_are_said_at_the_door(problems: 
     found = problems("do=audit", f"recorded={tmp_path}", "judge=alpaca_eval", "judge.model=m")
     assert any("with scored pairs of two texts" in problem for problem in found), found
     (folder / "annotations.json").write_text(json.dumps([row | {"preference": 1.5}]))
-    (folder.parent / "model_outputs.json").write_text(json.dumps([{"instruction": "q", "output": "c", "generator": "m"}]))
+    (folder.parent / "model_outputs.json").write_text(
+        json.dumps([{"instruction": "q", "output": "c", "generator": "m"}])
+    )
     found = problems("do=audit", f"recorded={tmp_path}", "judge=alpaca_eval", "judge.model=m")
-    assert any("1 of 1 rows have another output_2 than the model_outputs.json" in problem for problem in found), found
+    assert any(
+        "1 of 1 rows have another output_2 than the model_outputs.json" in problem for problem in found
+    ), found
 
 
 def test_of_a_repeated_recorded_pair_the_last_row_counts(tmp_path: Path) -> None:
     folder = tmp_path / "m" / "a"
     folder.mkdir(parents=True)
-    rows = [{"instruction": "q", "output_1": "a", "output_2": "b", "preference": preference} for preference in (1.0, 2.0)]
+    rows = [
+        {"instruction": "q", "output_1": "a", "output_2": "b", "preference": preference}
+        for preference in (1.0, 2.0)
+    ]
     (folder / "annotations.json").write_text(json.dumps(rows))
     ((_, _, (verdict,)),) = read_pairs(tmp_path)
     assert verdict.preference == 1
 
 
-def test_a_bad_label_and_items_without_answers_are_said_at_the_door(problems: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_bad_label_and_items_without_answers_are_said_at_the_door(
+    problems: Callable[..., list[str]], tmp_path: Path
+) -> None:
     labels, items = tmp_path / "labels.jsonl", tmp_path / "items.json"
     labels.write_text('{"item_id": "a", "preference": 2}\n')
     items.write_text(json.dumps([{"instruction": "Say a.", "output": "a."}] * 4))
     found = problems("do=audit", f"human={labels}")
-    assert any(f"{labels}:1: not a valid label: label of a: preference must be in [0, 1], got 2" in problem for problem in found), found
+    assert any(
+        f"{labels}:1: not a valid label: label of a: preference must be in [0, 1], got 2" in problem
+        for problem in found
+    ), found
     found = problems("do=audit", "judge=alpaca_eval", "judge.model=m", f"judge.items={items}")
-    assert any("needs completions to judge" in problem and "completions=FILE" in problem for problem in found), found
+    assert any(
+        "needs completions to judge" in problem and "completions=FILE" in problem for problem in found
+    ), found
     labels.write_text('{"item_id": "a", "rating": 2}\n')
     found = problems("do=audit", f"human={labels}", "judge=alpaca_eval", "judge.model=m")
-    assert any("holds ratings, but judge=alpaca_eval gives preferences here: use a file" in problem for problem in found), found
+    assert any(
+        "holds ratings, but judge=alpaca_eval gives preferences here: use a file" in problem
+        for problem in found
+    ), found
     labels.write_text('{"item_id": "a", "rating": 2}\n{"item_id": "a", "preference": 1}\n')
-    assert any("labels of one kind, preference or rating" in problem for problem in problems("do=audit", f"human={labels}"))
+    assert any(
+        "labels of one kind, preference or rating" in problem
+        for problem in problems("do=audit", f"human={labels}")
+    )
 
 
 # Canaries and the page --------------------------------------------------------------------------------------------------
 
 
 def test_canaries_are_made_of_the_items() -> None:
-    items = [Item("a", None, ["Say a."], baseline=["It is a."]), Item("b", None, ["Say b."], baseline=["It is b."])]
+    items = [
+        Item("a", None, ["Say a."], baseline=["It is a."]),
+        Item("b", None, ["Say b."], baseline=["It is b."]),
+    ]
     named, written = make_canaries(items)
     texts = {completion.id: completion.completions[0] for completion in written}
-    assert [item.id for item in named] == [completion.id for completion in written] and len(texts) == 2 * len(CANARIES)
-    assert texts["empty/a"] == "" and texts["prompt echo/b"] == "Say b." and texts["repeated answer/a"].count("It is a.") == 3
+    assert [item.id for item in named] == [completion.id for completion in written] and len(texts) == 2 * len(
+        CANARIES
+    )
+    assert (
+        texts["empty/a"] == ""
+        and texts["prompt echo/b"] == "Say b."
+        and texts["repeated answer/a"].count("It is a.") == 3
+    )
     assert "It is b." in texts["verbose padding/b"] and len(texts["verbose padding/b"]) > 100
     assert texts["null model/a"] == texts["null model/b"] and texts["constant/a"] == texts["constant/b"]
 
@@ -377,7 +515,11 @@ CLEAN = {
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("position_bias", number(-0.1, -0.15, -0.05), "10.0 % of its verdicts go to the completion shown second"),
+        (
+            "position_bias",
+            number(-0.1, -0.15, -0.05),
+            "10.0 % of its verdicts go to the completion shown second",
+        ),
         ("position_bias", number(0.01, 0.005, 0.015), None),
         ("flip_rate", number(0.2, 0.12, 0.3), "changes the winner of 20.0 % of the pairs with their order"),
         ("retest_agreement", number(0.8, 0.7, 0.89), "repeats its verdict on only 80.0 %"),
@@ -388,20 +530,40 @@ CLEAN = {
         ("drift", {"unmeasured": "3 verdicts are too few to halve"}, None),
     ],
 )
-def test_a_number_is_a_fault_where_its_interval_says_so(name: str, value: dict[str, Any], said: str | None) -> None:
+def test_a_number_is_a_fault_where_its_interval_says_so(
+    name: str, value: dict[str, Any], said: str | None
+) -> None:
     """Above: none of a clean judge's numbers is one."""
-    clean = {"manner": "preference", "statistics": CLEAN, "truths": {}, "canaries": {"empty": number(0.0, 0.0, 0.1)}}
+    clean = {
+        "manner": "preference",
+        "statistics": CLEAN,
+        "truths": {},
+        "canaries": {"empty": number(0.0, 0.0, 0.1)},
+    }
     assert Passport("j", {}, clean).faults == []
     passport = Passport("j", {}, {**clean, "statistics": CLEAN | {name: value}})
     assert len(passport.faults) == (said is not None) and (said is None or said in passport.faults[0])
-    line = next(line for section in sections(passport) for line in section.lines if line.what == name.replace("_", " "))
+    line = next(
+        line
+        for section in sections(passport)
+        for line in section.lines
+        if line.what == name.replace("_", " ")
+    )
     assert line.mark == ("FAULT" if said else "" if "unmeasured" in value else "ok")
 
 
 def test_disagreement_a_wrong_win_rate_and_a_winning_canary_are_faults() -> None:
-    against = {"agreement": number(0.5, 0.4, 0.6), "kappa": number(0.05, -0.1, 0.2), "corrected_win_rate": number(0.7, 0.65, 0.75)}
+    against = {
+        "agreement": number(0.5, 0.4, 0.6),
+        "kappa": number(0.05, -0.1, 0.2),
+        "corrected_win_rate": number(0.7, 0.65, 0.75),
+    }
     canaries = {"empty": number(0.4, 0.2, 0.6), "constant": number(0.1, 0.0, 0.2)}
-    faults = Passport("j", {}, {"manner": "preference", "statistics": CLEAN, "truths": {"human": against}, "canaries": canaries}).faults
+    faults = Passport(
+        "j",
+        {},
+        {"manner": "preference", "statistics": CLEAN, "truths": {"human": against}, "canaries": canaries},
+    ).faults
     assert faults == [
         "is not shown to agree with human better than chance (kappa 0.05)",
         "gives a win rate of 50.0 %; corrected by labels of human it is in [65.0, 75.0] %",

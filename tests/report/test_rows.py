@@ -33,14 +33,26 @@ ITEMS = [f"item{i}" for i in range(40)]
 
 def _cells(*words: str) -> list[CellPlan]:
     opened = open_command(words)
-    plans = [plan_cell(cell, sources, methods.chain) for cell, sources in zip(opened.cells, opened.sources, strict=True)]
+    plans = [
+        plan_cell(cell, sources, methods.chain)
+        for cell, sources in zip(opened.cells, opened.sources, strict=True)
+    ]
     return with_start_cells(plans, opened.sources)
 
 
 def _row(cell: CellPlan, rate: float) -> CellRow:
     """Every item the same distance from `rate`, so that differences between rows are exact."""
-    preferences = {item: rate + (0.1 if i % 2 else -0.1) * (1 + 0.1 * cell.cell.seed) for i, item in enumerate(ITEMS)}
-    metrics = {"win_rate": rate, "win_rate_low": rate - 0.03, "win_rate_high": rate + 0.03, "n_scored": 40.0, "n_unscored": 2.0, "kl": 1.5}
+    preferences = {
+        item: rate + (0.1 if i % 2 else -0.1) * (1 + 0.1 * cell.cell.seed) for i, item in enumerate(ITEMS)
+    }
+    metrics = {
+        "win_rate": rate,
+        "win_rate_low": rate - 0.03,
+        "win_rate_high": rate + 0.03,
+        "n_scored": 40.0,
+        "n_unscored": 2.0,
+        "kl": 1.5,
+    }
     missing = {"rating": "no judge is set (judge=none)"}
     return CellRow(cell, None, True, metrics, missing, preferences, preferences, 100, [{"revision": "abc"}])
 
@@ -75,7 +87,10 @@ def test_one_seed_shows_the_prompt_interval(rows: list[CellRow]) -> None:
     one = [row for row in rows if row.cell.cell.seed == 0]
     table = comparison_table(pool(one))
     assert table.rows[1][table.columns.index("win rate %")].startswith("45.0 [42.0, 48.0]")
-    assert "Square brackets are 95 % intervals over prompts (bootstrap). One seed says nothing about another training." in table.note_lines
+    assert (
+        "Square brackets are 95 % intervals over prompts (bootstrap). One seed says nothing about another training."
+        in table.note_lines
+    )
 
 
 def test_unscored_verdicts_and_missing_judges_are_said(rows: list[CellRow]) -> None:
@@ -83,14 +98,27 @@ def test_unscored_verdicts_and_missing_judges_are_said(rows: list[CellRow]) -> N
     assert any("18 verdicts are unscored" in note for note in notes)  # 2 in each of 9 cells
     assert "Missing in 9 of 9 cells: rating. Reason: no judge is set (judge=none)." in notes
     assert not any("without a verdict" in note or "log-probs" in note for note in notes)
-    asked = {"unscored_filtered": 3, "unscored_cut": 1, "votes_from_text": 2, "votes_weighed": 40, "n_without_expected_rating": 5}
+    asked = {
+        "unscored_filtered": 3,
+        "unscored_cut": 1,
+        "votes_from_text": 2,
+        "votes_weighed": 40,
+        "n_without_expected_rating": 5,
+    }
     whole = {"votes_from_text": 0, "votes_weighed": 40}
-    some = [replace(row, metrics={**row.metrics, **(asked if i < 2 else whole)}) for i, row in enumerate(rows)]
+    some = [
+        replace(row, metrics={**row.metrics, **(asked if i < 2 else whole)}) for i, row in enumerate(rows)
+    ]
     notes = comparison_table(pool(some)).notes["Judges"]
     reasons = "2 were cut at max_tokens, 6 were stopped by the provider's content filter"
-    assert f"Replies of the judge without a verdict: {reasons}. These items are not missing at random." in notes
+    assert (
+        f"Replies of the judge without a verdict: {reasons}. These items are not missing at random." in notes
+    )
     assert "4 of 80 votes in 2 cells had no log-probs; they count as 0 or 1, read from the text." in notes
-    assert "The expected rating leaves out 10 rated completions, because their ratings had no log-probs." in notes
+    assert (
+        "The expected rating leaves out 10 rated completions, because their ratings had no log-probs."
+        in notes
+    )
     one = replace(rows[0], missing={"kl": "no row of #1 in 40"})
     said = "Missing in 1 of 9 cells: kl. Reason: no row of #1 in 40."
     assert said in comparison_table(pool([one, *rows[1:]])).notes["How to read this table"]
@@ -107,12 +135,26 @@ def test_a_failed_cell_is_a_row_with_its_reason_and_a_cause_is_said_once(rows: l
 
 def test_mixed_revisions_are_said(rows: list[CellRow]) -> None:
     mixed = [rows[0], *(replace(row, recorded=[{"revision": "def"}]) for row in rows[1:])]
-    assert comparison_table(pool(mixed)).notes["Fairness"] == ["The stages behind this table mix revisions of bench: abc, def."]
+    assert comparison_table(pool(mixed)).notes["Fairness"] == [
+        "The stages behind this table mix revisions of bench: abc, def."
+    ]
 
 
 def test_flat_rows_lead_with_the_settings_and_leave_missing_numbers_empty(rows: list[CellRow]) -> None:
     flat = flat_rows([*rows[:1], replace(rows[1], metrics={})])
-    assert list(flat[0])[:11] == ["key", "name", "status", "model", "data", "method", "beta", "fraction", "iteration", "seed", "n_train"]
+    assert list(flat[0])[:11] == [
+        "key",
+        "name",
+        "status",
+        "model",
+        "data",
+        "method",
+        "beta",
+        "fraction",
+        "iteration",
+        "seed",
+        "n_train",
+    ]
     assert flat[0]["method"] == "start" and flat[0]["win_rate"] == 0.25
     assert flat[1]["win_rate"] is None
 
@@ -120,14 +162,26 @@ def test_flat_rows_lead_with_the_settings_and_leave_missing_numbers_empty(rows: 
 def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[CellRow], tmp_path: Path) -> None:
     sweep = Sweep("question", "Which?", "+sweep=question", [row.cell for row in rows])
     folder = write_files(sweep, rows, tmp_path).folder
-    names = ["table.md", "table.csv", "table.tex", "differences.csv", "pairs.csv", "plan.json", "figures/win_rate_by_kl.svg"]
+    names = [
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "differences.csv",
+        "pairs.csv",
+        "plan.json",
+        "figures/win_rate_by_kl.svg",
+    ]
     first = {name: (folder / name).read_bytes() for name in names}
     write_files(sweep, rows, tmp_path)
     assert {name: (folder / name).read_bytes() for name in names} == first
     with (folder / "table.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [float(row["win_rate"]) for row in table] == pytest.approx([row.metrics["win_rate"] for row in rows])
-    assert pyarrow.parquet.read_table(folder / "cells.parquet").column("win_rate").to_pylist() == [row.metrics["win_rate"] for row in rows]
+    assert [float(row["win_rate"]) for row in table] == pytest.approx(
+        [row.metrics["win_rate"] for row in rows]
+    )
+    assert pyarrow.parquet.read_table(folder / "cells.parquet").column("win_rate").to_pylist() == [
+        row.metrics["win_rate"] for row in rows
+    ]
     assert [cell["key"] for cell in json.loads(first["plan.json"])["cells"]] == [row.cell.key for row in rows]
     with (folder / "pairs.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3  # of three groups
@@ -138,7 +192,11 @@ def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[CellRow], tm
     [
         ({"method": "dpo"}, {"method": "none"}, "yes, difference +20.0"),
         ({"method": "kto", "method.beta": 0.1}, {"method": "dpo"}, "no, difference -19.9"),
-        ({"method": "dpo"}, {"method": "ipo"}, "cannot be decided, because 'ipo' matches 0 rows of this table instead of one."),
+        (
+            {"method": "dpo"},
+            {"method": "ipo"},
+            "cannot be decided, because 'ipo' matches 0 rows of this table instead of one.",
+        ),
         (
             {"model": "world_medium"},
             {"method": "dpo"},
@@ -146,7 +204,9 @@ def test_files_say_the_same_and_are_the_same_bytes_again(rows: list[CellRow], tm
         ),
     ],
 )
-def test_an_expectation_is_held_against_the_table(rows: list[CellRow], better: dict, worse: dict, verdict: str) -> None:
+def test_an_expectation_is_held_against_the_table(
+    rows: list[CellRow], better: dict, worse: dict, verdict: str
+) -> None:
     (note,) = comparison_table(pool(rows), [Expectation(better=better, worse=worse)]).notes["Expectations"]
     assert note.startswith("Expected: ") and f"Result: {verdict}" in note
 
@@ -155,7 +215,9 @@ def test_an_expectation_is_held_against_the_table(rows: list[CellRow], better: d
 def test_each_side_of_a_file_s_expectations_is_one_group(path: Path) -> None:
     opened = open_command([f"+sweep={path.stem}"])
     cells = [plan.cell for plan in _cells(f"+sweep={path.stem}")]
-    for side in (side for expectation in opened.expectations for side in (expectation.better, expectation.worse)):
+    for side in (
+        side for expectation in opened.expectations for side in (expectation.better, expectation.worse)
+    ):
         assert len({seedless(cell) for cell in cells if matches(cell, side)}) == 1, side
 
 
@@ -164,13 +226,24 @@ def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_wh
     labelled = ("method=iterative_dpo", "method.labeller=gold,random", "method.iteration=1,2")
     asked = (("method=spa", "method.iteration=0,1"), labelled)
     loops = [cell for words in asked for cell in _cells(*words, "data=world_constraints", "tracker=none")]
-    cells = {cell.key: cell for cell in [*loops, *_cells("method=dpo", "data=world_constraints", "tracker=none")]}
+    cells = {
+        cell.key: cell for cell in [*loops, *_cells("method=dpo", "data=world_constraints", "tracker=none")]
+    }
     pooled = pool([_row(cell, 0.3 + 0.01 * number) for number, cell in enumerate(cells.values())])
     axis = next(axis for axis in figures.AXES if axis.name == "iteration")
     lines = {name: len(groups) for name, groups in figures._lines(pooled.groups, pooled.varied, axis).items()}
-    assert lines == {"start": 1, "spa": 2, "iterative_dpo labeller gold": 2, "iterative_dpo labeller random": 2, "dpo": 1}
+    assert lines == {
+        "start": 1,
+        "spa": 2,
+        "iterative_dpo labeller gold": 2,
+        "iterative_dpo labeller random": 2,
+        "dpo": 1,
+    }
     drawn = figures.draw(pooled, "loops")
-    assert [name for name in drawn if name.endswith(".png")] == ["win_rate_by_iteration.png", "win_rate_by_kl.png"]
+    assert [name for name in drawn if name.endswith(".png")] == [
+        "win_rate_by_iteration.png",
+        "win_rate_by_kl.png",
+    ]
     text = drawn["win_rate_by_iteration.svg"].decode()
     assert all(f"<!-- {name} -->" in text for name in lines)
 
@@ -181,14 +254,25 @@ def test_of_several_settings_a_name_has_those_in_which_its_row_is_unlike_the_fir
     loops = [cell for words in asked for cell in _cells("method=spa", "method.iteration=1", *words, *world)]
     cells = {cell.key: cell for cell in [*loops, *_cells("method=dpo", "method.beta=0.1,0.3", *world)]}
     groups = pool([_row(cell, 0.5) for cell in cells.values()]).groups
-    names = ["start", "spa", "spa alpha 0.3", "spa threshold batch_means decoupling [0.0]", "dpo beta 0.1", "dpo beta 0.3"]
+    names = [
+        "start",
+        "spa",
+        "spa alpha 0.3",
+        "spa threshold batch_means decoupling [0.0]",
+        "dpo beta 0.1",
+        "dpo beta 0.3",
+    ]
     assert [group.name for group in groups] == names
     assert [group.number for group in groups] == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_was_not_trained_has_a_name_of_its_own_too(tmp_path: Path) -> None:
     """Two start models beside one training, and two files of one name in the folders of two models."""
-    starts = [cell for start in ("base", "sft") for cell in _cells("method=none", f"model.start={start}", "tracker=none")]
+    starts = [
+        cell
+        for start in ("base", "sft")
+        for cell in _cells("method=none", f"model.start={start}", "tracker=none")
+    ]
     pooled = pool([_row(cell, 0.5) for cell in [*starts, *_cells("method=dpo", "tracker=none")[1:]]])
     assert [group.name for group in pooled.groups] == ["start start base", "start start sft", "dpo"]
     assert pooled.varied == ["model.start"]
@@ -204,14 +288,27 @@ def test_what_was_not_trained_has_a_name_of_its_own_too(tmp_path: Path) -> None:
 
 def test_a_start_models_name_says_which_model_where_one_of_them_trains(tmp_path: Path) -> None:
     models = [make_model(tmp_path / name) for name in ("small", "large")]
-    data = ("data=local", f"data.path={make_preferences(tmp_path / 'pairs.jsonl', paired=True, messages=True)}", "tracker=none")
+    data = (
+        "data=local",
+        f"data.path={make_preferences(tmp_path / 'pairs.jsonl', paired=True, messages=True)}",
+        "tracker=none",
+    )
     starts = [cell for model in models for cell in _cells(f"model={model}", "method=none", *data)]
     cells = [*starts, *_cells(f"model={models[0]}", "method=dpo", *data)[1:]]
-    assert [group.name for group in pool([_row(cell, 0.5) for cell in cells]).groups] == ["start small", "start large", "dpo"]
+    assert [group.name for group in pool([_row(cell, 0.5) for cell in cells]).groups] == [
+        "start small",
+        "start large",
+        "dpo",
+    ]
 
 
 def test_rows_are_named_in_spans() -> None:
-    assert [row_words(rows) for rows in ([3], [3, 4], [2, 3, 4, 9], [5, 1, 1])] == ["row 3", "rows 3, 4", "rows 2 to 4, 9", "rows 1, 5"]
+    assert [row_words(rows) for rows in ([3], [3, 4], [2, 3, 4, 9], [5, 1, 1])] == [
+        "row 3",
+        "rows 3, 4",
+        "rows 2 to 4, 9",
+        "rows 1, 5",
+    ]
 
 
 def test_long_names_widen_a_picture_and_leave_its_axes_as_they_are() -> None:
@@ -239,14 +336,22 @@ def test_no_level_has_the_colour_of_a_line() -> None:
     """Six lines over iterations and a training without one, of seven colours; the start model is grey."""
     from matplotlib.figure import Figure
 
-    labellers = ("method=iterative_dpo", "method.labeller=gold,random,shorter,reward_model,implicit", "method.iteration=1,2")
+    labellers = (
+        "method=iterative_dpo",
+        "method.labeller=gold,random,shorter,reward_model,implicit",
+        "method.iteration=1,2",
+    )
     asked = (("method=spa", "method.iteration=0,1"), labellers, ("method=dpo",))
-    cells = {cell.key: cell for words in asked for cell in _cells(*words, "data=world_constraints", "tracker=none")}
+    cells = {
+        cell.key: cell for words in asked for cell in _cells(*words, "data=world_constraints", "tracker=none")
+    }
     pooled = pool([_row(cell, 0.3 + 0.01 * number) for number, cell in enumerate(cells.values())])
     axis, ax = next(axis for axis in figures.AXES if axis.name == "iteration"), Figure().add_subplot()
     figures._curves(ax, lines=figures._lines(pooled.groups, pooled.varied, axis), axis=axis)
     handles: list[Any] = ax.get_legend_handles_labels()[0]
-    colours = [handle[0].get_color() if isinstance(handle, tuple) else handle.get_color() for handle in handles]
+    colours = [
+        handle[0].get_color() if isinstance(handle, tuple) else handle.get_color() for handle in handles
+    ]
     assert sorted(colours) == sorted([*figures.COLOURS, "0.4"])
 
 
@@ -269,7 +374,9 @@ def test_lines_under_a_table_are_grouped_by_heading(rows: list[CellRow]) -> None
     table = comparison_table(pool(rows), [Expectation(better={"method": "dpo"}, worse={"method": "kto"})])
     more = table.with_notes({"Findings": ["Row 2: nothing conspicuous."], "Judges": ["A judge."]})
     assert list(more.notes) == ["How to read this table", "Expectations", "Judges", "Findings"]
-    assert table.notes["How to read this table"][-1] == "results/README.md explains every column, mark and file."
+    assert (
+        table.notes["How to read this table"][-1] == "results/README.md explains every column, mark and file."
+    )
     text = markdown("t", "c", more)
     assert "\n### Judges\n\n- A judge.\n\n### Findings\n\n- Row 2: nothing conspicuous.\n" in text
     assert "- A \\* marks the highest win rate" in text

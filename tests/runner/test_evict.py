@@ -25,7 +25,11 @@ def trained(value: float, store: Store, **inputs: Stage) -> Stage:
     stage = Stage("train", 1, Plain(value=value), inputs, label=f"model {value:g}")
     built = store.build_folder(stage)
     (built / "model").mkdir()
-    for name, text in (("model.safetensors", "w" * 1000), ("adapter_model.safetensors", "a" * 10), ("config.json", "{}")):
+    for name, text in (
+        ("model.safetensors", "w" * 1000),
+        ("adapter_model.safetensors", "a" * 10),
+        ("config.json", "{}"),
+    ):
         (built / "model" / name).write_text(text)
     (built / "history.jsonl").write_text("curve")
     commit(stage, built, store)
@@ -60,7 +64,11 @@ WHOLE = {"model.safetensors", "adapter_model.safetensors", "config.json", "histo
 
 @pytest.mark.parametrize(
     ("kept", "gone"),
-    [("weights", set()), ("adapters", {"model.safetensors"}), ("numbers", {"model.safetensors", "adapter_model.safetensors"})],
+    [
+        ("weights", set()),
+        ("adapters", {"model.safetensors"}),
+        ("numbers", {"model.safetensors", "adapter_model.safetensors"}),
+    ],
 )
 def test_what_goes_is_what_keep_says(kept: evict.Keep, gone: set[str], store: Store) -> None:
     policy = trained(1, store)
@@ -89,9 +97,16 @@ def test_something_new_makes_them_again_and_what_was_computed_stays(store: Store
     cell = scored(policy, store)
     evict.evict("numbers", [cell], store)
     new = Stage("generate", 1, Plain(value=7), {"model": policy}, label="new prompts")
-    asking = CellPlan(None, "new", "new", Stage("score", 1, Plain(value=9), {"completions": new}), {"train": policy})  # type: ignore[arg-type]
+    asking = CellPlan(
+        None, "new", "new", Stage("score", 1, Plain(value=9), {"completions": new}), {"train": policy}
+    )  # type: ignore[arg-type]
     plan = make_plan([cell, asking], Store(store.root))
-    assert [stage.label for stage in plan.to_do] == ["model 0", "model 1", "new prompts", ""]  # inputs first, and not the old score
+    assert [stage.label for stage in plan.to_do] == [
+        "model 0",
+        "model 1",
+        "new prompts",
+        "",
+    ]  # inputs first, and not the old score
     assert "weights were deleted" in plan.statuses[policy].why
     trained(0, store)
     trained(1, store, model=base)
@@ -110,7 +125,9 @@ def test_weights_that_an_unfinished_cell_needs_stay(store: Store) -> None:
     assert names(base, store) == names(failed, store) == WHOLE
 
 
-def test_who_dies_while_evicting_leaves_a_store_that_is_right(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_dies_while_evicting_leaves_a_store_that_is_right(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = trained(1, store)
     cell = scored(policy, store)
 
@@ -121,7 +138,10 @@ def test_who_dies_while_evicting_leaves_a_store_that_is_right(store: Store, monk
         patched.setattr(Path, "unlink", die)
         evict.evict("numbers", [cell], store)
     assert names(policy, store) == WHOLE  # files that nobody reads
-    assert (state(policy, store.root), Store(store.root).status_with_weights(policy).state) == ("done", "absent")
+    assert (state(policy, store.root), Store(store.root).status_with_weights(policy).state) == (
+        "done",
+        "absent",
+    )
     assert evict.evict("numbers", [cell], Store(store.root)).size == 1010
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "replace", die)
@@ -139,7 +159,9 @@ def test_a_stage_that_somebody_computes_is_left_alone(store: Store) -> None:
     assert names(policy, store) == WHOLE
 
 
-def test_a_sweep_without_weights_gives_the_same_tables_and_trains_again_for_a_new_cell(tmp_path: Path) -> None:
+def test_a_sweep_without_weights_gives_the_same_tables_and_trains_again_for_a_new_cell(
+    tmp_path: Path,
+) -> None:
     results = copy_results(smoke(), tmp_path / "results", drop=("train",))
     run = bench("+sweep=smoke", "keep=numbers", results=results)
     assert run.code == 0, run.err
@@ -157,7 +179,9 @@ def test_a_sweep_without_weights_gives_the_same_tables_and_trains_again_for_a_ne
     start = smoke_cell("start").stages
     plan = bench("+sweep=smoke", "method=kto", "method.beta=3", "do=plan", results=results)
     words = " ".join(plan.out.split())
-    assert all(f"{s.kind}/{s.key} ({s.label}): its weights were deleted" in words for s in start if s.kind == "sft")
+    assert all(
+        f"{s.kind}/{s.key} ({s.label}): its weights were deleted" in words for s in start if s.kind == "sft"
+    )
 
 
 @pytest.mark.slow
@@ -174,6 +198,8 @@ def test_a_new_cell_after_eviction_is_the_cell_that_it_would_have_been(tmp_path:
         (folder,) = (path for path in (results / "sweeps").iterdir() if path.name != "smoke")
         tables.append((folder / "table.csv").read_bytes())
     assert tables[0] == tables[1]
-    manifest = json.loads((Store(evicted / "store").folder(smoke_cell("kto").score) / "manifest.json").read_text())
+    manifest = json.loads(
+        (Store(evicted / "store").folder(smoke_cell("kto").score) / "manifest.json").read_text()
+    )
     assert manifest["evicted"] == []
     shutil.rmtree(evicted)

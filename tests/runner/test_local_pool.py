@@ -91,7 +91,9 @@ def run(pool: Pool, store: Store, stage: Stage) -> StageReport:
 
 def test_a_worker_runs_stage_after_stage_in_one_process(pool: Pool, store: Store) -> None:
     stages = [fake(f"s{i}") for i in range(3)]
-    assert [run(pool, store, stage) for stage in stages] == [StageReport(stage.key, "done") for stage in stages]
+    assert [run(pool, store, stage) for stage in stages] == [
+        StageReport(stage.key, "done") for stage in stages
+    ]
     pids = {pid for stage in stages for pid, _ in attempts(stage, store.root)}
     assert len(pids) == 1
     assert all(Store(store.root).status(stage).state == "done" for stage in stages)
@@ -113,10 +115,14 @@ def test_an_exception_is_a_reason_and_the_worker_goes_on(pool: Pool, store: Stor
 
 def test_a_library_that_ends_the_process_is_a_failure_with_its_words(pool: Pool, store: Store) -> None:
     stage = fake("exits", exit=True)
-    assert run(pool, store, stage) == StageReport(stage.key, "failed", "SystemExit: a library ended the process")
+    assert run(pool, store, stage) == StageReport(
+        stage.key, "failed", "SystemExit: a library ended the process"
+    )
 
 
-def test_what_a_stage_writes_goes_to_its_log_and_nowhere_else(pool: Pool, store: Store, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_stage_writes_goes_to_its_log_and_nowhere_else(
+    pool: Pool, store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name in ("first", "second"):
         run(pool, store, fake(name, prints=f"chatter of {name}"))
         log = log_of(fake(name, prints=f"chatter of {name}"), store).read_text()
@@ -128,7 +134,9 @@ def test_what_a_stage_writes_goes_to_its_log_and_nowhere_else(pool: Pool, store:
 
 def test_a_killed_worker_is_a_lost_stage_and_the_next_one_gets_a_new_worker(pool: Pool, store: Store) -> None:
     stage = fake("dies", die=1)
-    assert run(pool, store, stage) == StageReport(stage.key, "lost", "its worker process died (signal SIGKILL)")
+    assert run(pool, store, stage) == StageReport(
+        stage.key, "lost", "its worker process died (signal SIGKILL)"
+    )
     assert pool.free == 1
     assert run(pool, store, stage).outcome == "done"
     (first, _), (second, _) = attempts(stage, store.root)
@@ -158,7 +166,9 @@ def test_a_stage_beyond_its_time_is_ended(store: Store) -> None:
         start(pool, store, stage)
         pid = pool.workers[0].process.pid  # type: ignore[union-attr]
         report = wait(pool)[0]
-        assert report == StageReport(stage.key, "late", "took longer than 2 s and was stopped: raise hydra.launcher.stage_timeout_s")
+        assert report == StageReport(
+            stage.key, "late", "took longer than 2 s and was stopped: raise hydra.launcher.stage_timeout_s"
+        )
         assert gone(pid, within_s=0.5)
         assert pool.free == 1
     finally:
@@ -194,7 +204,9 @@ def test_several_workers_run_side_by_side(store: Store) -> None:
         pool.close()
 
 
-def test_each_worker_sees_one_of_the_gpus_and_one_that_shares_sees_them_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_sees_one_of_the_gpus_and_one_that_shares_sees_them_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
 
     def seen(pool: Pool, *names: str) -> list[str]:
@@ -244,7 +256,9 @@ print(*[worker.process.pid for worker in pool.workers], flush=True)
 time.sleep(60)
 """
     environment = {**os.environ, "PYTHONPATH": f"{HERE}:{Path(__file__).parent.parent.parent}"}
-    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert command.stdout is not None
     pids = [int(pid) for pid in command.stdout.readline().split()]
     assert len(pids) == 2
@@ -254,7 +268,9 @@ time.sleep(60)
     assert gone(*pids)
 
 
-def test_modules_are_imported_while_a_worker_is_idle(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_imported_while_a_worker_is_idle(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "ponderous.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()")
     monkeypatch.setenv("PYTHONPATH", f"{HERE}:{tmp_path}")
     pool = Pool(settings(), imports=["no_such_module", "ponderous"])
@@ -280,11 +296,16 @@ def test_chain_lengths_by_hand() -> None:
     assert chain_lengths([a, b, c, d], lambda stage: seconds[stage]) == {a: 8.0, b: 3.0, c: 5.0, d: 1.0}
 
 
-def test_the_pool_has_a_worker_per_gpu_else_per_core_unless_a_number_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pool_has_a_worker_per_gpu_else_per_core_unless_a_number_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     automatic = LocalLauncher(name="local", workers=None, threads=1, stage_timeout_s=1.0, retries=1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     assert (visible_gpus(), pool_size(automatic), pool_size(settings(workers=5))) == (["0", "3"], 2, 5)
-    assert (pool_size(automatic, devices=2), pool_size(automatic, devices=4)) == (1, 1)  # trainings that take both
+    assert (pool_size(automatic, devices=2), pool_size(automatic, devices=4)) == (
+        1,
+        1,
+    )  # trainings that take both
     for none in ("", "-1", " "):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         assert visible_gpus() == []

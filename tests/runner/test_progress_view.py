@@ -38,7 +38,9 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def screen_of(kind: Any, sweep: Sweep, store: Store, seconds: float | None = None, **console: Any) -> tuple[Any, io.StringIO]:
+def screen_of(
+    kind: Any, sweep: Sweep, store: Store, seconds: float | None = None, **console: Any
+) -> tuple[Any, io.StringIO]:
     plan = make_plan(sweep.cells, store)
     forecast = {stage: StageForecast(seconds, 100) for stage in plan.to_do}
     out = io.StringIO()
@@ -69,7 +71,9 @@ def play(screen: Any, sweep: Sweep, tmp_path: Path) -> None:
         screen.say("a [word] with brackets")
 
 
-def test_plain_output_is_not_silent_for_long(sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_output_is_not_silent_for_long(
+    sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [100.0]
     monkeypatch.setattr("bench.runner.progress_view.time.monotonic", lambda: now[0])
     screen, out = screen_of(PlainScreen, sweep, store)
@@ -80,7 +84,8 @@ def test_plain_output_is_not_silent_for_long(sweep: Sweep, store: Store, monkeyp
             screen.progress(train, {"step": step, "total": 100, "loss": 0.5})
     lines = [line for line in out.getvalue().splitlines() if "loss" in line]
     assert [re.sub(r"\(\w+\)", "(key)", line.strip()) for line in lines] == [
-        f"{clock}  train kto beta 0.1 (key) {step}/100  loss 0.5" for clock, step in (("0:30", 30), ("1:00", 60), ("1:30", 90))
+        f"{clock}  train kto beta 0.1 (key) {step}/100  loss 0.5"
+        for clock, step in (("0:30", 30), ("1:00", 60), ("1:30", 90))
     ]
 
 
@@ -103,7 +108,10 @@ def test_plain_lines_say_how_each_stage_ended(sweep: Sweep, store: Store, tmp_pa
     assert f"cell 2/6 FAILED {sweep.cells[2].name}: as above" in text
     assert f"cell 3/6 {sweep.cells[0].name}" in text
     assert "a [word] with brackets" in text
-    assert screen.summary() == "1 stages run, 0 taken from the store, 1 computed by another command, 2 failed in 0:00"
+    assert (
+        screen.summary()
+        == "1 stages run, 0 taken from the store, 1 computed by another command, 2 failed in 0:00"
+    )
 
 
 def test_the_live_view_shows_cells_stages_and_progress(sweep: Sweep, store: Store, tmp_path: Path) -> None:
@@ -147,7 +155,9 @@ def test_the_live_view_may_be_drawn_at_any_moment(sweep: Sweep, store: Store) ->
     assert errors == []
 
 
-def test_the_kind_of_screen_follows_the_terminal(sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_kind_of_screen_follows_the_terminal(
+    sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     screen = make_screen(sweep, make_plan(sweep.cells, store), {}, 2)
     assert type(screen) is PlainScreen
     with screen:
@@ -174,7 +184,9 @@ def _depth(stage: Any) -> int:
     return 1 + max((_depth(source) for source in stage.inputs.values()), default=0)
 
 
-def test_a_plan_is_printed_with_what_is_shared(sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_printed_with_what_is_shared(
+    sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = make_plan(sweep.cells, store)
     print_plan(sweep, plan, {stage: StageForecast(30.0, 1000) for stage in plan.to_do}, 2, {})
     out = capsys.readouterr().out
@@ -187,8 +199,12 @@ def test_a_plan_is_printed_with_what_is_shared(sweep: Sweep, store: Store, capsy
     assert "no forecast: no similar stage has run here yet" in capsys.readouterr().out
 
 
-def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    kto, dpo = (next(cell for cell in sweep.cells if cell.cell.method.name == name) for name in ("kto", "dpo"))
+def test_status_tells_done_running_failed_lost_and_to_do(
+    sweep: Sweep, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kto, dpo = (
+        next(cell for cell in sweep.cells if cell.cell.method.name == name) for name in ("kto", "dpo")
+    )
     assert cell_state(kto, store, {}) == ("to do", "")
     train = kto.roles["train"]
     (store.root / "train").mkdir(parents=True)
@@ -218,7 +234,9 @@ def test_status_tells_done_running_failed_lost_and_to_do(sweep: Sweep, store: St
     assert print_status(sweep, store) is False
 
 
-def test_status_says_interrupted_where_the_command_was_and_lost_where_a_worker_vanished(sweep: Sweep, store: Store) -> None:
+def test_status_says_interrupted_where_the_command_was_and_lost_where_a_worker_vanished(
+    sweep: Sweep, store: Store
+) -> None:
     cell = sweep.cells[1]
     train = cell.roles["train"]
     store.build_folder(train)
@@ -239,9 +257,18 @@ def test_status_tells_queued_jobs_from_running_ones_and_names_them(sweep: Sweep,
     lock = store.try_lock(train)
     assert lock is not None
     waiting, running = JobState("PENDING", "Resources", ""), JobState("RUNNING", "None", "node7")
-    assert cell_state(cell, store, {"17_3": waiting}) == ("queued", f"train kto beta 0.1 ({train.key[:6]}): job 17_3 waits (Resources)")
-    assert cell_state(cell, store, {"17_3": running}) == ("running", f"train kto beta 0.1 ({train.key[:6]}): job 17_3 on node7")
-    assert cell_state(cell, store, {}) == ("running", f"train kto beta 0.1 ({train.key[:6]}): slurm job 17_3")  # no squeue on this machine
+    assert cell_state(cell, store, {"17_3": waiting}) == (
+        "queued",
+        f"train kto beta 0.1 ({train.key[:6]}): job 17_3 waits (Resources)",
+    )
+    assert cell_state(cell, store, {"17_3": running}) == (
+        "running",
+        f"train kto beta 0.1 ({train.key[:6]}): job 17_3 on node7",
+    )
+    assert cell_state(cell, store, {}) == (
+        "running",
+        f"train kto beta 0.1 ({train.key[:6]}): slurm job 17_3",
+    )  # no squeue on this machine
     lock.release()
     state, why = cell_state(cell, store, {"17_3": running})  # its command was killed
     assert state == "running" and why.endswith("no command waits for it. Run the sweep again to wait for it")

@@ -81,10 +81,14 @@ class Command:
 
     def run(self, *scores: Stage) -> Self:
         cells = [CellPlan(None, stage.key, stage.label, stage, {}) for stage in scores]  # type: ignore[arg-type]
-        pool = Pool(LocalLauncher(name="local", workers=self.workers, threads=1, stage_timeout_s=60.0, retries=1))
+        pool = Pool(
+            LocalLauncher(name="local", workers=self.workers, threads=1, stage_timeout_s=60.0, retries=1)
+        )
         ranks = chain_lengths(all_stages(cells), lambda stage: self.seconds.get(stage.label, 1.0))
         try:
-            Scheduler(Store(self.root), pool, self.screen, 1, self.failures, ranks, lambda: None, self.progressed).run(cells)
+            Scheduler(
+                Store(self.root), pool, self.screen, 1, self.failures, ranks, lambda: None, self.progressed
+            ).run(cells)
         finally:
             pool.close()
         return self
@@ -127,7 +131,10 @@ def test_the_stage_with_the_longest_chain_behind_it_starts_first(root: Path) -> 
 def test_a_lost_stage_is_tried_once_more(root: Path) -> None:
     stage = fake("dies", die=1)
     command = Command(root).run(stage)
-    assert command.screen.ended == [("dies", "retried", "its worker process died (signal SIGKILL)"), ("dies", "done", "")]
+    assert command.screen.ended == [
+        ("dies", "retried", "its worker process died (signal SIGKILL)"),
+        ("dies", "done", ""),
+    ]
     assert command.failures == {}
     assert len(attempts(stage, root)) == 2
     assert not list(root.glob("fake/*.build-*"))  # what the first attempt left
@@ -167,7 +174,9 @@ def test_what_was_computed_from_other_bytes_is_said_and_computed_again(root: Pat
     shutil.rmtree(Store(root).folder(source))
     tape.write_text("two")
     command = Command(root).run(top, new)
-    assert [line for line in command.screen.said if "made again with other bytes" in line] == command.screen.said
+    assert [
+        line for line in command.screen.said if "made again with other bytes" in line
+    ] == command.screen.said
     assert len(command.screen.said) == 2  # of middle, and then of top
     assert command.outcomes() == {"source": "done", "middle": "done", "top": "done", "new": "done"}
     assert (Store(root).folder(top) / "text").read_text() == "topmiddletwo"
@@ -223,7 +232,9 @@ def test_two_commands_at_once_share_the_work(root: Path) -> None:
     assert all(command.failures == {} for command in commands)
 
 
-def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A disk that loses what was written: the check after a stage finds it."""
     stage = fake("a")
 
@@ -236,7 +247,9 @@ def test_a_stage_whose_folder_is_damaged_on_arrival_has_failed(root: Path, monke
     pool = Pool(LocalLauncher(name="local", workers=1, threads=1, stage_timeout_s=60.0, retries=1))
     failures: dict[Stage, str] = {}
     try:
-        Scheduler(Losing(root), pool, Heard(), 1, failures, {}, lambda: None, lambda stage, rows: None).run(cells)
+        Scheduler(Losing(root), pool, Heard(), 1, failures, {}, lambda: None, lambda stage, rows: None).run(
+            cells
+        )
     finally:
         pool.close()
     assert "text is missing: the stage counts as absent" in failures[stage]
@@ -254,7 +267,9 @@ def test_an_interrupted_command_lets_its_locks_go_and_says_what_it_was_at(root: 
     assert lock is not None
     lock.release()
     assert Store(root).was_interrupted(stage)
-    half = Store(root).folder(stage).with_name(f"{stage.key}.build-node9-77-abcdef")  # of a job that the command cancelled
+    half = (
+        Store(root).folder(stage).with_name(f"{stage.key}.build-node9-77-abcdef")
+    )  # of a job that the command cancelled
     half.mkdir()
     assert Command(root).run(stage).outcomes() == {"a": "done"}
     assert not Store(root).was_interrupted(stage) and not half.exists()
@@ -267,11 +282,19 @@ def test_a_worker_that_dies_after_its_stage_was_finished_has_lost_nothing(root: 
 
     class Dying(Pool):
         def reports(self, timeout_s: float) -> list[StageReport]:
-            return [StageReport(report.key, "lost", "the node is gone") for report in super().reports(timeout_s)]
+            return [
+                StageReport(report.key, "lost", "the node is gone") for report in super().reports(timeout_s)
+            ]
 
-    pool, screen, failures = Dying(LocalLauncher(name="local", workers=1, threads=1, stage_timeout_s=60.0, retries=0)), Heard(), {}
+    pool, screen, failures = (
+        Dying(LocalLauncher(name="local", workers=1, threads=1, stage_timeout_s=60.0, retries=0)),
+        Heard(),
+        {},
+    )
     try:
-        Scheduler(Store(root), pool, screen, 0, failures, {}, lambda: None, lambda stage, rows: None).run(cells)
+        Scheduler(Store(root), pool, screen, 0, failures, {}, lambda: None, lambda stage, rows: None).run(
+            cells
+        )
     finally:
         pool.close()
     assert screen.ended == [("a", "done", "")]
@@ -281,17 +304,41 @@ def test_a_worker_that_dies_after_its_stage_was_finished_has_lost_nothing(root: 
 @pytest.mark.parametrize(
     ("words", "refused"),
     [
-        (["accelerate=fsdp"], "each training needs accelerate.devices=8 GPUs, but this machine has 1. Use fewer devices"),
-        (["accelerate=fsdp", "hydra/launcher=slurm"], r"slurm gives 1 to train .*. Set 'hydra.launcher.stages=\{train: \{gpus: 8\}\}'"),
+        (
+            ["accelerate=fsdp"],
+            "each training needs accelerate.devices=8 GPUs, but this machine has 1. Use fewer devices",
+        ),
+        (
+            ["accelerate=fsdp", "hydra/launcher=slurm"],
+            r"slurm gives 1 to train .*. Set 'hydra.launcher.stages=\{train: \{gpus: 8\}\}'",
+        ),
         (["accelerate=fsdp", "hydra/launcher=slurm", "hydra.launcher.stages={train: {gpus: 8}}"], ""),
         (["accelerate=ddp", "accelerate.config.use_cpu=true"], ""),
-        (["accelerate=fsdp", "accelerate.config.use_cpu=true"], "accelerate=fsdp divides a model among GPUs; .* Use accelerate=ddp"),
-        (["accelerate=fsdp", "adapter=qlora", "do=plan"], "adapter=qlora keeps a whole base model .* Use accelerate=ddp"),
-        (["accelerate.devices=2", "accelerate.config.use_cpu=true"], "accelerate.devices=2 needs a way to spread .* Use accelerate=ddp"),
-        (["accelerate=ddp", "accelerate.config.num_processes=4"], r"accelerate.config.num_processes must be 2 with .*, got 4"),
+        (
+            ["accelerate=fsdp", "accelerate.config.use_cpu=true"],
+            "accelerate=fsdp divides a model among GPUs; .* Use accelerate=ddp",
+        ),
+        (
+            ["accelerate=fsdp", "adapter=qlora", "do=plan"],
+            "adapter=qlora keeps a whole base model .* Use accelerate=ddp",
+        ),
+        (
+            ["accelerate.devices=2", "accelerate.config.use_cpu=true"],
+            "accelerate.devices=2 needs a way to spread .* Use accelerate=ddp",
+        ),
+        (
+            ["accelerate=ddp", "accelerate.config.num_processes=4"],
+            r"accelerate.config.num_processes must be 2 with .*, got 4",
+        ),
         (["accelerate=zero3"], r"accelerate=zero3 needs DeepSpeed, .* pip install -e '.\[deepspeed\]'"),
-        (["accelerate=ddp", "accelerate.config.use_cpu=true", "accelerate.devices=3"], r"batch_size=\d+ x .* cannot be divided evenly"),
-        (["accelerate=ddp", "accelerate.config.use_cpu=true", "method=spa"], "method=spa trains on one device, because"),
+        (
+            ["accelerate=ddp", "accelerate.config.use_cpu=true", "accelerate.devices=3"],
+            r"batch_size=\d+ x .* cannot be divided evenly",
+        ),
+        (
+            ["accelerate=ddp", "accelerate.config.use_cpu=true", "method=spa"],
+            "method=spa trains on one device, because",
+        ),
         ([], ""),
     ],
 )

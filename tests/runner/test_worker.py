@@ -78,7 +78,9 @@ def test_progress_begins_anew_and_each_row_is_a_line_at_once(tmp_path: Path) -> 
     path.write_text("left by somebody\n")
     progress = Progress(path)
     progress(1, 4, loss=0.5)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1, "total": 4, "loss": 0.5}]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "total": 4, "loss": 0.5}
+    ]
     progress.close()
 
 

@@ -6,7 +6,10 @@ for a GPU, and gloo for NCCL; torch's `fully_shard` and DeepSpeed's engine are t
 
 import os
 
-if "RANK" in os.environ and "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED")):
+if "RANK" in os.environ and "true" in (
+    os.environ.get("ACCELERATE_USE_FSDP"),
+    os.environ.get("ACCELERATE_USE_DEEPSPEED"),
+):
     os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
     import torch
     from accelerate.state import AcceleratorState, PartialState

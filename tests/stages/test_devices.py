@@ -30,7 +30,13 @@ from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import ConversationSft, TrainSettings
 from bench.training.devices import Share, Spread, check_rows, learning, share_of
 
-CPUS = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1, "machine_rank": 0, "use_cpu": True}
+CPUS = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "MULTI_GPU",
+    "num_machines": 1,
+    "machine_rank": 0,
+    "use_cpu": True,
+}
 
 
 def accelerate(devices: int, checkpoint_s: float = 600.0) -> Accelerate:
@@ -45,7 +51,13 @@ def settings(method: str = "dpo", **more: Any) -> TrainSettings:
 
 def tuning() -> ConversationSft:
     """SFT in steps of twice eight conversations."""
-    epochs = SftEpochs(learning_rate=1e-3, num_train_epochs=1.0, batch_size=8, gradient_accumulation_steps=2, warmup_ratio=0.1)
+    epochs = SftEpochs(
+        learning_rate=1e-3,
+        num_train_epochs=1.0,
+        batch_size=8,
+        gradient_accumulation_steps=2,
+        warmup_ratio=0.1,
+    )
     return ConversationSft(training=epochs, max_length=192, dtype="float32", seed=0)
 
 
@@ -58,7 +70,10 @@ def stage_run(root: Path, name: str, how: Accelerate | None, method: str = "dpo"
         path = root / "rows" / "train.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:n]))
         pairs = read_rows(path)
-        talks = [{"id": pair.id, "messages": [*pair.prompt, {"role": "assistant", "content": pair.chosen}]} for pair in pairs]
+        talks = [
+            {"id": pair.id, "messages": [*pair.prompt, {"role": "assistant", "content": pair.chosen}]}
+            for pair in pairs
+        ]
         (root / "rows" / "rows.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     (root / name).mkdir()
     progress = Progress(root / f"{name}.progress")
@@ -79,7 +94,14 @@ def run_stage(config: Spread, run: StageRun) -> None:
 def refined(config: TrainSettings) -> TrainSettings:
     """By SPA: its noise detector remembers confidences, and what it said of each pair."""
     common = config.method.model_dump(include=set(Training.model_fields))
-    detector: dict[str, Any] = {"alpha": 0.3, "distrusted": 0.3, "window": 24, "threshold": "pairs", "delay": 0.0, "decoupling": 0.5}
+    detector: dict[str, Any] = {
+        "alpha": 0.3,
+        "distrusted": 0.3,
+        "window": 24,
+        "threshold": "pairs",
+        "delay": 0.0,
+        "decoupling": 0.5,
+    }
     return config.model_copy(update={"method": RefinedDpo(name="spa", beta=0.1, **common, **detector)})
 
 
@@ -91,7 +113,8 @@ def history(run: StageRun) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "processes"), [("one", "NO", 1), ("ddp", "MULTI_GPU", 2), ("fsdp", "FSDP", 8), ("zero3", "DEEPSPEED", 8)]
+    ("name", "kind", "processes"),
+    [("one", "NO", 1), ("ddp", "MULTI_GPU", 2), ("fsdp", "FSDP", 8), ("zero3", "DEEPSPEED", 8)],
 )
 def test_accelerate_reads_the_settings_that_it_is_given(
     name: str, kind: str, processes: int, opened: Callable[..., Opened], tmp_path: Path
@@ -110,7 +133,9 @@ def test_devices_share_the_same_step() -> None:
     """Of each batch where it can be divided, else of the whole step; rows at once x times x devices stay what the method says."""
 
     def of(method: str, size: int, accumulation: int, devices: int) -> Share:
-        usual = settings(method).method.model_copy(update={"batch_size": size, "gradient_accumulation_steps": accumulation})
+        usual = settings(method).method.model_copy(
+            update={"batch_size": size, "gradient_accumulation_steps": accumulation}
+        )
         return share_of(usual, devices)
 
     assert of("dpo", 16, 4, 1) == (16, 4)
@@ -121,12 +146,21 @@ def test_devices_share_the_same_step() -> None:
     with pytest.raises(ValueError, match=step):
         of("dpo", 6, 1, 4)
     assert of("kto", 8, 4, 4) == (2, 4)
-    with pytest.raises(ValueError, match=r"method.batch_size must be a multiple of accelerate.devices=8, .*, got 8. Set .*=16"):
+    with pytest.raises(
+        ValueError,
+        match=r"method.batch_size must be a multiple of accelerate.devices=8, .*, got 8. Set .*=16",
+    ):
         of("kto", 8, 4, 8)
     assert share_of(tuning().training, 4) == (2, 2)
-    with pytest.raises(ValueError, match=r"7 rows do not fill one batch of 8 rows over 2 devices. Use more rows or fewer devices"):
+    with pytest.raises(
+        ValueError,
+        match=r"7 rows do not fill one batch of 8 rows over 2 devices. Use more rows or fewer devices",
+    ):
         check_rows(7, tuning().training, 2)
-    with pytest.raises(ValueError, match=r"batch_size=8 x sft.training.gradient_accumulation_steps=2 rows cannot be divided evenly"):
+    with pytest.raises(
+        ValueError,
+        match=r"batch_size=8 x sft.training.gradient_accumulation_steps=2 rows cannot be divided evenly",
+    ):
         share_of(tuning().training, 3)
 
 
@@ -151,7 +185,9 @@ stage.run(settings, StageRun(inputs, root / "killed", Progress(root / "killed.pr
 """
 
 
-def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2, whole: int = 0, cold: bool = False) -> None:
+def kill_in_the_middle(
+    root: Path, config: Spread, run: StageRun, steps: int = 2, whole: int = 0, cold: bool = False
+) -> None:
     """The same stage in a process of its own, ended by SIGKILL once it has taken some steps and `whole` of its checkpoints are; only its
     work folder is of use. It is stopped while checkpoints are counted, so that what was counted is what it leaves."""
     import pickle
@@ -165,7 +201,11 @@ def kill_in_the_middle(root: Path, config: Spread, run: StageRun, steps: int = 2
             process = warm.start(KILLED, str(root), folder=root, environ=environment, log=log.fileno())
         else:
             process = subprocess.Popen(
-                [sys.executable, "-c", KILLED, str(root)], env=environment, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, "-c", KILLED, str(root)],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         progress, until = root / "killed.progress", time.monotonic() + 240
         while not progress.exists() or len(progress.read_text().splitlines()) < steps:
@@ -206,7 +246,9 @@ def twice(config: Spread) -> Spread:
 
 
 @pytest.mark.parametrize("training", ["dpo", "kto", "lora", "spa", "sft"])
-def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(training: str, tmp_path: Path) -> None:
+def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(
+    training: str, tmp_path: Path
+) -> None:
     config, name = of_name(training)
     if training == "sft":
         config = twice(config)
@@ -221,7 +263,9 @@ def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(trainin
     steps = [json.loads(line)["step"] for line in run.progress.path.read_text().splitlines()]
     assert steps[0] > 1  # it did go on
     assert not (tmp_path / "work").exists()
-    for file in sorted(path.relative_to(undisturbed.out) for path in undisturbed.out.rglob("*") if path.is_file()):
+    for file in sorted(
+        path.relative_to(undisturbed.out) for path in undisturbed.out.rglob("*") if path.is_file()
+    ):
         if file.name != "speed.jsonl":
             assert (run.out / file).read_bytes() == (undisturbed.out / file).read_bytes(), file
 
@@ -232,7 +276,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("killed")
     train_stage.run(settings(), stage_run(root, "undisturbed", None))
     (root / "killed").mkdir()
-    kill_in_the_middle(root, settings(), stage_run(root, "out", accelerate(1, checkpoint_s=1e-6)), steps=4, whole=2)
+    kill_in_the_middle(
+        root, settings(), stage_run(root, "out", accelerate(1, checkpoint_s=1e-6)), steps=4, whole=2
+    )
     (root / "out").rmdir()
     return root
 
@@ -245,7 +291,9 @@ def to_resume(killed: Path, tmp_path: Path) -> StageRun:
 
 
 @pytest.mark.parametrize("damage", ["short", "other bytes", "mark", "without checksums"])
-def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(damage: str, to_resume: StageRun, tmp_path: Path) -> None:
+def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(
+    damage: str, to_resume: StageRun, tmp_path: Path
+) -> None:
     run = to_resume
     marks = (tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json")
     older, newest = sorted(marks, key=lambda mark: mark.stat().st_mtime_ns)[-2:]
@@ -258,22 +306,32 @@ def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(damage: str, to_
         case "mark":
             newest.write_text(newest.read_text()[:50])
         case "without checksums":  # as bench once left them
-            newest.write_text(json.dumps({name: value for name, value in json.loads(newest.read_text()).items() if name != "files"}))
+            newest.write_text(
+                json.dumps(
+                    {name: value for name, value in json.loads(newest.read_text()).items() if name != "files"}
+                )
+            )
     before = int(older.parent.name.rpartition("-")[2])
     train_stage.run(settings(), run)
     assert json.loads(run.progress.path.read_text().splitlines()[0])["step"] == before + 1
-    assert (run.out / "model" / "model.safetensors").read_bytes() == (tmp_path / "undisturbed" / "model" / "model.safetensors").read_bytes()
+    assert (run.out / "model" / "model.safetensors").read_bytes() == (
+        tmp_path / "undisturbed" / "model" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_checkpoint_of_another_way_of_sharding_is_not_gone_on_from(to_resume: StageRun) -> None:
     run = to_resume
     assert run.accelerate is not None
-    other = run.accelerate.model_copy(update={"config": {**run.accelerate.config, "distributed_type": "FSDP"}})
+    other = run.accelerate.model_copy(
+        update={"config": {**run.accelerate.config, "distributed_type": "FSDP"}}
+    )
     train_stage.run(settings(), dataclasses.replace(run, accelerate=other))
     assert json.loads(run.progress.path.read_text().splitlines()[0])["step"] == 1
 
 
-def test_what_was_trained_is_not_lost_where_it_cannot_be_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_trained_is_not_lost_where_it_cannot_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
@@ -282,7 +340,15 @@ def test_what_was_trained_is_not_lost_where_it_cannot_be_saved(tmp_path: Path, m
         patched.setattr("bench.training.distributed.save_model", full)
         train_stage.run(settings(), run)
     train_stage.run(settings(), run)
-    assert [json.loads(line)["step"] for line in run.progress.path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6, 6]
+    assert [json.loads(line)["step"] for line in run.progress.path.read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        6,
+    ]
     assert not (tmp_path / "work").exists()
 
 
@@ -298,7 +364,11 @@ def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(to_resume: StageRun, t
 
 # Two devices ----------------------------------------------------------------------------------------------------------
 
-SHARDED = {"ddp": "model.safetensors", "fsdp": "pytorch_model_fsdp.bin", "zero3": "latest"}  # what a checkpoint holds of each
+SHARDED = {
+    "ddp": "model.safetensors",
+    "fsdp": "pytorch_model_fsdp.bin",
+    "zero3": "latest",
+}  # what a checkpoint holds of each
 TWO = [("ddp", "dpo"), ("ddp", "kto"), ("ddp", "qlora"), ("ddp", "sft")]
 TWO += [(sharding, training) for sharding in ("fsdp", "zero3") for training in ("dpo", "kto", "lora", "sft")]
 
@@ -306,7 +376,11 @@ TWO += [(sharding, training) for sharding in ("fsdp", "zero3") for training in (
 @pytest.mark.slow
 @pytest.mark.parametrize(("sharding", "training"), TWO)
 def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(
-    sharding: str, training: str, tmp_path: Path, opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+    sharding: str,
+    training: str,
+    tmp_path: Path,
+    opened: Callable[..., Opened],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tolerance: a completion's log-probability is a sum of some 50 float32 terms of up to 10 nats, so its rounding error is below
     50 x 10 x 2^-24 x 50, 1.5e-3 nats at worst and 1e-4 typically; times beta 0.1, and averaged over 16 rows, the loss of one step may
@@ -316,11 +390,15 @@ def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(
     if training == "qlora":
         pytest.importorskip("bitsandbytes", reason="pip install -e '.[qlora]'")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "sharding_on_cpus"))
-    how = opened(f"accelerate={sharding}", "accelerate.devices=2", "accelerate.config.use_cpu=true").session.accelerate
+    how = opened(
+        f"accelerate={sharding}", "accelerate.devices=2", "accelerate.config.use_cpu=true"
+    ).session.accelerate
     config, method = of_name(training)
     config = twice(config)
     if training in ("lora", "qlora"):
-        config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"dropout": 0.0})})  # drawn by each process
+        config = config.model_copy(
+            update={"adapter": config.adapter.model_copy(update={"dropout": 0.0})}
+        )  # drawn by each process
     one = stage_run(tmp_path, "one", None, method)
     run_stage(config, one)
     two = stage_run(tmp_path, "two", how, method)
@@ -329,7 +407,9 @@ def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(
     for a, b in zip(history(one), history(two), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
         assert b["num_tokens"] == a["num_tokens"]
-    (before,), (after,) = ([load_file(path) for path in (run.out / "model").glob("*.safetensors")] for run in (one, two))
+    (before,), (after,) = (
+        [load_file(path) for path in (run.out / "model").glob("*.safetensors")] for run in (one, two)
+    )
     assert before.keys() == after.keys()
     most = 2 * learning(config).learning_rate * len(history(one))
     assert max((before[name] - after[name]).abs().max().item() for name in before) <= most
@@ -341,8 +421,12 @@ def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(
     (tmp_path / "killed").mkdir()
     kill_in_the_middle(tmp_path, config, again, steps=8, cold=True)
     (newest, *_) = (tmp_path / "work" / "checkpoints").glob("checkpoint-*/whole.json")
-    assert (newest.parent / ("adapter_model.safetensors" if training == "qlora" else SHARDED[sharding])).exists()
+    assert (
+        newest.parent / ("adapter_model.safetensors" if training == "qlora" else SHARDED[sharding])
+    ).exists()
     run_stage(config, again)
-    assert json.loads(again.progress.path.read_text().splitlines()[0])["step"] > 7  # in the second epoch, which has an order of its own
+    assert (
+        json.loads(again.progress.path.read_text().splitlines()[0])["step"] > 7
+    )  # in the second epoch, which has an order of its own
     for a, b in zip(history(two), history(again), strict=True):  # the same sums in the same order
         assert b == pytest.approx(a, abs=1e-6)

@@ -100,7 +100,8 @@ def _without_floats(value: Any, numbers: list[float]) -> Any:
 def _same(golden: Output, found: Output) -> bool:
     """Equal digests mean as many floats, in the same places."""
     return golden.digest == found.digest and all(
-        math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for a, b in zip(golden.numbers, found.numbers, strict=True)
+        math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+        for a, b in zip(golden.numbers, found.numbers, strict=True)
     )
 
 
@@ -126,7 +127,11 @@ class Made:
         for draw in range(draws):
             for item in read_jsonl(items / "items.jsonl", Item):
                 texts = [write(Turn.from_json(task), SLOPPY, rng) for task in item.task or []]
-                rows.append(Completion(item.id, item.turns, texts, [len(t.split()) for t in texts], [True] * len(texts), draw))
+                rows.append(
+                    Completion(
+                        item.id, item.turns, texts, [len(t.split()) for t in texts], [True] * len(texts), draw
+                    )
+                )
         out = self.root / f"{len(list(self.root.iterdir()))}"
         out.mkdir()
         write_jsonl(out / "completions.jsonl", rows)
@@ -153,7 +158,12 @@ class Made:
     def chosen(self) -> Path:
         items = self.prompts("evaluation", 24)
         gold = GoldLabels(gold=WEIGHTS, annotator=ANNOTATOR, seed=1)
-        return self.run(data, ChosenData(), items=items, labels=self.run(label, gold, items=items, completions=self.by_writer(items)))
+        return self.run(
+            data,
+            ChosenData(),
+            items=items,
+            labels=self.run(label, gold, items=items, completions=self.by_writer(items)),
+        )
 
     def canaries(self) -> Path:
         return self.run(data, CanaryData(n=4), items=self.prompts("evaluation", 24, 1, SLOPPY))
@@ -162,13 +172,26 @@ class Made:
         settings = GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0)
         canaries, verdicts = self.canaries(), self.verdicts(settings, 1)
         lost = self.run(judge, settings, items=canaries, completions=canaries)
-        return self.run(audit, AuditSettings(n_labelled=8), verdicts=verdicts, gold=verdicts, canary_verdicts=lost)
+        return self.run(
+            audit, AuditSettings(n_labelled=8), verdicts=verdicts, gold=verdicts, canary_verdicts=lost
+        )
 
     def rating_audit(self) -> Path:
         settings, items = GoldRatingSettings(gold=WEIGHTS), self.prompts("evaluation", 24, 2, SLOPPY)
-        canaries = self.run(data, CanaryData(n=4, honest=True), items=items, completions=self.by_writer(items))
-        verdicts, lost = self.verdicts(settings, 2), self.run(judge, settings, items=canaries, completions=canaries)
-        return self.run(audit, AuditSettings(n_labelled=8, manner="rating"), verdicts=verdicts, gold=verdicts, canary_verdicts=lost)
+        canaries = self.run(
+            data, CanaryData(n=4, honest=True), items=items, completions=self.by_writer(items)
+        )
+        verdicts, lost = (
+            self.verdicts(settings, 2),
+            self.run(judge, settings, items=canaries, completions=canaries),
+        )
+        return self.run(
+            audit,
+            AuditSettings(n_labelled=8, manner="rating"),
+            verdicts=verdicts,
+            gold=verdicts,
+            canary_verdicts=lost,
+        )
 
     def questions(self, items: Path, completions: Path, prompt: str = "criteria") -> Path:
         return self.run(data, JudgeQuestionData(prompt=prompt), items=items, completions=completions)  # type: ignore[arg-type]
@@ -177,7 +200,9 @@ class Made:
         """Two of each question, by chance."""
         rng = random.Random(3)
         asked = [(draw, item) for draw in range(2) for item in read_jsonl(questions / "items.jsonl", Item)]
-        return self.wrote([Completion(item.id, item.turns, [rng.choice(texts)], [], [], draw) for draw, item in asked])
+        return self.wrote(
+            [Completion(item.id, item.turns, [rng.choice(texts)], [], [], draw) for draw, item in asked]
+        )
 
     def wrote(self, completions: list[Completion]) -> Path:
         out = self.root / f"{len(list(self.root.iterdir()))}"
@@ -188,14 +213,22 @@ class Made:
     def true_evaluations(self) -> Path:
         items = self.prompts("train", 24)
         settings = TrueEvaluationData(prompt="additive", gold=WEIGHTS, fraction=0.5, n=40, seed=1)
-        return self.run(data, settings, items=items, completions=self.written(items, draws=2), answers=self.by_writer(items))
+        return self.run(
+            data,
+            settings,
+            items=items,
+            completions=self.written(items, draws=2),
+            answers=self.by_writer(items),
+        )
 
     def kept_evaluations(self) -> Path:
         ranked = self.run(data, RankedData(split="train"), preferences=self.local_pairs())
         questions = self.questions(ranked, ranked, "additive")
         replies = self.replies(questions, ("Score: 1", "Score: 4", "Score: 5", "?"))
         settings = KeptEvaluationData(prompt="additive", n=20, seed=1)
-        return self.run(data, settings, items=ranked, completions=ranked, questions=questions, replies=replies)
+        return self.run(
+            data, settings, items=ranked, completions=ranked, questions=questions, replies=replies
+        )
 
     def prompt_requests(self) -> Path:
         ranked = self.run(data, RankedData(split="train"), preferences=self.local_pairs())
@@ -203,7 +236,13 @@ class Made:
 
     def written_prompts(self) -> Path:
         ranked = self.run(data, RankedData(split="train"), preferences=self.local_pairs())
-        texts = ["1. name four green rivers", "please name four green rivers", "name four green rivers", "a dog", "tell of one horse"]
+        texts = [
+            "1. name four green rivers",
+            "please name four green rivers",
+            "name four green rivers",
+            "a dog",
+            "tell of one horse",
+        ]
         replies = self.wrote([Completion(str(place), [], [text], [], []) for place, text in enumerate(texts)])
         return self.run(data, WrittenPromptData(n=8, similarity=0.7), rankings=ranked, completions=replies)
 
@@ -230,12 +269,16 @@ class Made:
             names = [f"heldout/{row.id}/{side}" for row in rows for side in ("chosen", "rejected")]
             inputs[role] = self.root / role
             inputs[role].mkdir()
-            write_jsonl(inputs[role] / "logps.jsonl", [Logps(name, rng.uniform(-60, -20), 12) for name in names])
+            write_jsonl(
+                inputs[role] / "logps.jsonl", [Logps(name, rng.uniform(-60, -20), 12) for name in names]
+            )
         inputs |= {"kl_reference_logps": inputs["reference_logps"], "kl_policy_logps": inputs["policy_logps"]}
         items = self.prompts("evaluation", 24, 1, SLOPPY)
         inputs["preference_completions"] = self.written(items)
         judging = GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0)
-        inputs["preference_verdicts"] = self.run(judge, judging, items=items, completions=inputs["preference_completions"])
+        inputs["preference_verdicts"] = self.run(
+            judge, judging, items=items, completions=inputs["preference_completions"]
+        )
         inputs["rating_verdicts"] = self.verdicts(GoldRatingSettings(gold=WEIGHTS), 2)
         return self.run(score, ScoreSettings(beta=0.1, bootstrap_resamples=500, bootstrap_seed=0), **inputs)
 
@@ -243,15 +286,23 @@ class Made:
 MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
     "data": {
         "corpus": lambda made: made.run(data, CorpusData(family=FAMILY, n=64, seed=1)),
-        "demonstrations": lambda made: made.run(data, DemonstrationData(family=FAMILY, writer=SLOPPY, n=64, seed=1)),
+        "demonstrations": lambda made: made.run(
+            data, DemonstrationData(family=FAMILY, writer=SLOPPY, n=64, seed=1)
+        ),
         "prompts": lambda made: made.prompts("evaluation", 32, 2, SLOPPY),
         "pairs": lambda made: made.pairs(),
         "unpaired": lambda made: made.pairs("unpaired"),
         "new_prompts": lambda made: made.run(data, NewPromptData(family=FAMILY, after=8, n=16, seed=1)),
-        "demonstrated": lambda made: made.run(data, DemonstratedData(family=FAMILY, writer=SLOPPY, after=8, n=16, seed=1)),
-        "loop_pairs": lambda made: made.run(data, LoopPairData(seed=1), **{"00": made.pairs(), "01": made.ranked("shorter")}),
+        "demonstrated": lambda made: made.run(
+            data, DemonstratedData(family=FAMILY, writer=SLOPPY, after=8, n=16, seed=1)
+        ),
+        "loop_pairs": lambda made: made.run(
+            data, LoopPairData(seed=1), **{"00": made.pairs(), "01": made.ranked("shorter")}
+        ),
         "ranked": lambda made: made.run(data, RankedData(split="heldout"), preferences=made.local_pairs()),
-        "judge_questions": lambda made: made.questions(items := made.prompts("train", 8), made.written(items, 2), "pairwise"),
+        "judge_questions": lambda made: made.questions(
+            items := made.prompts("train", 8), made.written(items, 2), "pairwise"
+        ),
         "true_evaluations": lambda made: made.true_evaluations(),
         "kept_evaluations": lambda made: made.kept_evaluations(),
         "prompt_requests": lambda made: made.prompt_requests(),
@@ -270,7 +321,9 @@ MAKE: dict[str, dict[str, Callable[[Made], Path]]] = {
         "self": lambda made: made.judged(label, SelfLabels(prompt="criteria", truth=WEIGHTS)),
     },
     "judge": {
-        "gold_preference": lambda made: made.verdicts(GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0), 1),
+        "gold_preference": lambda made: made.verdicts(
+            GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0), 1
+        ),
         "gold_rating": lambda made: made.verdicts(GoldRatingSettings(gold=WEIGHTS), 2),
     },
     "score": {"cell": lambda made: made.score()},
@@ -286,15 +339,23 @@ def _read_golden() -> dict[str, dict[str, Output]]:
     if not GOLDEN.exists():
         return {}
     entries = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    return {entry: {name: Output(digest, numbers) for name, (digest, *numbers) in outputs.items()} for entry, outputs in entries.items()}
+    return {
+        entry: {name: Output(digest, numbers) for name, (digest, *numbers) in outputs.items()}
+        for entry, outputs in entries.items()
+    }
 
 
 def _write_golden(golden: dict[str, dict[str, Output]]) -> None:
     """One output a line: its digest, then its floats."""
     entries = []
     for entry, outputs in sorted(golden.items()):
-        rows = {name: json.dumps([one.digest, *(float(f"{number:.12g}") for number in one.numbers)]) for name, one in outputs.items()}
-        entries.append(f' "{entry}": {{\n' + ",\n".join(f'  "{name}": {row}' for name, row in rows.items()) + "\n }")
+        rows = {
+            name: json.dumps([one.digest, *(float(f"{number:.12g}") for number in one.numbers)])
+            for name, one in outputs.items()
+        }
+        entries.append(
+            f' "{entry}": {{\n' + ",\n".join(f'  "{name}": {row}' for name, row in rows.items()) + "\n }"
+        )
     GOLDEN.parent.mkdir(exist_ok=True)
     GOLDEN.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
 
@@ -308,7 +369,9 @@ def test_outputs_move_only_with_their_version(kind: str, tmp_path: Path) -> None
     golden = _read_golden()
     entry = f"{kind} v{stage_settings.VERSIONS[kind]}"
     if os.environ.get("UPDATE_GOLDEN"):
-        _write_golden({name: outputs for name, outputs in golden.items() if name.split()[0] != kind} | {entry: found})
+        _write_golden(
+            {name: outputs for name, outputs in golden.items() if name.split()[0] != kind} | {entry: found}
+        )
         return
     known = golden.get(entry, {})
     same = {name for name in known.keys() & found.keys() if _same(known[name], found[name])}
@@ -346,7 +409,19 @@ def test_a_golden_output_holds_all_but_the_last_digits(text: str, same: bool, tm
 def test_outputs_are_the_same_on_another_cpu(tmp_path: Path) -> None:
     """OpenBLAS adds in the order of the CPU that it is told of. Audits and scores hold all sums of ours that it makes."""
     tests = [f"{__file__}::test_outputs_move_only_with_their_version[{kind}]" for kind in ("audit", "score")]
-    environment = {name: value for name, value in os.environ.items() if name != "UPDATE_GOLDEN"} | {"OPENBLAS_CORETYPE": "Prescott"}
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'there'}", *tests]
+    environment = {name: value for name, value in os.environ.items() if name != "UPDATE_GOLDEN"} | {
+        "OPENBLAS_CORETYPE": "Prescott"
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={tmp_path / 'there'}",
+        *tests,
+    ]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
     assert done.returncode == 0, done.stdout

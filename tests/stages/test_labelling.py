@@ -18,8 +18,19 @@ from bench.runner.worker import describe, run_stage
 from bench.store.store import Store
 
 LOOP = [word for word in CELL if not word.startswith("method")]
-LOOP += ["method=iterative_dpo", "method.seed_training=null", "method.n_prompts=8", "method.sample_max_new_tokens=12"]
-LOOP += ["method.num_train_epochs=1.0", "method.batch_size=8", "judge=none", "judge.n_items=4", "judge.decoding.max_new_tokens=8"]
+LOOP += [
+    "method=iterative_dpo",
+    "method.seed_training=null",
+    "method.n_prompts=8",
+    "method.sample_max_new_tokens=12",
+]
+LOOP += [
+    "method.num_train_epochs=1.0",
+    "method.batch_size=8",
+    "judge=none",
+    "judge.n_items=4",
+    "judge.decoding.max_new_tokens=8",
+]
 ASKED = ["method.labeller=judge", "judge@method.labelling_judge=alpaca_eval"]
 
 
@@ -30,7 +41,9 @@ def trained(tmp_path: Path) -> Path:
 
 
 def files(results: Path, kind: str, name: str, record: type[Any]) -> list[Any]:
-    return [row for path in sorted(results.glob(f"store/{kind}/*/{name}")) for row in read_jsonl(path, record)]
+    return [
+        row for path in sorted(results.glob(f"store/{kind}/*/{name}")) for row in read_jsonl(path, record)
+    ]
 
 
 def new_labels(ran: Ran) -> list[Labelled]:
@@ -50,11 +63,21 @@ def test_labels_of_a_judge_over_http_stop_at_their_budget_go_on_and_cost_what_wa
 ) -> None:
     """Three samples of 8 prompts: up to 24 pairs, of which equal texts are not asked about. The endpoint prefers the longer."""
     prices = tmp_path / "prices.yaml"
-    prices.write_text("- {models: [some-judge], prompt: 1000.0, completion: 1000.0, date: 2026-01-01, source: made up}")
+    prices.write_text(
+        "- {models: [some-judge], prompt: 1000.0, completion: 1000.0, date: 2026-01-01, source: made up}"
+    )
     judge = [f"base_url={endpoint.url}", "model=some-judge", f"prices={prices}", "attempts=2"]
-    words = [*LOOP, *ASKED, *(f"method.labelling_judge.{word}" for word in judge), "method.draws=3", "method.warmup_ratio=0"]
+    words = [
+        *LOOP,
+        *ASKED,
+        *(f"method.labelling_judge.{word}" for word in judge),
+        "method.draws=3",
+        "method.warmup_ratio=0",
+    ]
     planned = bench(*words, "do=plan", results=trained)
-    assert "24 requests" in planned.out and "samples of 12 tokens, the most allowed" in planned.out, planned.err
+    assert "24 requests" in planned.out and "samples of 12 tokens, the most allowed" in planned.out, (
+        planned.err
+    )
     assert endpoint.asked == []
 
     stopped = bench(*words, "method.labelling_judge.budget_dollars=3", results=trained)
@@ -67,7 +90,9 @@ def test_labels_of_a_judge_over_http_stop_at_their_budget_go_on_and_cost_what_wa
     (n_forecast,) = re.findall(r"labels   \$[\d.]+: (\d+) requests", planned.out)
     assert "counted from the policy's samples" in planned.out
 
-    endpoint.say = lambda body: Said("neither") if len(endpoint.asked) == paid + 1 else fair(body)  # one reply that nobody can read
+    endpoint.say = lambda body: (
+        Said("neither") if len(endpoint.asked) == paid + 1 else fair(body)
+    )  # one reply that nobody can read
     done = bench(*words, results=trained)
     assert done.code == 0, done.err + done.out
     assert len(endpoint.asked) == int(n_forecast)  # none twice
@@ -81,7 +106,10 @@ def test_labels_of_a_judge_over_http_stop_at_their_budget_go_on_and_cost_what_wa
     ties = sum(row.first_preferred is None and row.unscored is None for row in rows)
     right = [row.correct for row in rows if row.correct is not None]
     told = why(trained)
-    assert f"labelled by some-judge (alpaca_eval), {n_forecast} asked (1 without a verdict): 8 pairs of iteration 1 samples, " in told
+    assert (
+        f"labelled by some-judge (alpaca_eval), {n_forecast} asked (1 without a verdict): 8 pairs of iteration 1 samples, "
+        in told
+    )
     assert f"samples, {ties} ties, {sum(row.unscored is not None for row in rows)} unscored, " in told
     assert f"{sum(right)} of {len(right)} labels right" in told
     asked = len(endpoint.asked)
@@ -99,15 +127,35 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     room = tmp_path_factory.mktemp("own")
     make_model(room / "model")
     make_preferences(room / "pairs.jsonl", paired=True, messages=True, n=12)
-    write_rows(room / "prompts.jsonl", [{"prompt": [{"role": "user", "content": f"name {i} dogs"}]} for i in range(6)])
+    write_rows(
+        room / "prompts.jsonl",
+        [{"prompt": [{"role": "user", "content": f"name {i} dogs"}]} for i in range(6)],
+    )
     return room
 
 
-def labels(own: Path, *words: str) -> tuple[list[Labelled], dict[str, list[Verdict]], dict[tuple[str, str], int]]:
+def labels(
+    own: Path, *words: str
+) -> tuple[list[Labelled], dict[str, list[Verdict]], dict[tuple[str, str], int]]:
     """(labels, verdicts by prompt, draws by prompt and text) of the first iteration from the model as it is."""
-    usual = [f"model={own}/model", "model.max_length=128", "data=local", f"data.path={own}/pairs.jsonl", "judge=none", "data.fraction=0"]
-    usual += ["method=iterative_dpo", "method.seed_training=null", "method.n_prompts=6", "method.sample_max_new_tokens=6"]
-    stages = {stage.label: stage for stage in plans(*usual, f"method.prompts={own}/prompts.jsonl", *words)[-1].stages}
+    usual = [
+        f"model={own}/model",
+        "model.max_length=128",
+        "data=local",
+        f"data.path={own}/pairs.jsonl",
+        "judge=none",
+        "data.fraction=0",
+    ]
+    usual += [
+        "method=iterative_dpo",
+        "method.seed_training=null",
+        "method.n_prompts=6",
+        "method.sample_max_new_tokens=6",
+    ]
+    stages = {
+        stage.label: stage
+        for stage in plans(*usual, f"method.prompts={own}/prompts.jsonl", *words)[-1].stages
+    }
     (label,) = (stage for stage in stages.values() if stage.kind == "label")
     store = Store(own / "results" / "store")
     for stage in label.walk():
@@ -120,12 +168,18 @@ def labels(own: Path, *words: str) -> tuple[list[Labelled], dict[str, list[Verdi
             for verdict in read_jsonl(store.folder(stage) / "verdicts.jsonl", Verdict):
                 verdicts.setdefault(verdict.item_id.split("/")[0], []).append(verdict)
     samples = read_jsonl(store.folder(stages["iteration 1 samples"]) / "completions.jsonl", Completion)
-    return list(read_jsonl(store.folder(label) / "labels.jsonl", Labelled)), verdicts, {(s.id, s.completions[0]): s.draw for s in samples}
+    return (
+        list(read_jsonl(store.folder(label) / "labels.jsonl", Labelled)),
+        verdicts,
+        {(s.id, s.completions[0]): s.draw for s in samples},
+    )
 
 
 def test_a_local_model_labels_in_process(own: Path) -> None:
     model = make_model(own / "my-judge", max_positions=4096, heads=1)
-    rows, verdicts, _ = labels(own, ASKED[0], "judge@method.labelling_judge=local", f"method.labelling_judge.model={model}")
+    rows, verdicts, _ = labels(
+        own, ASKED[0], "judge@method.labelling_judge=local", f"method.labelling_judge.model={model}"
+    )
     assert len(rows) == 6
     for row in rows:
         (verdict,) = verdicts[row.id]
@@ -137,11 +191,17 @@ def test_a_local_model_labels_in_process(own: Path) -> None:
 def test_a_judge_that_rates_labels_by_its_ratings(own: Path, endpoint: Endpoint) -> None:
     """Each of four samples by itself; the endpoint's rating is a rule of what it is shown."""
     endpoint.say = lambda body: f"[[{1 + len(body['messages'][1]['content']) % 9}]]"
-    judge = [ASKED[0], "judge@method.labelling_judge=mt_bench", f"method.labelling_judge.base_url={endpoint.url}"]
+    judge = [
+        ASKED[0],
+        "judge@method.labelling_judge=mt_bench",
+        f"method.labelling_judge.base_url={endpoint.url}",
+    ]
     rows, verdicts, draws = labels(own, *judge, "method.labelling_judge.model=some-judge", "method.draws=4")
     assert any(row.first_preferred is not None for row in rows)
     for row in rows:
-        ratings = {int(verdict.item_id.partition("/")[2] or 0): verdict.rating or 0.0 for verdict in verdicts[row.id]}
+        ratings = {
+            int(verdict.item_id.partition("/")[2] or 0): verdict.rating or 0.0 for verdict in verdicts[row.id]
+        }
         assert len(ratings) == 4
         first, second = (ratings[draws[row.id, text]] for text in (row.first, row.second))
         if row.first_preferred is not None:
@@ -158,13 +218,22 @@ def test_a_reward_model_from_a_folder_labels(own: Path) -> None:
     from bench.models.tokenize import row_ids
 
     torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_pretrained(own / "model", num_labels=1).save_pretrained(own / "my-rewards")
+    AutoModelForSequenceClassification.from_pretrained(own / "model", num_labels=1).save_pretrained(
+        own / "my-rewards"
+    )
     AutoTokenizer.from_pretrained(own / "model").save_pretrained(own / "my-rewards")
-    judge = [ASKED[0], "judge@method.labelling_judge=reward_model", f"method.labelling_judge.model={own}/my-rewards"]
+    judge = [
+        ASKED[0],
+        "judge@method.labelling_judge=reward_model",
+        f"method.labelling_judge.model={own}/my-rewards",
+    ]
     rows, _, _ = labels(own, *judge)
     scorer = Scorer(own / "my-rewards", "float32", 1)
     for row in rows:
-        first, second = (scorer.rewards([row_ids(scorer.tokenizer, row.prompt, text, None)])[0] for text in (row.first, row.second))
+        first, second = (
+            scorer.rewards([row_ids(scorer.tokenizer, row.prompt, text, None)])[0]
+            for text in (row.first, row.second)
+        )
         assert row.p_first == pytest.approx(1 / (1 + math.exp(second - first)), abs=1e-5)
 
 
@@ -174,16 +243,24 @@ def test_a_pairwise_ranker_labels(own: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_pretrained(own / "model", num_labels=1).save_pretrained(own / "my-ranker")
+    AutoModelForSequenceClassification.from_pretrained(own / "model", num_labels=1).save_pretrained(
+        own / "my-ranker"
+    )
     AutoTokenizer.from_pretrained(own / "model").save_pretrained(own / "my-ranker")
-    judge = [ASKED[0], "judge@method.labelling_judge=pair_ranker", f"method.labelling_judge.model={own}/my-ranker"]
+    judge = [
+        ASKED[0],
+        "judge@method.labelling_judge=pair_ranker",
+        f"method.labelling_judge.model={own}/my-ranker",
+    ]
     rows, verdicts, _ = labels(own, *judge)
     assert len(rows) == 6 and any(row.first_preferred is not None for row in rows)
     for row in rows:
         (verdict,) = verdicts[row.id]
         assert len(verdict.calls) == (0 if row.first == row.second else 2)
         assert row.p_first == pytest.approx(verdict.preference)
-        assert row.first_preferred == (None if verdict.preference == 0.5 else (verdict.preference or 0.0) > 0.5)
+        assert row.first_preferred == (
+            None if verdict.preference == 0.5 else (verdict.preference or 0.0) > 0.5
+        )
 
 
 def test_arena_hards_games_label(own: Path, endpoint: Endpoint) -> None:
@@ -191,13 +268,23 @@ def test_arena_hards_games_label(own: Path, endpoint: Endpoint) -> None:
 
     def say(body: Mapping[str, Any]) -> str:
         first, second = (
-            len(re.search(rf"=== Answer of assistant {letter} ===\n(.*?)\n=== end", body["messages"][-1]["content"], re.DOTALL)[1])  # type: ignore[index]
+            len(
+                re.search(
+                    rf"=== Answer of assistant {letter} ===\n(.*?)\n=== end",
+                    body["messages"][-1]["content"],
+                    re.DOTALL,
+                )[1]
+            )  # type: ignore[index]
             for letter in "AB"
         )
         return "[[A=B]]" if first == second else "[[A>>B]]" if first > second else "[[B>>A]]"
 
     endpoint.say = say
-    judge = [ASKED[0], "judge@method.labelling_judge=arena_hard", f"method.labelling_judge.base_url={endpoint.url}"]
+    judge = [
+        ASKED[0],
+        "judge@method.labelling_judge=arena_hard",
+        f"method.labelling_judge.base_url={endpoint.url}",
+    ]
     rows, verdicts, draws = labels(own, *judge, "method.labelling_judge.model=game-judge", "method.draws=3")
     assert any(row.first_preferred is not None for row in rows)
     for row in rows:
@@ -215,7 +302,10 @@ def test_arena_hards_games_label(own: Path, endpoint: Endpoint) -> None:
 def test_a_ranker_may_learn_from_more_pairs_than_the_seed() -> None:
     """SPA's external judge: the reward model sees all labelled pairs, the policy's seed a tenth of them."""
     words = ("method=iterative_dpo", "method.labeller=reward_model", "data.fraction=0.1")
-    few, many = ({stage.label: stage for stage in plans(*words, *more)[-1].stages} for more in ((), ("method.reward_fraction=1.0",)))
+    few, many = (
+        {stage.label: stage for stage in plans(*words, *more)[-1].stages}
+        for more in ((), ("method.reward_fraction=1.0",))
+    )
     assert few["reward model"].inputs["preferences"] == few["preferences"]
     pairs = many["reward model"].inputs["preferences"]
     assert pairs == {stage.label: stage for stage in plans("method=dpo")[-1].stages}["preferences"]
@@ -230,11 +320,21 @@ def test_what_moves_the_keys_of_labels(tmp_path: Path) -> None:
     """As of an evaluation's judge: who is asked and how moves them, how it is reached moves nothing, nor whose items it has elsewhere."""
 
     def verdicts(*words: str) -> str:
-        (found,) = (s for s in plans(*PLANNED, *words)[-1].stages if s.kind == "judge" and s.label.startswith("iteration 1"))
+        (found,) = (
+            s
+            for s in plans(*PLANNED, *words)[-1].stages
+            if s.kind == "judge" and s.label.startswith("iteration 1")
+        )
         return found.key
 
     usual = verdicts()
-    for same in ("base_url=http://127.0.0.1:1/v1", "concurrency=2", "n_items=7", "items=hub", "decoding.max_new_tokens=9"):
+    for same in (
+        "base_url=http://127.0.0.1:1/v1",
+        "concurrency=2",
+        "n_items=7",
+        "items=hub",
+        "decoding.max_new_tokens=9",
+    ):
         assert verdicts(f"method.labelling_judge.{same}") == usual
     for other in ("order=both", "annotator=chatgpt", "provider=other", "verdict.max_tokens=9"):
         assert verdicts(f"method.labelling_judge.{other}") != usual
@@ -243,26 +343,53 @@ def test_what_moves_the_keys_of_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("method=iterative_dpo", "method.labeller=judge"), "labeller=judge needs a judge: add judge@method.labelling_judge=alpaca_eval"),
-        (("method=iterative_dpo", *ASKED), "method.labelling_judge.model must be set: add method.labelling_judge.model=..."),
+        (
+            ("method=iterative_dpo", "method.labeller=judge"),
+            "labeller=judge needs a judge: add judge@method.labelling_judge=alpaca_eval",
+        ),
+        (
+            ("method=iterative_dpo", *ASKED),
+            "method.labelling_judge.model must be set: add method.labelling_judge.model=...",
+        ),
         ((*PLANNED, "method.labelling_judge.annotator=gpt9"), "unknown annotator 'gpt9'"),
-        ((*PLANNED, "method.labelling_judge.budget_dollars=5"), "method.labelling_judge.budget_dollars needs a price of m"),
-        (("method=iterative_dpo", "judge@method.labelling_judge=gold"), "'arena_hard', 'reward_model', 'pair_ranker', got 'gold'"),
-        (("method=iterative_dpo", "judge@method.labelling_judge=nobody"), "unknown judge@method.labelling_judge 'nobody'"),
+        (
+            (*PLANNED, "method.labelling_judge.budget_dollars=5"),
+            "method.labelling_judge.budget_dollars needs a price of m",
+        ),
+        (
+            ("method=iterative_dpo", "judge@method.labelling_judge=gold"),
+            "'arena_hard', 'reward_model', 'pair_ranker', got 'gold'",
+        ),
+        (
+            ("method=iterative_dpo", "judge@method.labelling_judge=nobody"),
+            "unknown judge@method.labelling_judge 'nobody'",
+        ),
     ],
 )
-def test_a_wrong_labeller_is_said_before_anything_runs(problems: Callable[..., list[str]], words: tuple[str, ...], said: str) -> None:
+def test_a_wrong_labeller_is_said_before_anything_runs(
+    problems: Callable[..., list[str]], words: tuple[str, ...], said: str
+) -> None:
     assert said in "\n".join(problems(*words))
 
 
 def test_a_missing_key_of_a_labeller_is_said_before_anything_is_trained(trained: Path) -> None:
-    words = [*LOOP, *ASKED, "method.labelling_judge.model=m", "method.labelling_judge.api_key_env=NOT_SET_HERE"]
+    words = [
+        *LOOP,
+        *ASKED,
+        "method.labelling_judge.model=m",
+        "method.labelling_judge.api_key_env=NOT_SET_HERE",
+    ]
     ran = bench(*words, results=trained)
     assert ran.code == 2 and "the environment variable NOT_SET_HERE" in ran.err
 
 
 def test_one_sweep_may_hold_several_labellers() -> None:
     """The judge's section lies idle where another labels."""
-    cells = plans("method=iterative_dpo", "method.labeller=gold,judge", ASKED[1], "method.labelling_judge.model=m")
-    kinds = [[stage.label for stage in cell.stages if stage.kind == "label" and "iteration" in stage.label] for cell in cells]
+    cells = plans(
+        "method=iterative_dpo", "method.labeller=gold,judge", ASKED[1], "method.labelling_judge.model=m"
+    )
+    kinds = [
+        [stage.label for stage in cell.stages if stage.kind == "label" and "iteration" in stage.label]
+        for cell in cells
+    ]
     assert kinds == [[], ["iteration 1 labels (gold)"], ["iteration 1 labels (judge)"]]

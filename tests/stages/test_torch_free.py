@@ -15,7 +15,18 @@ from tiny import make_preferences, write_rows
 
 from bench.config import CATEGORIES, GoldWeights, WorldAnnotator, Writer
 from bench.judges.gold import NO_TASK
-from bench.records import Completion, Item, Labelled, Logps, Pair, Unpaired, Verdict, read_jsonl, read_rows, write_jsonl
+from bench.records import (
+    Completion,
+    Item,
+    Labelled,
+    Logps,
+    Pair,
+    Unpaired,
+    Verdict,
+    read_jsonl,
+    read_rows,
+    write_jsonl,
+)
 from bench.stages import data, judge, label, score
 from bench.store.stage_run import Outcome, Progress, StageRun
 from bench.store.stage_settings import (
@@ -58,7 +69,9 @@ def room(tmp_path: Path) -> Room:
     return Room(tmp_path)
 
 
-def prompts(room: Room, n: int, name: str = "items", split: str = "train", reference: Writer | None = None) -> Path:
+def prompts(
+    room: Room, n: int, name: str = "items", split: str = "train", reference: Writer | None = None
+) -> Path:
     settings = PromptData(family=FAMILY, split=split, n=n, n_turns=1, reference=reference, seed=0)  # type: ignore[arg-type]
     room.run(data, settings, name)
     return room.folder(name)
@@ -77,10 +90,18 @@ def written(room: Room, items: Path, name: str = "samples", draws: int = 2, writ
     return room.folder(name)
 
 
-def labelled(room: Room, annotator: WorldAnnotator, n: int = 1500, seed: int = 0) -> tuple[list[Labelled], Outcome]:
+def labelled(
+    room: Room, annotator: WorldAnnotator, n: int = 1500, seed: int = 0
+) -> tuple[list[Labelled], Outcome]:
     items = prompts(room, n)
     samples = written(room, items)
-    outcome = room.run(label, GoldLabels(gold=WEIGHTS, annotator=annotator, seed=seed), "labels", items=items, completions=samples)
+    outcome = room.run(
+        label,
+        GoldLabels(gold=WEIGHTS, annotator=annotator, seed=seed),
+        "labels",
+        items=items,
+        completions=samples,
+    )
     return list(read_jsonl(room.folder("labels") / "labels.jsonl", Labelled)), outcome
 
 
@@ -90,14 +111,21 @@ def labelled(room: Room, annotator: WorldAnnotator, n: int = 1500, seed: int = 0
 def test_a_cold_annotator_without_flips_is_always_right(room: Room) -> None:
     labels, outcome = labelled(room, SURE)
     assert {row.correct for row in labels} == {True, None}
-    assert outcome.counts["correct"] == outcome.counts["with_truth"] == sum(row.correct is not None for row in labels) > 1000
+    assert (
+        outcome.counts["correct"]
+        == outcome.counts["with_truth"]
+        == sum(row.correct is not None for row in labels)
+        > 1000
+    )
 
 
 @pytest.mark.parametrize("flip_rate", [0.1, 0.4])
 def test_flips_turn_the_set_share_of_labels(room: Room, flip_rate: float) -> None:
     labels, _ = labelled(room, WorldAnnotator(temperature=1e-9, length_bias=0.0, flip_rate=flip_rate))
     right = [row.correct for row in labels if row.correct is not None]
-    assert sum(right) / len(right) == pytest.approx(1 - flip_rate, abs=4 * math.sqrt(flip_rate * (1 - flip_rate) / len(right)))
+    assert sum(right) / len(right) == pytest.approx(
+        1 - flip_rate, abs=4 * math.sqrt(flip_rate * (1 - flip_rate) / len(right))
+    )
 
 
 def test_temperature_makes_labels_as_uncertain_as_the_logistic_says(room: Room) -> None:
@@ -129,12 +157,21 @@ def test_equal_completions_are_ties_and_an_item_without_a_task_is_unscored(room:
     rows = [json.loads(line) for line in (items / "items.jsonl").read_text().splitlines()]
     rows[3]["task"] = None
     write_rows(items / "items.jsonl", rows)
-    texts = {0: ("The answer is Rome.", "The answer is Rome."), 1: ("", ""), 2: ("Well.", "The gold of it!"), 3: ("one.", "two.")}
+    texts = {
+        0: ("The answer is Rome.", "The answer is Rome."),
+        1: ("", ""),
+        2: ("Well.", "The gold of it!"),
+        3: ("one.", "two."),
+    }
     completions = [
-        Completion(row["id"], row["turns"], [texts[i][draw]], [1], [True], draw) for draw in (0, 1) for i, row in enumerate(rows)
+        Completion(row["id"], row["turns"], [texts[i][draw]], [1], [True], draw)
+        for draw in (0, 1)
+        for i, row in enumerate(rows)
     ]
     write_jsonl(room.folder("samples") / "completions.jsonl", completions)
-    settings = GoldLabels(gold=WEIGHTS, annotator=WorldAnnotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0), seed=0)
+    settings = GoldLabels(
+        gold=WEIGHTS, annotator=WorldAnnotator(temperature=1e-9, length_bias=0.0, flip_rate=0.0), seed=0
+    )
     outcome = room.run(label, settings, "labels", items=items, completions=room.folder("samples"))
     labels = list(read_jsonl(room.folder("labels") / "labels.jsonl", Labelled))
     assert [row.first_preferred is None for row in labels] == [True, True, False, True]
@@ -155,9 +192,14 @@ def label_file(room: Room, name: str, preferred: Sequence[bool | None]) -> Path:
     return room.folder(name)
 
 
-def pairs(room: Room, form: str = "paired", fraction: float = 1.0, seed: int = 0, n: int = 200, **kept: float) -> tuple[list[Any], Outcome]:
+def pairs(
+    room: Room, form: str = "paired", fraction: float = 1.0, seed: int = 0, n: int = 200, **kept: float
+) -> tuple[list[Any], Outcome]:
     preferred = [None if i % 10 == 0 else i % 3 == 0 for i in range(n)]
-    inputs = {"train": label_file(room, "train", preferred), "heldout": label_file(room, "heldout", preferred[:50])}
+    inputs = {
+        "train": label_file(room, "train", preferred),
+        "heldout": label_file(room, "heldout", preferred[:50]),
+    }
     outcome = room.run(data, PairData(form=form, fraction=fraction, seed=seed, **kept), "rows", **inputs)  # type: ignore[arg-type]
     return list(read_rows(room.folder("rows") / "train.jsonl")), outcome
 
@@ -208,11 +250,19 @@ def test_dropping_desirable_rows_leaves_the_others_and_is_nested(room: Room) -> 
 def test_a_writers_pairs_need_no_model_and_their_chosen_answers_are_baselines(room: Room) -> None:
     items = prompts(room, 40, split="evaluation")
     room.run(data, WrittenData(writer=SLOPPY, draws=2, seed=0), "written", items=items)
-    room.run(label, GoldLabels(gold=WEIGHTS, annotator=SURE, seed=0), "labels", items=items, completions=room.folder("written"))
+    room.run(
+        label,
+        GoldLabels(gold=WEIGHTS, annotator=SURE, seed=0),
+        "labels",
+        items=items,
+        completions=room.folder("written"),
+    )
     room.run(data, ChosenData(), "with chosen", items=items, labels=room.folder("labels"))
     labels = {row.id: row for row in read_jsonl(room.folder("labels") / "labels.jsonl", Labelled)}
     chosen = list(read_jsonl(room.folder("with chosen") / "items.jsonl", Item))
-    assert len(chosen) == 40 and {item.turns[0] for item in chosen} == {item.turns[0] for item in read_jsonl(items / "items.jsonl", Item)}
+    assert len(chosen) == 40 and {item.turns[0] for item in chosen} == {
+        item.turns[0] for item in read_jsonl(items / "items.jsonl", Item)
+    }
     for item in chosen:
         seen = labels[item.id]
         assert item.baseline == [seen.second if seen.first_preferred is False else seen.first]
@@ -226,21 +276,33 @@ def test_partners_come_from_other_prompts(room: Room) -> None:
 
 
 def test_no_pair_left_is_a_named_failure(room: Room) -> None:
-    inputs = {"train": label_file(room, "train", [None] * 5), "heldout": label_file(room, "heldout", [True, False])}
-    with pytest.raises(ValueError, match="No train pair is left of 5 labelled prompts: 5 were ties, 0 unscored"):
+    inputs = {
+        "train": label_file(room, "train", [None] * 5),
+        "heldout": label_file(room, "heldout", [True, False]),
+    }
+    with pytest.raises(
+        ValueError, match="No train pair is left of 5 labelled prompts: 5 were ties, 0 unscored"
+    ):
         room.run(data, PairData(form="paired", fraction=1.0, seed=0), "rows", **inputs)
     inputs["train"] = label_file(room, "train", [True, None])
-    with pytest.raises(ValueError, match=r"Too few train rows \(1\): mismatched completions need rows of at least two prompts"):
+    with pytest.raises(
+        ValueError,
+        match=r"Too few train rows \(1\): mismatched completions need rows of at least two prompts",
+    ):
         room.run(data, PairData(form="paired", fraction=1.0, seed=0), "rows", **inputs)
 
 
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("messages", [True, False])
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_every_form_of_a_users_file_becomes_rows(room: Room, paired: bool, messages: bool, suffix: str) -> None:
+def test_every_form_of_a_users_file_becomes_rows(
+    room: Room, paired: bool, messages: bool, suffix: str
+) -> None:
     path = make_preferences(room.root / f"file{suffix}", paired=paired, messages=messages)
     outcome = room.run(data, LocalPairData(fraction=1.0, heldout_fraction=0.2, seed=0), "rows", file=path)
-    train, heldout = (list(read_rows(room.folder("rows") / f"{split}.jsonl")) for split in ("train", "heldout"))
+    train, heldout = (
+        list(read_rows(room.folder("rows") / f"{split}.jsonl")) for split in ("train", "heldout")
+    )
     assert len(train) + len(heldout) == (60 if paired else 120)
     assert outcome.counts["heldout"] == len(heldout) > 3
     assert all(isinstance(row, Pair if paired else Unpaired) for row in [*train, *heldout])
@@ -248,7 +310,11 @@ def test_every_form_of_a_users_file_becomes_rows(room: Room, paired: bool, messa
     assert not {row.prompt[-1]["content"] for row in train} & {row.prompt[-1]["content"] for row in heldout}
     room.run(data, LocalPromptData(n=5), "items", preferences=room.folder("rows"))
     items = list(read_jsonl(room.folder("items") / "items.jsonl", Item))
-    assert len({item.turns[0] for item in items}) == len(items) == min(5, len({row.prompt[-1]["content"] for row in heldout}))
+    assert (
+        len({item.turns[0] for item in items})
+        == len(items)
+        == min(5, len({row.prompt[-1]["content"] for row in heldout}))
+    )
     assert all(item.plain != messages and item.task is None for item in items)
 
 
@@ -261,7 +327,13 @@ def test_a_judge_stage_counts_what_it_could_not_score(room: Room) -> None:
     rows[5]["task"] = None
     completions = written(room, items, draws=1)
     write_rows(items / "items.jsonl", rows)
-    outcome = room.run(judge, GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0), "verdicts", items=items, completions=completions)
+    outcome = room.run(
+        judge,
+        GoldPreferenceSettings(gold=WEIGHTS, temperature=1.0),
+        "verdicts",
+        items=items,
+        completions=completions,
+    )
     verdicts = list(read_jsonl(room.folder("verdicts") / "verdicts.jsonl", Verdict))
     assert outcome.counts == {"rows": 16, "unscored": 1}
     assert [v.unscored is not None for v in verdicts] == [i == 5 for i in range(16)]
@@ -280,8 +352,22 @@ def cell(room: Room) -> dict[str, Path]:
 
     prompt = [{"role": "user", "content": "?"}]
     verdicts = [
-        Verdict("a", "j", preference=0.9, policy_length=10, baseline_length=20, details={"gold": 8.0, "content": 1.0}),
-        Verdict("b", "j", preference=0.5, policy_length=30, baseline_length=20, details={"gold": 4.0, "content": 0.0}),
+        Verdict(
+            "a",
+            "j",
+            preference=0.9,
+            policy_length=10,
+            baseline_length=20,
+            details={"gold": 8.0, "content": 1.0},
+        ),
+        Verdict(
+            "b",
+            "j",
+            preference=0.5,
+            policy_length=30,
+            baseline_length=20,
+            details={"gold": 4.0, "content": 0.0},
+        ),
         Verdict("c", "j", preference=0.1, policy_length=20, baseline_length=20),
         Verdict("d", "j", unscored="no task"),
     ]
@@ -290,13 +376,32 @@ def cell(room: Room) -> dict[str, Path]:
         for item, category, values in (("m", "math", (10.0, 6.0)), ("w", "writing", (4.0, 2.0)))
         for turn, value in enumerate(values)
     ]
-    completions = [Completion(i, ["?"], [text], [n], [done]) for i, text, n, done in (("a", "four", 3, True), ("b", "eight888", 5, False))]
-    reference = {"heldout/1/chosen": -20.0, "heldout/1/rejected": -30.0, "heldout/2/chosen": -10.0, "heldout/2/rejected": -12.0}
-    policy = {"heldout/1/chosen": -18.0, "heldout/1/rejected": -33.0, "heldout/2/chosen": -14.0, "heldout/2/rejected": -13.0}
+    completions = [
+        Completion(i, ["?"], [text], [n], [done])
+        for i, text, n, done in (("a", "four", 3, True), ("b", "eight888", 5, False))
+    ]
+    reference = {
+        "heldout/1/chosen": -20.0,
+        "heldout/1/rejected": -30.0,
+        "heldout/2/chosen": -10.0,
+        "heldout/2/rejected": -12.0,
+    }
+    policy = {
+        "heldout/1/chosen": -18.0,
+        "heldout/1/rejected": -33.0,
+        "heldout/2/chosen": -14.0,
+        "heldout/2/rejected": -13.0,
+    }
     return {
-        "preferences": put("preferences", "heldout.jsonl", [Pair(str(i), prompt, "c", "r", "", "") for i in (1, 2)]),
-        "reference_logps": put("reference", "logps.jsonl", [Logps(name, value, 4) for name, value in reference.items()]),
-        "policy_logps": put("policy", "logps.jsonl", [Logps(name, value, 4) for name, value in policy.items()]),
+        "preferences": put(
+            "preferences", "heldout.jsonl", [Pair(str(i), prompt, "c", "r", "", "") for i in (1, 2)]
+        ),
+        "reference_logps": put(
+            "reference", "logps.jsonl", [Logps(name, value, 4) for name, value in reference.items()]
+        ),
+        "policy_logps": put(
+            "policy", "logps.jsonl", [Logps(name, value, 4) for name, value in policy.items()]
+        ),
         "kl_policy_logps": put("kl_policy", "logps.jsonl", [Logps("x", -4.0, 4), Logps("y", -6.0, 4)]),
         "kl_reference_logps": put("kl_reference", "logps.jsonl", [Logps("x", -5.0, 4), Logps("y", -9.0, 4)]),
         "preference_completions": put("answers", "completions.jsonl", completions),
@@ -305,7 +410,9 @@ def cell(room: Room) -> dict[str, Path]:
     }
 
 
-def result(room: Room, inputs: dict[str, Path], beta: float | None = 0.1) -> tuple[dict[str, float], dict[str, str]]:
+def result(
+    room: Room, inputs: dict[str, Path], beta: float | None = 0.1
+) -> tuple[dict[str, float], dict[str, str]]:
     room.run(score, ScoreSettings(beta=beta, bootstrap_resamples=200, bootstrap_seed=0), "score", **inputs)
     text = (room.folder("score") / "result.json").read_text()
     assert "NaN" not in text
@@ -353,17 +460,29 @@ def test_every_metric_by_hand(room: Room, cell: dict[str, Path]) -> None:
 def test_a_tie_of_rewards_is_half_right(room: Room, cell: dict[str, Path]) -> None:
     """A policy that has not moved ranks nothing: neither right nor wrong."""
     metrics, _ = result(room, {**cell, "policy_logps": cell["reference_logps"]})
-    assert (metrics["reward_accuracy"], metrics["reward_accuracy_n"], metrics["reward_margin"]) == (0.5, 2, 0.0)
+    assert (metrics["reward_accuracy"], metrics["reward_accuracy_n"], metrics["reward_margin"]) == (
+        0.5,
+        2,
+        0.0,
+    )
 
 
 def test_unpaired_rows_have_an_area_and_no_pairs(room: Room, cell: dict[str, Path]) -> None:
     """Rewards 2 and -4 desirable, -3 and -1 undesirable: of four comparisons 2 > -3, 2 > -1 are right."""
     prompt = [{"role": "user", "content": "?"}]
-    rows = [Unpaired(str(i), prompt, "c", label, "") for i, label in ((1, True), (2, True), (3, False), (4, False))]
+    rows = [
+        Unpaired(str(i), prompt, "c", label, "")
+        for i, label in ((1, True), (2, True), (3, False), (4, False))
+    ]
     ratios = {1: 2.0, 2: -4.0, 3: -3.0, 4: -1.0}
     write_jsonl(cell["preferences"] / "heldout.jsonl", rows)
-    write_jsonl(cell["reference_logps"] / "logps.jsonl", [Logps(f"heldout/{i}/completion", -20.0, 4) for i in ratios])
-    write_jsonl(cell["policy_logps"] / "logps.jsonl", [Logps(f"heldout/{i}/completion", -20.0 + r, 4) for i, r in ratios.items()])
+    write_jsonl(
+        cell["reference_logps"] / "logps.jsonl", [Logps(f"heldout/{i}/completion", -20.0, 4) for i in ratios]
+    )
+    write_jsonl(
+        cell["policy_logps"] / "logps.jsonl",
+        [Logps(f"heldout/{i}/completion", -20.0 + r, 4) for i, r in ratios.items()],
+    )
     metrics, missing = result(room, cell)
     assert metrics["reward_auc"] == 0.5
     assert metrics["reward_chosen"] == pytest.approx(-0.1)
@@ -376,7 +495,9 @@ def test_unpaired_rows_have_an_area_and_no_pairs(room: Room, cell: dict[str, Pat
 
 def test_what_was_not_measured_says_why(room: Room, cell: dict[str, Path]) -> None:
     """A start model without a judge: completions and log-probs are all there is."""
-    inputs = {name: cell[name] for name in ("preferences", "reference_logps")} | {"plain_completions": cell["preference_completions"]}
+    inputs = {name: cell[name] for name in ("preferences", "reference_logps")} | {
+        "plain_completions": cell["preference_completions"]
+    }
     metrics, missing = result(room, inputs, beta=None)
     assert set(missing) == {
         "win_rate", "lc_win_rate", "rating", "kl", "reward_accuracy", "reward_auc", "reward_chosen", "reward_rejected", "reward_margin",
@@ -391,7 +512,10 @@ def test_what_was_not_measured_says_why(room: Room, cell: dict[str, Path]) -> No
 def test_repetition_within_and_across_completions_by_hand(room: Room, cell: dict[str, Path]) -> None:
     """`a b a b a` holds aba bab aba: 1 of 3 is a repeat. `A b a c` holds aba bac: none. Too short: left out. 3 different of 5 in all."""
     texts = ["a b a b a", "A b a c", "a b"]
-    write_jsonl(cell["preference_completions"] / "completions.jsonl", [Completion(t, ["?"], [t], [5], [True]) for t in texts])
+    write_jsonl(
+        cell["preference_completions"] / "completions.jsonl",
+        [Completion(t, ["?"], [t], [5], [True]) for t in texts],
+    )
     metrics, _ = result(room, cell)
     assert metrics["repetition"] == pytest.approx((1 / 3 + 0) / 2)
     assert metrics["repetition_n"] == 2

@@ -61,7 +61,9 @@ def test_log_probs_cover_exactly_the_rows_that_are_read(cell: CellPlan) -> None:
     rows = {split: read_rows(preferences / f"{split}.jsonl") for split in ("train", "heldout")}
     columns = ("chosen", "rejected", "mismatched_chosen", "mismatched_rejected")
     reference = read_logps(smoke_folder(cell.score.inputs["reference_logps"]))  # type: ignore[arg-type]
-    assert set(reference) == {f"{split}/{row.id}/{column}" for split in rows for row in rows[split] for column in columns}
+    assert set(reference) == {
+        f"{split}/{row.id}/{column}" for split in rows for row in rows[split] for column in columns
+    }
     policy = read_logps(smoke_folder(cell.score.inputs["policy_logps"]))  # type: ignore[arg-type]
     assert set(policy) == {f"heldout/{row.id}/{column}" for row in rows["heldout"] for column in columns[:2]}
     assert all(value.logps < 0 and value.n_tokens > 0 for value in {**reference, **policy}.values())
@@ -69,16 +71,23 @@ def test_log_probs_cover_exactly_the_rows_that_are_read(cell: CellPlan) -> None:
 
 
 def test_kl_samples_are_scored_token_by_token_as_they_were_drawn(cell: CellPlan) -> None:
-    drawn = {c.id: c for c in read_jsonl(smoke_folder(stage_of(cell, "generate", "KL")) / "completions.jsonl", Completion)}
+    drawn = {
+        c.id: c
+        for c in read_jsonl(smoke_folder(stage_of(cell, "generate", "KL")) / "completions.jsonl", Completion)
+    }
     for role in ("kl_policy_logps", "kl_reference_logps"):
         scored = read_logps(smoke_folder(cell.score.inputs[role]))  # type: ignore[arg-type]
-        assert {name: value.n_tokens for name, value in scored.items()} == {name: c.n_tokens[0] for name, c in drawn.items()}
+        assert {name: value.n_tokens for name, value in scored.items()} == {
+            name: c.n_tokens[0] for name, c in drawn.items()
+        }
 
 
 def test_every_training_moved_its_weights_and_left_a_model_that_loads(cell: CellPlan) -> None:
     for method in ("dpo", "ipo", "kto"):
         train = smoke_cell(method, 0.1).roles["train"]
-        before, after = (load_file(smoke_folder(s) / "model" / "model.safetensors") for s in (train.inputs["model"], train))  # type: ignore[arg-type]
+        before, after = (
+            load_file(smoke_folder(s) / "model" / "model.safetensors") for s in (train.inputs["model"], train)
+        )  # type: ignore[arg-type]
         assert set(before) == set(after)
         assert all((after[name] - before[name]).abs().max() > 0 for name in after)
         assert not (smoke_folder(train) / "trainer").exists()
@@ -116,8 +125,13 @@ def test_rows_whose_prompt_is_too_long_are_counted_and_named(cell: CellPlan, tmp
         rows[i]["prompt"] = [{"role": "user", "content": "Paris " * 400}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "out").mkdir()
-    run = StageRun({**inputs, "preferences": tmp_path / "rows"}, tmp_path / "out", Progress(tmp_path / "progress"))
-    with pytest.raises(PromptTooLong, match=rf"2 rows have .* raise model\.max_length\. First: heldout row {rows[3]['id']}: a prompt of"):
+    run = StageRun(
+        {**inputs, "preferences": tmp_path / "rows"}, tmp_path / "out", Progress(tmp_path / "progress")
+    )
+    with pytest.raises(
+        PromptTooLong,
+        match=rf"2 rows have .* raise model\.max_length\. First: heldout row {rows[3]['id']}: a prompt of",
+    ):
         logps_stage.run(stage.settings, run)  # type: ignore[arg-type]
 
 
@@ -129,8 +143,16 @@ def test_categories_have_temperatures_of_their_own() -> None:
 
     decoding = Decoding(temperature=0.7, top_p=1.0, max_new_tokens=8)
     settings = GenerateSettings(
-        engine="transformers", decoding=decoding, batch_size=4, dtype="float32", seed=0, temperatures={"math": 0.0, "stem": 0.1}
+        engine="transformers",
+        decoding=decoding,
+        batch_size=4,
+        dtype="float32",
+        seed=0,
+        temperatures={"math": 0.0, "stem": 0.1},
     )
-    items = [Item(str(i), category, ["one", "two"][: 1 + i % 2]) for i, category in enumerate(["math", "writing", "math", "stem", None])]
+    items = [
+        Item(str(i), category, ["one", "two"][: 1 + i % 2])
+        for i, category in enumerate(["math", "writing", "math", "stem", None])
+    ]
     assert _by_temperature(settings, items, 0) == {0.0: [0, 2], 0.7: [1, 4], 0.1: [3]}
     assert _by_temperature(settings, items, 1) == {0.7: [1], 0.1: [3]}

@@ -62,7 +62,12 @@ def test_nothing_scored_has_no_win_rate():
 
 def test_one_item_has_no_interval():
     rate = win_rate([1.0], rng())
-    assert rate is not None and (rate.value, rate.standard_error, rate.low, rate.high) == (1.0, None, None, None)
+    assert rate is not None and (rate.value, rate.standard_error, rate.low, rate.high) == (
+        1.0,
+        None,
+        None,
+        None,
+    )
 
 
 def test_sure_wins_get_wilsons_interval_because_resampling_sees_no_spread():
@@ -99,14 +104,21 @@ def test_order_of_items_never_matters_nor_do_unscored_ones(preferences, shuffler
     if ours is None or theirs is None:
         assert ours is theirs
         return
-    assert (ours.value, ours.standard_error, ours.low, ours.high) == (theirs.value, theirs.standard_error, theirs.low, theirs.high)
+    assert (ours.value, ours.standard_error, ours.low, ours.high) == (
+        theirs.value,
+        theirs.standard_error,
+        theirs.low,
+        theirs.high,
+    )
     assert ours.n == theirs.n and ours.n_unscored == len(preferences) - len(shuffled)
 
 
 def test_bootstrap_interval_agrees_with_scipys():
     y = rng(3).beta(0.6, 0.4, size=300)
     rate = win_rate(y.tolist(), rng(), n_resamples=20_000)
-    theirs = sps.bootstrap((y,), np.mean, n_resamples=20_000, method="percentile", rng=rng(1), batch=2000).confidence_interval
+    theirs = sps.bootstrap(
+        (y,), np.mean, n_resamples=20_000, method="percentile", rng=rng(1), batch=2000
+    ).confidence_interval
     assert rate is not None
     assert (rate.low, rate.high) == pytest.approx((theirs.low, theirs.high), abs=0.002)
 
@@ -127,7 +139,10 @@ def test_rating_mean_by_hand():
 
 def test_rating_error_agrees_with_clustered_least_squares():
     g = rng(4)
-    ratings = {f"q{i}": np.clip(g.normal(7, 2) + g.normal(0, 1, size=2), 1, 10).tolist()[: 1 + (i % 5 > 0)] for i in range(40)}
+    ratings = {
+        f"q{i}": np.clip(g.normal(7, 2) + g.normal(0, 1, size=2), 1, 10).tolist()[: 1 + (i % 5 > 0)]
+        for i in range(40)
+    }
     y = [v for turns in ratings.values() for v in turns]
     groups = [i for i, turns in enumerate(ratings.values()) for _ in turns]
     theirs = sm.OLS(y, np.ones(len(y))).fit(cov_type="cluster", cov_kwds={"groups": groups})
@@ -163,7 +178,9 @@ def test_pooling_seeds_by_hand():
     """0.5, 0.6, 0.7: mean 0.6, sd 0.1, half width 4.3027 * 0.1 / sqrt(3) = 0.24841."""
     ours = pool([0.5, 0.6, None, 0.7])
     assert ours is not None and ours.n_seeds == 3
-    assert (ours.mean, ours.sd, ours.low, ours.high) == pytest.approx((0.6, 0.1, 0.6 - 0.248414, 0.6 + 0.248414), abs=1e-6)
+    assert (ours.mean, ours.sd, ours.low, ours.high) == pytest.approx(
+        (0.6, 0.1, 0.6 - 0.248414, 0.6 + 0.248414), abs=1e-6
+    )
     one = pool([0.5])
     assert one is not None and (one.sd, one.low, one.high) == (None, None, None)
 
@@ -287,12 +304,22 @@ def test_order_of_items_and_seeds_never_matters_to_a_comparison_and_sides_mirror
     turned = {s: dict(reversed(row.items())) for s, row in reversed(a.items())}
     assert compare(turned, b) == compare(a, b)
     ours, theirs = compare(a, b), compare(b, a)
-    assert ours is not None and theirs is not None and ours.combined is not None and theirs.combined is not None
+    assert (
+        ours is not None and theirs is not None and ours.combined is not None and theirs.combined is not None
+    )
     assert theirs.combined.value == pytest.approx(-ours.combined.value)
     assert theirs.combined.p == pytest.approx(ours.combined.p)
 
 
-def draw(g: np.random.Generator, n_rows: int, seed: float, prompt: float, residual: float, n_seeds: int = 3, n_items: int = 200):
+def draw(
+    g: np.random.Generator,
+    n_rows: int,
+    seed: float,
+    prompt: float,
+    residual: float,
+    n_seeds: int = 3,
+    n_items: int = 200,
+):
     """(rows, S, P) differences of mean 0 from one start model: half of the seed effect, prompt effect and residual is the start's."""
 
     def effect(sd: float, *shape: int) -> np.ndarray:
@@ -346,9 +373,16 @@ def test_a_real_difference_passes_holm_over_nine_rows_on_three_seeds_where_the_s
     d[0] += 0.25
     table = compare_table({k: layout(row) for k, row in enumerate(d)})
     best = table[0]
-    assert best is not None and best.combined is not None and best.combined.t is not None and best.p_holm is not None
+    assert (
+        best is not None
+        and best.combined is not None
+        and best.combined.t is not None
+        and best.p_holm is not None
+    )
     assert best.combined.t > 3 and best.p_holm < 0.01
-    assert all(row is not None and row.p_holm is not None and row.p_holm > 0.05 for k, row in table.items() if k)
+    assert all(
+        row is not None and row.p_holm is not None and row.p_holm > 0.05 for k, row in table.items() if k
+    )
     by_seeds = holm([row.seeds.p if row and row.seeds else None for row in table.values()])
     assert by_seeds[0] is not None and by_seeds[0] > 0.01
 
@@ -370,7 +404,12 @@ def test_pooling_widens_a_row_whose_seeds_agree_by_luck_and_leaves_missing_rows_
 
 def test_holm_by_hand():
     """Of 3 tests 0.01, 0.03, 0.04: 3 * 0.01, 2 * 0.03, and 1 * 0.04 raised to the 0.06 before it. None is no test."""
-    assert holm([0.03, None, 0.01, 0.04]) == [pytest.approx(0.06), None, pytest.approx(0.03), pytest.approx(0.06)]
+    assert holm([0.03, None, 0.01, 0.04]) == [
+        pytest.approx(0.06),
+        None,
+        pytest.approx(0.03),
+        pytest.approx(0.06),
+    ]
 
 
 @settings(max_examples=25, deadline=None)
@@ -380,7 +419,9 @@ def test_holm_agrees_with_statsmodels(p_values):
     ours = holm(p_values)
     assert [p is None for p in ours] == [p is None for p in p_values]
     if measured:
-        assert [p for p in ours if p is not None] == pytest.approx(list(multipletests(measured, method="holm")[1]))
+        assert [p for p in ours if p is not None] == pytest.approx(
+            list(multipletests(measured, method="holm")[1])
+        )
 
 
 def test_rows_that_cannot_be_told_apart_from_the_best():

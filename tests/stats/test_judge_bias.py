@@ -25,7 +25,9 @@ from bench.world.writers import write
 WEIGHTS = GoldWeights(content=0.45, constraints=0.35, conciseness=0.2)
 SLOPPY = Writer(error=0.15, missed_constraint=0.65, filler=0.6)
 GOOD = Writer(error=0.1, missed_constraint=0.15, filler=0.2)
-WORLD = World(categories=CATEGORIES, constraint_counts=(0.2, 0.4, 0.4), gold=WEIGHTS, reference=GOOD, eval_seed=0)
+WORLD = World(
+    categories=CATEGORIES, constraint_counts=(0.2, 0.4, 0.4), gold=WEIGHTS, reference=GOOD, eval_seed=0
+)
 N = 400
 
 
@@ -78,14 +80,22 @@ class Scripted:
     upside_down: bool = False
     name: str = "scripted"
 
-    def judge(self, asked: Sequence[Item], answers: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+    def judge(
+        self, asked: Sequence[Item], answers: Sequence[Completion], against: Sequence[Completion] | None
+    ) -> Iterator[Verdict]:
         by_id, rng = {item.id: item for item in asked}, random.Random(self.seed)
         for place, answer in enumerate(answers):
             opponent = (by_id[answer.id].baseline or [""])[0]
             longer = len(answer.completions[0]) - len(opponent)
-            said = [self._say(answer.id, longer, first, place >= len(answers) / 2, rng) for first in (False, True)]
+            said = [
+                self._say(answer.id, longer, first, place >= len(answers) / 2, rng) for first in (False, True)
+            ]
             calls = [call(value, first) for value, first in zip(said, (False, True), strict=True)]
-            about: dict[str, Any] = {"policy_length": len(answer.completions[0]), "baseline_length": len(opponent), "calls": calls}
+            about: dict[str, Any] = {
+                "policy_length": len(answer.completions[0]),
+                "baseline_length": len(opponent),
+                "calls": calls,
+            }
             read = [value for value in said if value is not None]
             if len(read) < 2:
                 yield Verdict(answer.id, self.name, unscored="no verdict in 'hm'", **about)
@@ -125,7 +135,9 @@ def judged(judge: Scripted) -> list[Verdict]:
 
 def found(judge: Scripted) -> dict[str, Any]:
     first, second = judged(judge), again(judge)
-    return judge_bias.preference_statistics(first, second, truth()) | judge_bias.preference_agreement(first, truth())
+    return judge_bias.preference_statistics(first, second, truth()) | judge_bias.preference_agreement(
+        first, truth()
+    )
 
 
 VOTES = Scripted(votes=True)
@@ -139,7 +151,9 @@ STATISTICS: dict[str, Callable[[Scripted], Any]] = {
     "position_bias": lambda judge: judge_bias.position_bias(judged(judge)),
     "length_bias": lambda judge: judge_bias.preference_slope(judged(judge), truth()),
     "failure_rate": lambda judge: judge_bias.failure_rate(judged(judge)),
-    "noise_rate": lambda judge: judge_bias.noise_rate(judge_bias.retest_agreement(judged(judge), again(judge))),
+    "noise_rate": lambda judge: judge_bias.noise_rate(
+        judge_bias.retest_agreement(judged(judge), again(judge))
+    ),
     "tie_rate": lambda judge: judge_bias.tie_rate(judged(judge)),
     "drift": lambda judge: judge_bias.preference_statistics(judged(judge), None, truth())["drift"],
 }
@@ -159,7 +173,9 @@ STATISTICS: dict[str, Callable[[Scripted], Any]] = {
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_injected_fault_comes_back_within_its_interval(judge: Scripted, name: str, injected: float, size: float) -> None:
+def test_an_injected_fault_comes_back_within_its_interval(
+    judge: Scripted, name: str, injected: float, size: float
+) -> None:
     """Over 40 seeds a 95 % interval holds the injected value at least 33 times (chance of fewer: 0.1 %), and is no wider than `size`."""
     seeds = range(40)
     estimates = [STATISTICS[name](replace(judge, seed=seed)) for seed in seeds]
@@ -177,7 +193,15 @@ def _covers(estimate: Estimate, value: float) -> bool:
 
 def test_a_fair_judge_has_no_faults() -> None:
     fair = found(Scripted())
-    for name in ("position_bias", "flip_rate", "tie_rate", "failure_rate", "length_bias", "noise_rate", "drift"):
+    for name in (
+        "position_bias",
+        "flip_rate",
+        "tie_rate",
+        "failure_rate",
+        "length_bias",
+        "noise_rate",
+        "drift",
+    ):
         assert fair[name].value == pytest.approx(0, abs=1e-6), name
     for name in ("agreement", "kappa", "retest_agreement"):
         assert fair[name].value == 1, name
@@ -273,7 +297,11 @@ def test_orders_by_hand() -> None:
     assert isinstance(bias, Estimate) and (bias.value, bias.n) == (0.5, 3)
     assert isinstance(flips, Estimate) and (flips.value, flips.n) == (pytest.approx(1 / 3), 3)
     ties, failures = judge_bias.tie_rate(verdicts), judge_bias.failure_rate(verdicts)
-    assert isinstance(ties, Estimate) and (ties.value, ties.n, ties.n_unscored) == (pytest.approx(1 / 7), 7, 1)
+    assert isinstance(ties, Estimate) and (ties.value, ties.n, ties.n_unscored) == (
+        pytest.approx(1 / 7),
+        7,
+        1,
+    )
     assert isinstance(failures, Estimate) and (failures.value, failures.n) == (1 / 8, 8)
 
 
@@ -283,7 +311,12 @@ def test_kappa_by_hand() -> None:
     verdicts = [Verdict(f"{i}", "j", preference=p) for i, (p, _) in enumerate(rows)]
     labels = {f"{i}": t for i, (_, t) in enumerate(rows)}
     agreement, kappa = judge_bias.preference_agreement(verdicts, labels).values()
-    assert isinstance(kappa, Estimate) and kappa.value == pytest.approx(0.4) and kappa.low is not None and kappa.low < 0.4
+    assert (
+        isinstance(kappa, Estimate)
+        and kappa.value == pytest.approx(0.4)
+        and kappa.low is not None
+        and kappa.low < 0.4
+    )
     assert isinstance(agreement, Estimate) and agreement.value == pytest.approx(0.7)
     tied = [Verdict("0", "j", preference=0.5), Verdict("1", "j", preference=1.0)]
     halves = judge_bias.preference_agreement(tied, {"0": 1.0, "1": 1.0})["agreement"]
@@ -294,13 +327,23 @@ def test_kappa_by_hand() -> None:
 def test_length_slope_agrees_with_statsmodels() -> None:
     sm: Any = pytest.importorskip("statsmodels.api")
     verdicts = judged(replace(VOTES, length=2.0))
-    x = np.array([[((v.policy_length or 0) - (v.baseline_length or 0)) / 100, 1.0, logit(truth()[v.item_id])] for v in verdicts])
+    x = np.array(
+        [
+            [((v.policy_length or 0) - (v.baseline_length or 0)) / 100, 1.0, logit(truth()[v.item_id])]
+            for v in verdicts
+        ]
+    )
     y = np.array([v.preference for v in verdicts])
     fit = sm.GLM(y, x, family=sm.families.Binomial()).fit(cov_type="HC1")
     ours = judge_bias.preference_slope(verdicts, truth())
     assert isinstance(ours, Estimate)
-    error = fit.bse[0] * math.sqrt(N / (N - 3))  # statsmodels leaves the small-sample factor of HC1 out of GLMs
-    assert (ours.value, ours.standard_error) == (pytest.approx(fit.params[0], rel=1e-6), pytest.approx(error, rel=1e-6))
+    error = fit.bse[0] * math.sqrt(
+        N / (N - 3)
+    )  # statsmodels leaves the small-sample factor of HC1 out of GLMs
+    assert (ours.value, ours.standard_error) == (
+        pytest.approx(fit.params[0], rel=1e-6),
+        pytest.approx(error, rel=1e-6),
+    )
 
 
 def plain_slope(verdicts: Sequence[Verdict]) -> judge_bias.Statistic:
@@ -312,9 +355,19 @@ def plain_drift(verdicts: Sequence[Verdict]) -> judge_bias.Statistic:
 
 
 @pytest.mark.parametrize(
-    "statistic", [judge_bias.position_bias, judge_bias.flip_rate, judge_bias.tie_rate, judge_bias.failure_rate, plain_slope, plain_drift]
+    "statistic",
+    [
+        judge_bias.position_bias,
+        judge_bias.flip_rate,
+        judge_bias.tie_rate,
+        judge_bias.failure_rate,
+        plain_slope,
+        plain_drift,
+    ],
 )
-def test_nothing_measured_is_no_number(statistic: Callable[[Sequence[Verdict]], judge_bias.Statistic]) -> None:
+def test_nothing_measured_is_no_number(
+    statistic: Callable[[Sequence[Verdict]], judge_bias.Statistic],
+) -> None:
     assert isinstance(statistic([]), Unmeasured)
     if statistic not in (judge_bias.failure_rate,):
         assert isinstance(statistic([pair("a", None, None)]), Unmeasured)

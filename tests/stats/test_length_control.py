@@ -70,7 +70,9 @@ def test_one_fit_agrees_with_statsmodels(with_difficulty):
     w = sm.GLM(y, x, family=sm.families.Binomial()).fit(tol=1e-14, maxiter=100).params
     rate = lc_win_rate(y.tolist(), policy, baseline, rng(), difficulty)
     assert isinstance(rate, LcWinRate)
-    ours = [rate.length_coefficient, rate.model_coefficient] + ([rate.difficulty_coefficient] if with_difficulty else [])
+    ours = [rate.length_coefficient, rate.model_coefficient] + (
+        [rate.difficulty_coefficient] if with_difficulty else []
+    )
     assert ours == pytest.approx(list(w), abs=1e-6)
     at_equal_length = x.copy()
     at_equal_length[:, 0] = 0
@@ -163,7 +165,9 @@ def test_contributions_average_to_lc_and_scatter_like_its_refits(with_difficulty
     y, policy, baseline = world(600, seed=2)
     difficulty = rng(1).normal(size=600).tolist() if with_difficulty else None
     rate = lc_win_rate(y, policy, baseline, rng(), difficulty)
-    each = lc_contributions([*y, None], [*policy, 1], [*baseline, 1], None if difficulty is None else [*difficulty, 0.0])
+    each = lc_contributions(
+        [*y, None], [*policy, 1], [*baseline, 1], None if difficulty is None else [*difficulty, 0.0]
+    )
     assert isinstance(rate, LcWinRate) and isinstance(each, list)
     assert each[-1] is None
     mean = mean_estimate(each)
@@ -190,7 +194,10 @@ def gamed_rows(n: int, seed: int = 3) -> list[list[Gamed]]:
     g = rng(seed)
     gaps = np.column_stack([-np.abs(g.normal(1, 0.5, n)), np.abs(g.normal(1, 0.5, n))])
     likes = 1 / (1 + np.exp(np.tanh(gaps)))
-    return [[Gamed(float(p), float(gap), 0.1) for p, gap in zip(ps, row, strict=True)] for ps, row in zip(likes, gaps, strict=True)]
+    return [
+        [Gamed(float(p), float(gap), 0.1) for p, gap in zip(ps, row, strict=True)]
+        for ps, row in zip(likes, gaps, strict=True)
+    ]
 
 
 def test_gamed_rows_enter_the_fit_with_their_weight_and_without_the_models_term():
@@ -199,14 +206,24 @@ def test_gamed_rows_enter_the_fit_with_their_weight_and_without_the_models_term(
     difficulty, gamed = rng(6).normal(size=150), gamed_rows(150)
     gap = np.array(baseline) - np.array(policy)
     items = np.column_stack([np.tanh(gap / gap.std(ddof=1)), np.ones(150), difficulty])
-    more = np.array([[math.tanh(g.gap), 0, d] for games, d in zip(gamed, difficulty, strict=True) for g in games])
+    more = np.array(
+        [[math.tanh(g.gap), 0, d] for games, d in zip(gamed, difficulty, strict=True) for g in games]
+    )
     targets = np.array(y + [g.preference for games in gamed for g in games])
     family, weights = sm.families.Binomial(), np.concatenate([np.ones(150), np.full(300, 0.1)])
-    w = sm.GLM(targets, np.vstack([items, more]), family=family, var_weights=weights).fit(tol=1e-14, maxiter=100).params
+    w = (
+        sm.GLM(targets, np.vstack([items, more]), family=family, var_weights=weights)
+        .fit(tol=1e-14, maxiter=100)
+        .params
+    )
     rate = lc_win_rate(y, policy, baseline, rng(), difficulty.tolist(), gamed, n_resamples=5)
     assert isinstance(rate, LcWinRate)
-    assert [rate.length_coefficient, rate.model_coefficient, rate.difficulty_coefficient] == pytest.approx(list(w), abs=1e-6)
-    assert rate.value == pytest.approx(float(np.mean(1 / (1 + np.exp(-(w[1] + w[2] * difficulty))))), abs=1e-8)
+    assert [rate.length_coefficient, rate.model_coefficient, rate.difficulty_coefficient] == pytest.approx(
+        list(w), abs=1e-6
+    )
+    assert rate.value == pytest.approx(
+        float(np.mean(1 / (1 + np.exp(-(w[1] + w[2] * difficulty))))), abs=1e-8
+    )
 
 
 def test_gamed_rows_keep_a_weak_policy_from_being_excused_by_its_length():
@@ -255,7 +272,14 @@ def test_calibrated_contributions_average_to_the_rate_and_scatter_like_its_refit
 
 def verdicts(columns, names):
     return [
-        Verdict(name, "j", preference=y, unscored=None if y is not None else "no vote", policy_length=p, baseline_length=b)
+        Verdict(
+            name,
+            "j",
+            preference=y,
+            unscored=None if y is not None else "no vote",
+            policy_length=p,
+            baseline_length=b,
+        )
         for name, y, p, b in zip(names, *columns, strict=True)
     ]
 
@@ -263,7 +287,9 @@ def verdicts(columns, names):
 def test_verdicts_take_their_own_items_difficulty_and_gamed_rows():
     y, policy, baseline = world(60)
     names, difficulty, gamed = [f"i{n}" for n in range(60)], rng(1).normal(size=60).tolist(), gamed_rows(60)
-    calibration = Calibration(dict(zip(names[::-1], difficulty[::-1], strict=True)), dict(zip(names, gamed, strict=True)), "abc")
+    calibration = Calibration(
+        dict(zip(names[::-1], difficulty[::-1], strict=True)), dict(zip(names, gamed, strict=True)), "abc"
+    )
     direct = lc_win_rate(y, policy, baseline, rng(), difficulty, gamed)
     assert lc_of_verdicts(verdicts((y, policy, baseline), names), calibration, rng()) == direct
     each = contributions_of_verdicts(verdicts((y, policy, baseline), names), calibration)
@@ -276,7 +302,10 @@ def test_a_calibration_that_lacks_items_measures_nothing():
     assert calibrated(three[:1], None) == (["a"], [0.5], [1], [2], None, None)
     assert calibrated(three[:1], calibration) == (["a"], [0.5], [1], [2], [0.1], None)
     lacking = calibrated(three, calibration)
-    assert isinstance(lacking, Unmeasured) and lacking.reason == "the calibration abc has no difficulty for 2 of 3 items"
+    assert (
+        isinstance(lacking, Unmeasured)
+        and lacking.reason == "the calibration abc has no difficulty for 2 of 3 items"
+    )
     some = verdicts(([1.0, 0.0, 0.5], [1, 2, 3], [3, 2, 2]), ["a", "b", "c"])
     assert lc_of_verdicts(some, calibration, rng()) == contributions_of_verdicts(some, calibration) == lacking
 
@@ -293,7 +322,9 @@ def planted(n_policies: int = 8, n: int = 300) -> tuple[list[Columns], np.ndarra
         policy = np.maximum(1, baseline + g.normal(200, 400, size=n).astype(int))
         gap = baseline - policy
         p = 1 / (1 + np.exp(-(0.4 * m - 1.5 - np.tanh(gap / gap.std(ddof=1)) + difficulty)))
-        policies.append(Columns(names, (g.random(n) < p).astype(float).tolist(), policy.tolist(), baseline.tolist()))
+        policies.append(
+            Columns(names, (g.random(n) < p).astype(float).tolist(), policy.tolist(), baseline.tolist())
+        )
     return policies, difficulty
 
 
@@ -326,7 +357,12 @@ def test_difficulties_do_not_depend_on_the_order_and_take_items_that_some_polici
     shuffled = [Columns(*([column[i] for i in order] for column in policy[:4])) for policy in policies]
     assert fit_difficulty(shuffled[::-1]) == fit_difficulty(policies)
     first = policies[0]
-    partly = Columns(first.items[:30], [None, *first.preferences[1:30]], first.policy_lengths[:30], first.baseline_lengths[:30])
+    partly = Columns(
+        first.items[:30],
+        [None, *first.preferences[1:30]],
+        first.policy_lengths[:30],
+        first.baseline_lengths[:30],
+    )
     assert len(fit_difficulty([partly, *policies[1:]])) == 50
     lost = Columns(first.items, [0.0] * 50, first.policy_lengths, first.baseline_lengths)
     assert all(math.isfinite(value) and value < 0 for value in fit_difficulty([lost]).values())

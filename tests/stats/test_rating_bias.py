@@ -23,7 +23,9 @@ from bench.world.writers import write
 
 WEIGHTS = GoldWeights(content=0.45, constraints=0.35, conciseness=0.2)
 SLOPPY = Writer(error=0.15, missed_constraint=0.65, filler=0.6)
-WORLD = World(categories=CATEGORIES, constraint_counts=(0.2, 0.4, 0.4), gold=WEIGHTS, reference=SLOPPY, eval_seed=0)
+WORLD = World(
+    categories=CATEGORIES, constraint_counts=(0.2, 0.4, 0.4), gold=WEIGHTS, reference=SLOPPY, eval_seed=0
+)
 N = 200  # items of two turns
 
 
@@ -32,7 +34,9 @@ def answers() -> tuple[list[Item], list[Completion]]:
     items = make_items(WORLD, N, split="evaluation", seed=0, n_turns=2)
     rng = random.Random(0)
     texts = [[write(Turn.from_json(turn), SLOPPY, rng) for turn in item.task or []] for item in items]
-    return items, [Completion(item.id, item.turns, written, [], []) for item, written in zip(items, texts, strict=True)]
+    return items, [
+        Completion(item.id, item.turns, written, [], []) for item, written in zip(items, texts, strict=True)
+    ]
 
 
 @cache
@@ -103,7 +107,9 @@ def scaled() -> dict[tuple[str, int], float]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_injected_fault_comes_back_within_its_interval(judge: Scripted, name: str, injected: float, size: float) -> None:
+def test_an_injected_fault_comes_back_within_its_interval(
+    judge: Scripted, name: str, injected: float, size: float
+) -> None:
     """Over 40 seeds a 95 % interval holds the injected value at least 33 times (chance of fewer: 0.1 %), and is no wider than `size`."""
     estimates = [STATISTICS[name](replace(judge, seed=seed)) for seed in range(40)]
     inside = [e.low is None or e.low - 1e-9 <= injected <= e.high + 1e-9 for e in estimates]
@@ -114,7 +120,9 @@ def test_an_injected_fault_comes_back_within_its_interval(judge: Scripted, name:
 
 def test_a_fair_judge_has_no_faults_and_a_coarse_or_lazy_one_is_seen() -> None:
     fair = Scripted()
-    found = audit.rating_statistics(fair.judge(), fair.again(), scaled()) | audit.rating_agreement(fair.judge(), truth())
+    found = audit.rating_statistics(fair.judge(), fair.again(), scaled()) | audit.rating_agreement(
+        fair.judge(), truth()
+    )
     for name in ("failure_rate", "noise_sd", "length_bias", "drift"):
         assert value_of(found[name]) == pytest.approx(0, abs=1e-6), name
     for name in ("retest_agreement", "rank_correlation", "pair_agreement"):
@@ -144,9 +152,16 @@ def test_a_plain_slope_confounds_quality_with_length_and_the_bias_does_not() -> 
 
 def drawn(rng: np.random.Generator, n: int, rho: float) -> tuple[list[Verdict], dict[tuple[str, int], float]]:
     """n items of two turns: rating and truth bivariate normal with correlation rho, and the turns of an item alike."""
-    item, own = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], n), rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], (n, 2))
+    item, own = (
+        rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], n),
+        rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], (n, 2)),
+    )
     values = 5.5 + 0.5 * (math.sqrt(0.5) * item[:, None, :] + math.sqrt(0.5) * own)
-    verdicts = [Verdict(f"{i}", "j", turn, rating=min(10.0, max(1.0, float(values[i, turn, 0])))) for i in range(n) for turn in (0, 1)]
+    verdicts = [
+        Verdict(f"{i}", "j", turn, rating=min(10.0, max(1.0, float(values[i, turn, 0]))))
+        for i in range(n)
+        for turn in (0, 1)
+    ]
     return verdicts, {(f"{i}", turn): float(values[i, turn, 1]) for i in range(n) for turn in (0, 1)}
 
 
@@ -172,7 +187,9 @@ def test_agreement_covers_what_the_population_has(rho: float) -> None:
 
 @pytest.mark.parametrize("labelled", [20, 100])
 @pytest.mark.parametrize(
-    "judge", [Scripted(length=2.0, noise=0.3), Scripted(noise=1.0, item_noise=0.5, failures=0.1)], ids=["longer", "noisy"]
+    "judge",
+    [Scripted(length=2.0, noise=0.3), Scripted(noise=1.0, item_noise=0.5, failures=0.1)],
+    ids=["longer", "noisy"],
 )
 def test_the_corrected_rating_covers_the_truth_at_its_rate(judge: Scripted, labelled: int) -> None:
     """600 draws of 200 items from the population of items, with the truth of some of them: the population's true mean rating of rated
@@ -180,7 +197,11 @@ def test_the_corrected_rating_covers_the_truth_at_its_rate(judge: Scripted, labe
     by_item: dict[str, list[Verdict]] = {}
     for v in judge.judge():
         by_item.setdefault(v.item_id, []).append(v)
-    rated = {item: found for item, turns in by_item.items() if (found := [v for v in turns if v.rating is not None])}
+    rated = {
+        item: found
+        for item, turns in by_item.items()
+        if (found := [v for v in turns if v.rating is not None])
+    }
     population = np.mean([np.mean([truth()[v.item_id, v.turn] for v in turns]) for turns in rated.values()])
     rng, hits, names = np.random.default_rng(1), [], list(rated)
     for _ in range(600):
@@ -201,9 +222,16 @@ def test_a_biased_judges_own_mean_is_wrong_and_the_corrected_one_is_not() -> Non
     judge = Scripted(length=3.0, noise=0.2).judge()
     true = float(np.mean([*truth().values()]))
     own = audit.rating_statistics(judge, None, None)["mean_rating"]
-    assert isinstance(own, Estimate) and own.low is not None and own.high is not None and not own.low <= true <= own.high
+    assert (
+        isinstance(own, Estimate)
+        and own.low is not None
+        and own.high is not None
+        and not own.low <= true <= own.high
+    )
     some = set(random.Random(0).sample([item.id for item in answers()[0]], 60))
-    corrected = audit.corrected_rating(judge, {key: value for key, value in truth().items() if key[0] in some})
+    corrected = audit.corrected_rating(
+        judge, {key: value for key, value in truth().items() if key[0] in some}
+    )
     assert isinstance(corrected, Estimate) and corrected.low is not None and corrected.high is not None
     assert corrected.low <= true <= corrected.high
 
@@ -214,7 +242,8 @@ def test_a_biased_judges_own_mean_is_wrong_and_the_corrected_one_is_not() -> Non
 def rated(*ratings: float | None) -> list[Verdict]:
     """One item each."""
     return [
-        Verdict(f"{i}", "j", unscored="?") if rating is None else Verdict(f"{i}", "j", rating=rating) for i, rating in enumerate(ratings)
+        Verdict(f"{i}", "j", unscored="?") if rating is None else Verdict(f"{i}", "j", rating=rating)
+        for i, rating in enumerate(ratings)
     ]
 
 
@@ -243,7 +272,9 @@ def test_agreement_by_hand() -> None:
 
 def test_a_corrected_rating_by_hand() -> None:
     """Ratings 8, 8, 6, 6 of which the first two are truly 7 and 6: 7 + (-1 - 2) / 2 = 5.5. All labelled: the truth's mean."""
-    assert value_of(audit.corrected_rating(rated(8, 8, 6, 6), {("0", 0): 7.0, ("1", 0): 6.0})) == pytest.approx(5.5)
+    assert value_of(
+        audit.corrected_rating(rated(8, 8, 6, 6), {("0", 0): 7.0, ("1", 0): 6.0})
+    ) == pytest.approx(5.5)
     every = {(f"{i}", 0): t for i, t in enumerate((7.0, 6.0, 5.0, 4.0))}
     assert value_of(audit.corrected_rating(rated(8, 8, 6, 6), every)) == pytest.approx(5.5)
     assert isinstance(audit.corrected_rating(rated(8, 8), {("0", 0): 7.0}), Unmeasured)
@@ -256,7 +287,10 @@ def test_a_canary_is_held_against_the_honest_answer_to_the_same_item() -> None:
     assert isinstance(audit.canary_difference({"a": 2.0}, {}), Unmeasured)
 
 
-@pytest.mark.parametrize("name", ["mean_rating", "whole_rate", "commonest_rate", "length_slope", "drift", "retest_agreement", "noise_sd"])
+@pytest.mark.parametrize(
+    "name",
+    ["mean_rating", "whole_rate", "commonest_rate", "length_slope", "drift", "retest_agreement", "noise_sd"],
+)
 def test_nothing_measured_is_no_number(name: str) -> None:
     assert isinstance(audit.rating_statistics([], [], None)[name], Unmeasured)
     assert isinstance(audit.rating_statistics(rated(None, None), rated(None, None), None)[name], Unmeasured)

@@ -11,7 +11,15 @@ from scipy.special import expit
 
 from bench.records import Verdict
 from bench.stats.estimates import Unmeasured
-from bench.stats.style_control import STYLES, arena_win_rate, battles, game_facts, has_games, markup, style_win_rate
+from bench.stats.style_control import (
+    STYLES,
+    arena_win_rate,
+    battles,
+    game_facts,
+    has_games,
+    markup,
+    style_win_rate,
+)
 
 
 def rng() -> np.random.Generator:
@@ -55,7 +63,9 @@ def test_markup_is_counted_outside_code() -> None:
 
 def test_the_rate_over_battles_weighs_items_by_their_battles() -> None:
     """Six battles won of item 0; one won, one lost of item 1; one lost and half of one of item 2: (6 + 1 + 0.5) / 10."""
-    found = arena_win_rate([verdict(0, (2, 2), "a", "b"), verdict(1, (1, -1), "a", "b"), verdict(2, (0, -1), "a", "b")], rng())
+    found = arena_win_rate(
+        [verdict(0, (2, 2), "a", "b"), verdict(1, (1, -1), "a", "b"), verdict(2, (0, -1), "a", "b")], rng()
+    )
     assert not isinstance(found, Unmeasured)
     assert found.value == 0.75 and found.n == 3 and found.low is not None and found.low < 0.75
     one = arena_win_rate([verdict(0, (2, -1), "a", "b"), verdict(1, None, "a", "b")], rng())
@@ -76,7 +86,9 @@ def test_a_preference_for_length_is_taken_out_and_the_truth_is_covered() -> None
     plain, controlled = arena_win_rate(verdicts, rng()), style_win_rate(verdicts, rng())
     assert not isinstance(plain, Unmeasured) and not isinstance(controlled, Unmeasured)
     assert plain.low is not None and plain.low > 0.6
-    assert controlled.low is not None and controlled.high is not None and controlled.low < 0.5 < controlled.high
+    assert (
+        controlled.low is not None and controlled.high is not None and controlled.low < 0.5 < controlled.high
+    )
     assert controlled.coefficients["length"] > 0.3 > abs(controlled.coefficients["bold"])
 
 
@@ -84,7 +96,9 @@ def test_intervals_cover_the_rate_at_equal_style_as_often_as_they_say() -> None:
     """100 tables of 120 items, each item's games alike in chance: 95 % of the intervals, within what 100 can tell."""
     covered = 0
     for seed in range(100):
-        found = style_win_rate(drawn(120, own=0.4, length=1.5, bold=0.3, seed=seed), np.random.default_rng(seed), n_resamples=200)
+        found = style_win_rate(
+            drawn(120, own=0.4, length=1.5, bold=0.3, seed=seed), np.random.default_rng(seed), n_resamples=200
+        )
         assert not isinstance(found, Unmeasured) and found.low is not None and found.high is not None
         covered += found.low <= expit(0.4) <= found.high
     assert covered >= 88  # 3.2 standard errors below 95
@@ -103,7 +117,9 @@ def test_the_order_of_verdicts_does_not_matter_and_swapped_sides_mirror_the_rate
     for v in verdicts:
         assert v.details is not None and v.preference is not None
         games = {"policy_first": -v.details["baseline_first"], "baseline_first": -v.details["policy_first"]}
-        details = {other(name): value for name, value in v.details.items() if not name.endswith("first")} | games
+        details = {
+            other(name): value for name, value in v.details.items() if not name.endswith("first")
+        } | games
         lengths = {"policy_length": v.baseline_length, "baseline_length": v.policy_length}
         swapped.append(Verdict(v.item_id, "j", preference=1 - v.preference, details=details, **lengths))  # type: ignore[arg-type]
     mirrored = style_win_rate(swapped, rng())
@@ -115,7 +131,9 @@ def test_one_item_with_the_only_list_has_a_finite_coefficient() -> None:
     verdicts = drawn(40, own=0.3, length=0.0)
     verdicts[0] = verdict(0, (2, 2), "- one\n- two\n" + "word " * 30, "word " * 30)
     found = style_win_rate(verdicts, rng())
-    assert not isinstance(found, Unmeasured) and set(found.coefficients) == {"length", "lists", "bold"} < set(STYLES)
+    assert not isinstance(found, Unmeasured) and set(found.coefficients) == {"length", "lists", "bold"} < set(
+        STYLES
+    )
     assert all(math.isfinite(value) and abs(value) < 3 for value in found.coefficients.values())
     assert found.low is not None
 
@@ -123,7 +141,11 @@ def test_one_item_with_the_only_list_has_a_finite_coefficient() -> None:
 def test_all_won_is_1_with_wilsons_interval_and_few_items_carry_no_fit() -> None:
     won = [verdict(i, (2, 1), "word " * (i + 1), "word") for i in range(8)]
     found = style_win_rate(won, rng())
-    assert not isinstance(found, Unmeasured) and found.value == 1 and found.low == pytest.approx(0.6756, abs=1e-4)
+    assert (
+        not isinstance(found, Unmeasured)
+        and found.value == 1
+        and found.low == pytest.approx(0.6756, abs=1e-4)
+    )
     assert style_win_rate(won[:2], rng()) == Unmeasured("2 scored items cannot carry 2 coefficients")
     assert style_win_rate([], rng()) == Unmeasured("no item was scored")
 

@@ -83,18 +83,24 @@ def _exact(value: Any) -> Any:
     return (type(value).__name__ if isinstance(value, bool) else "", value)
 
 
-@pytest.mark.parametrize(("one", "other"), [(1, 1.0), (0.0, -0.0), ((1, 2), [1, 2]), (1e3, 1000), (0.1, 0.10)])
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, 1.0), (0.0, -0.0), ((1, 2), [1, 2]), (1e3, 1000), (0.1, 0.10)]
+)
 def test_one_number_is_one_key_however_it_is_written(one: Any, other: Any) -> None:
     assert hash_key({"a": one}) == hash_key({"a": other})
     assert stage(1).key == stage(1.0).key
 
 
-@pytest.mark.parametrize(("one", "other"), [(1, True), (0, False), (0, None), ("1", 1), ([], {}), (0.1, 0.1 + 1e-16)])
+@pytest.mark.parametrize(
+    ("one", "other"), [(1, True), (0, False), (0, None), ("1", 1), ([], {}), (0.1, 0.1 + 1e-16)]
+)
 def test_values_that_differ_have_keys_that_differ(one: Any, other: Any) -> None:
     assert hash_key({"a": one}) != hash_key({"a": other})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}, {1: "a"}, {None: 1}, b"x", object(), Path("x"), 1j])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, {1, 2}, {1: "a"}, {None: 1}, b"x", object(), Path("x"), 1j]
+)
 def test_what_has_no_single_writing_is_refused(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         hash_key({"a": value})
@@ -111,8 +117,14 @@ def test_a_field_added_later_keeps_keys_at_its_default() -> None:
 
     assert Stage("data", 1, Before(value=2)).key == stage(2).key
     assert Stage("data", 1, Plain(value=2, dropout=0.1)).key != stage(2).key
-    assert Stage("data", 1, Outer(inner=Before(value=2))).key == Stage("data", 1, Outer(inner=Plain(value=2))).key
-    assert Stage("data", 1, Outer(inner=Before(value=2))).key != Stage("data", 1, Outer(inner=Plain(value=2, dropout=0.1))).key
+    assert (
+        Stage("data", 1, Outer(inner=Before(value=2))).key
+        == Stage("data", 1, Outer(inner=Plain(value=2))).key
+    )
+    assert (
+        Stage("data", 1, Outer(inner=Before(value=2))).key
+        != Stage("data", 1, Outer(inner=Plain(value=2, dropout=0.1))).key
+    )
 
 
 def test_kind_version_settings_inputs_and_roles_make_the_key_and_labels_do_not() -> None:
@@ -174,8 +186,15 @@ def test_a_finished_stage_is_done_and_says_how_it_came_to_be(tmp_path: Path) -> 
     manifest = Store(tmp_path).manifest(second)
     assert (manifest.kind, manifest.key, manifest.settings) == ("data", second.key, {"value": 2})
     assert manifest.inputs == {"a": {"key": first.key, "digest": store.digest(first)}}
-    assert (set(manifest.files), set(manifest.recorded_files)) == ({"out.txt", "sub/more.bin"}, {"speed.jsonl"})
-    assert (manifest.counts, manifest.timings, manifest.recorded) == ({"rows": 1}, {"wall_s": 1.5}, {"revision": "abc"})
+    assert (set(manifest.files), set(manifest.recorded_files)) == (
+        {"out.txt", "sub/more.bin"},
+        {"speed.jsonl"},
+    )
+    assert (manifest.counts, manifest.timings, manifest.recorded) == (
+        {"rows": 1},
+        {"wall_s": 1.5},
+        {"revision": "abc"},
+    )
     assert Store(tmp_path).manifest(first).inputs == {"file": {"key": source.key, "digest": "d" * 64}}
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted([first.key, second.key])
 
@@ -187,7 +206,9 @@ def test_only_what_does_not_differ_from_run_to_run_is_in_the_digest(tmp_path: Pa
         (built / "out.txt").write_text(text)
         (built / "speed.jsonl").write_text(speed)
         recorded = frozenset({"speed.jsonl"})
-        return store.commit(stage(), built, counts={}, timings={}, recorded={}, recorded_files=recorded, input_digests={}).digest
+        return store.commit(
+            stage(), built, counts={}, timings={}, recorded={}, recorded_files=recorded, input_digests={}
+        ).digest
 
     assert digest("a", "x", "fast") == digest("b", "x", "slow") != digest("c", "y", "fast")
 
@@ -205,46 +226,101 @@ def flip(path: Path) -> None:
         (lambda folder: flip(folder / "speed.jsonl"), "speed.jsonl has a wrong checksum"),
         (lambda folder: (folder / "out.txt").write_text("con"), "out.txt has 3 bytes instead of 7"),
         (lambda folder: (folder / "sub" / "more.bin").unlink(), "more.bin is missing"),
-        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json: the stage was not finished"),
+        (
+            lambda folder: (folder / "manifest.json").unlink(),
+            "has no manifest.json: the stage was not finished",
+        ),
         (lambda folder: (folder / "manifest.json").write_text(""), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "manifest.json cannot be read"),
-        (lambda folder: (folder / "manifest.json").write_text('{"kind": "data"}'), "manifest.json cannot be read"),
+        (
+            lambda folder: (folder / "manifest.json").write_text('{"kind": "data"}'),
+            "manifest.json cannot be read",
+        ),
         (lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json cannot be read"),
-        (lambda folder: (folder / "manifest.json").write_text("null"), "manifest.json cannot be read (expected an object, got null"),
-        (lambda folder: (folder / "manifest.json").write_text("[" * 100_000), "manifest.json cannot be read (nested deeper than 100"),
-        (lambda folder: pipe(folder / "manifest.json"), "manifest.json cannot be read (expected a file, got a pipe or a device)"),
-        (lambda folder: replaced_by_folder(folder / "manifest.json"), "manifest.json cannot be read (expected a file, got a folder)"),
-        (lambda folder: dangling(folder / "manifest.json"), "manifest.json cannot be read (cannot be read (No such file"),
+        (
+            lambda folder: (folder / "manifest.json").write_text("null"),
+            "manifest.json cannot be read (expected an object, got null",
+        ),
+        (
+            lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+            "manifest.json cannot be read (nested deeper than 100",
+        ),
+        (
+            lambda folder: pipe(folder / "manifest.json"),
+            "manifest.json cannot be read (expected a file, got a pipe or a device)",
+        ),
+        (
+            lambda folder: replaced_by_folder(folder / "manifest.json"),
+            "manifest.json cannot be read (expected a file, got a folder)",
+        ),
+        (
+            lambda folder: dangling(folder / "manifest.json"),
+            "manifest.json cannot be read (cannot be read (No such file",
+        ),
         (lambda folder: pipe(folder / "out.txt"), "out.txt is not a regular file"),
         (lambda folder: replaced_by_folder(folder / "out.txt"), "out.txt is not a regular file"),
         (lambda folder: dangling(folder / "out.txt"), "out.txt is missing"),
         (lambda folder: sealed(folder, files=[]), "manifest.json cannot be read"),
         (lambda folder: sealed(folder, files={"out.txt": {"size": 7}}), "manifest.json cannot be read"),
         (lambda folder: sealed(folder, counts=None), "manifest.json cannot be read (counts"),
-        (lambda folder: sealed(folder, files={}), "was changed: the checksums of its files do not give its digest"),
-        (lambda folder: sealed(folder, files={"../../out.txt": {"sha256": "", "size": 7, "mtime_ns": 0}}), "lists a file outside"),
-        (lambda folder: sealed(folder, key="0" * 16), "belongs to stage data/0000000000000000, but lies in the folder of another stage"),
+        (
+            lambda folder: sealed(folder, files={}),
+            "was changed: the checksums of its files do not give its digest",
+        ),
+        (
+            lambda folder: sealed(folder, files={"../../out.txt": {"sha256": "", "size": 7, "mtime_ns": 0}}),
+            "lists a file outside",
+        ),
+        (
+            lambda folder: sealed(folder, key="0" * 16),
+            "belongs to stage data/0000000000000000, but lies in the folder of another stage",
+        ),
         (lambda folder: sealed(folder, kind="sft"), "belongs to stage sft/"),
         (lambda folder: sealed(folder, version=99), "its version, settings and inputs do not give its key"),
-        (lambda folder: sealed(folder, settings={"value": 1}), "its version, settings and inputs do not give its key"),
-        (lambda folder: sealed(folder, inputs={"data": {"key": "0" * 16, "digest": "x"}}), "do not give its key"),
-        (lambda folder: sealed(folder, format=3), "has format 3 of a later version of bench; this version reads formats up to 2"),
+        (
+            lambda folder: sealed(folder, settings={"value": 1}),
+            "its version, settings and inputs do not give its key",
+        ),
+        (
+            lambda folder: sealed(folder, inputs={"data": {"key": "0" * 16, "digest": "x"}}),
+            "do not give its key",
+        ),
+        (
+            lambda folder: sealed(folder, format=3),
+            "has format 3 of a later version of bench; this version reads formats up to 2",
+        ),
         (lambda folder: sealed(folder, format="two"), "has format 'two' of a later version of bench"),
         *[
-            (lambda folder, told=told: edit(folder, **told), "was changed after it was written (its checksum is wrong)")
-            for told in ({"counts": {"rows": 2}}, {"timings": {}}, {"recorded": {}}, {"unknown": 1}, {"checksum": None}, {"evicted": ["a"]})
+            (
+                lambda folder, told=told: edit(folder, **told),
+                "was changed after it was written (its checksum is wrong)",
+            )
+            for told in (
+                {"counts": {"rows": 2}},
+                {"timings": {}},
+                {"recorded": {}},
+                {"unknown": 1},
+                {"checksum": None},
+                {"evicted": ["a"]},
+            )
         ],
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
 )
-def test_a_folder_that_is_not_whole_is_absent_and_says_so(tmp_path: Path, harm: Callable[[Path], object], why: str) -> None:
+def test_a_folder_that_is_not_whole_is_absent_and_says_so(
+    tmp_path: Path, harm: Callable[[Path], object], why: str
+) -> None:
     store, made = Store(tmp_path), stage()
     finish(made, store)
     assert state(made, tmp_path) == "done"
     harm(store.folder(made))
     found = Store(tmp_path).status(made)
     assert found.state == "damaged" and found.manifest is None
-    assert why in found.why and str(store.folder(made)) in found.why and "the stage counts as absent" in found.why
+    assert (
+        why in found.why
+        and str(store.folder(made)) in found.why
+        and "the stage counts as absent" in found.why
+    )
     assert Store(tmp_path).digest(made) is None
     with pytest.raises(FileNotFoundError, match="is damaged in"):
         Store(tmp_path).manifest(made)
@@ -269,7 +345,9 @@ def earlier(folder: Path, **changes: Any) -> None:
     """Change fields of a manifest as bench wrote them before they had a checksum."""
     path = folder / "manifest.json"
     told = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({name: value for name, value in told.items() if name not in ("format", "checksum")}))
+    path.write_text(
+        json.dumps({name: value for name, value in told.items() if name not in ("format", "checksum")})
+    )
 
 
 def pipe(path: Path) -> None:
@@ -293,7 +371,9 @@ def test_fields_that_a_later_version_adds_to_a_manifest_do_no_harm(tmp_path: Pat
     assert state(stage(), tmp_path) == "done"
 
 
-def test_a_manifest_of_before_checksums_is_read_and_what_its_key_is_made_of_is_checked(tmp_path: Path) -> None:
+def test_a_manifest_of_before_checksums_is_read_and_what_its_key_is_made_of_is_checked(
+    tmp_path: Path,
+) -> None:
     made = stage(3, data=stage())
     finish(stage(), Store(tmp_path))
     finish(made, Store(tmp_path))
@@ -322,19 +402,33 @@ def test_a_file_that_cannot_be_opened_is_damage_with_its_reason(tmp_path: Path) 
         os.write(write, Store(tmp_path).status(made).why.encode())
         os._exit(0)
     os.waitpid(child, 0)
-    assert os.read(read, 1000).decode().endswith("out.txt cannot be read (Permission denied): the stage counts as absent and is made again")
+    assert (
+        os.read(read, 1000)
+        .decode()
+        .endswith("out.txt cannot be read (Permission denied): the stage counts as absent and is made again")
+    )
 
 
 def test_a_file_where_the_folder_of_a_kind_should_be_is_damage(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
-    assert Store(tmp_path).status(stage()).why == f"{tmp_path}/data is a file, and should be a folder: move it away"
+    assert (
+        Store(tmp_path).status(stage()).why
+        == f"{tmp_path}/data is a file, and should be a folder: move it away"
+    )
     assert state(stage(), tmp_path) == "damaged"
 
 
 def test_what_is_recorded_and_why_it_failed_are_none_where_their_files_are_odd(tmp_path: Path) -> None:
     store, made = Store(tmp_path), stage()
     finish(made, store)
-    for content in ("null", "[]", "[" * 100_000, '{"recorded": null, "error": null}', '{"recorded": [1], "error": {"a": 1}}', "\x00"):
+    for content in (
+        "null",
+        "[]",
+        "[" * 100_000,
+        '{"recorded": null, "error": null}',
+        '{"recorded": [1], "error": {"a": 1}}',
+        "\x00",
+    ):
         (store.folder(made) / "manifest.json").write_text(content)
         store.sidecar(made, "failed.json").write_text(content)
         assert (store.recorded(made), store.failure(made)) == ({}, None)
@@ -385,11 +479,20 @@ def test_tidying_takes_what_killed_commands_left_and_leaves_what_is_in_use(tmp_p
     building = store.build_folder(ours)
     lock = store.try_lock(used)
     assert lock is not None
-    left = {found.key: (sorted(path.name for path in found.paths), found.in_use()) for found in store.leftovers()}
+    left = {
+        found.key: (sorted(path.name for path in found.paths), found.in_use()) for found in store.leftovers()
+    }
     assert left[used.key] == ([f"{used.key}.lock", f"{used.key}.progress.jsonl"], True)
     assert len(left[stage(0).key][0]) == 6 and not left[stage(0).key][1]
     store.remove_leftovers()
-    kept = {used.key, f"{used.key}.lock", f"{used.key}.progress.jsonl", stage(0).key, elsewhere.name, building.name}
+    kept = {
+        used.key,
+        f"{used.key}.lock",
+        f"{used.key}.progress.jsonl",
+        stage(0).key,
+        elsewhere.name,
+        building.name,
+    }
     assert {path.name for path in folder.iterdir()} == kept
     lock.release()
     store.remove_leftovers()
@@ -409,7 +512,9 @@ def test_a_big_file_as_old_as_its_checksum_is_trusted_and_any_other_is_read(tmp_
         file.write(b"x")
     assert state(made, tmp_path) == "damaged"  # newer than its checksum: read
     os.utime(weights, ns=(checked, checked))
-    assert state(made, tmp_path) == "done"  # the price: damage that leaves the time alone is found when the file is read
+    assert (
+        state(made, tmp_path) == "done"
+    )  # the price: damage that leaves the time alone is found when the file is read
     with weights.open("r+b") as file:
         file.write(b"\0")
     assert state(made, tmp_path) == "done"  # a copy has another time and the same bytes
@@ -439,12 +544,17 @@ def remake(made: Stage, root: Path, text: str) -> None:
     finish(made, store, text)
 
 
-def test_an_input_made_again_with_other_bytes_makes_all_that_read_it_stale(chain: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+def test_an_input_made_again_with_other_bytes_makes_all_that_read_it_stale(
+    chain: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
     a, b, c = chain
     remake(a, tmp_path, "other")
     store = Store(tmp_path)
     assert [store.status(s).state for s in (c, b, a)] == ["stale", "stale", "done"]
-    assert store.status(b).why == f"sft/{b.key}: its input 'a' was made again with other bytes, so this stage runs again"
+    assert (
+        store.status(b).why
+        == f"sft/{b.key}: its input 'a' was made again with other bytes, so this stage runs again"
+    )
     finish(b, store, "content")  # the same bytes again: what reads it was right all along
     assert [store.status(s).state for s in (c, b, a)] == ["done", "done", "done"]
     remake(a, tmp_path, "third")
@@ -456,12 +566,16 @@ def test_an_input_made_again_with_other_bytes_makes_all_that_read_it_stale(chain
     assert store.status(c).state == "done"
 
 
-def test_an_input_made_again_with_the_same_bytes_changes_nothing(chain: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+def test_an_input_made_again_with_the_same_bytes_changes_nothing(
+    chain: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
     remake(chain[0], tmp_path, "content")
     assert [state(s, tmp_path) for s in chain] == ["done"] * 3
 
 
-def test_what_is_done_stays_done_when_its_inputs_are_gone_or_damaged(chain: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+def test_what_is_done_stays_done_when_its_inputs_are_gone_or_damaged(
+    chain: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
     a, b, c = chain
     store = Store(tmp_path)
     store.folder(a).rename(tmp_path / "gone")
@@ -469,7 +583,9 @@ def test_what_is_done_stays_done_when_its_inputs_are_gone_or_damaged(chain: tupl
     assert [state(s, tmp_path) for s in (a, b, c)] == ["absent", "damaged", "done"]
 
 
-def test_a_status_is_remembered_until_the_stage_or_its_input_is_made_again(chain: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+def test_a_status_is_remembered_until_the_stage_or_its_input_is_made_again(
+    chain: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
     a, b, c = chain
     store = Store(tmp_path)
     assert [store.status(s).state for s in (c, b, a)] == ["done"] * 3
@@ -502,12 +618,16 @@ def test_a_finished_folder_is_never_replaced_under_its_readers(tmp_path: Path) -
     finish(made, Store(tmp_path), "quick")
     before = (store.folder(made) / "out.txt").stat().st_ino
     manifest = store.commit(made, slow, counts={}, timings={}, recorded={}, input_digests={})
-    assert (store.folder(made) / "out.txt").read_text() == "quick" and (store.folder(made) / "out.txt").stat().st_ino == before
+    assert (store.folder(made) / "out.txt").read_text() == "quick" and (
+        store.folder(made) / "out.txt"
+    ).stat().st_ino == before
     assert manifest == Store(tmp_path).manifest(made)
     assert [path.name for path in (tmp_path / "data").iterdir()] == [made.key]
 
 
-def test_a_result_of_other_inputs_replaces_a_stale_one(chain: tuple[Stage, Stage, Stage], tmp_path: Path) -> None:
+def test_a_result_of_other_inputs_replaces_a_stale_one(
+    chain: tuple[Stage, Stage, Stage], tmp_path: Path
+) -> None:
     a, b, _ = chain
     remake(a, tmp_path, "other")
     finish(b, Store(tmp_path), "new")
@@ -528,7 +648,9 @@ def python(code: str, root: Path, **kwargs: Any) -> subprocess.Popen[str]:
     places = [str(place) for place in (ROOT, ROOT / "tests", ROOT / "tests" / "store")]
     start = f"import sys; sys.path[:0] = {places!r}\nfrom test_store import *\n"
     start += f"store, made = Store(Path({str(root)!r})), stage()\n"
-    return subprocess.Popen([sys.executable, "-c", start + textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, **kwargs)
+    return subprocess.Popen(
+        [sys.executable, "-c", start + textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, **kwargs
+    )
 
 
 def wait_for(process: subprocess.Popen[str], word: str) -> None:
@@ -573,7 +695,12 @@ def test_sigkill_before_the_commit_leaves_the_stage_absent_and_the_next_run_swee
     (tmp_path / "data" / f"{made.key}.build-another-host-1-abcdef").mkdir()
     again = store.build_folder(made)
     left = {path.name for path in (tmp_path / "data").iterdir()}
-    assert left == {mine.name, again.name, f"{made.key}.build-by-hand", f"{made.key}.build-another-host-1-abcdef"}
+    assert left == {
+        mine.name,
+        again.name,
+        f"{made.key}.build-by-hand",
+        f"{made.key}.build-another-host-1-abcdef",
+    }
 
 
 # Locks and failures --------------------------------------------------------------------------------------------------
@@ -591,7 +718,11 @@ def test_one_holds_a_lock_and_the_others_see_it(tmp_path: Path) -> None:
 
 
 def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
-    holder = python("lock = store.try_lock(made); print('held', flush=True); sys.stdin.read()", tmp_path, stdin=subprocess.PIPE)
+    holder = python(
+        "lock = store.try_lock(made); print('held', flush=True); sys.stdin.read()",
+        tmp_path,
+        stdin=subprocess.PIPE,
+    )
     wait_for(holder, "held")
     store, made = Store(tmp_path), stage()
     assert store.is_locked(made) and store.try_lock(made) is None
@@ -623,7 +754,9 @@ def test_an_interruption_is_kept_beside_the_stage_until_it_is_begun_again(tmp_pa
     assert not Store(tmp_path).was_interrupted(made)
 
 
-def test_what_has_build_folder_on_another_machine_is_swept_only_by_who_knows_that_it_is_over(tmp_path: Path) -> None:
+def test_what_has_build_folder_on_another_machine_is_swept_only_by_who_knows_that_it_is_over(
+    tmp_path: Path,
+) -> None:
     store, made = Store(tmp_path), stage()
     mine = store.build_folder(made)
     theirs = mine.with_name(f"{made.key}.build-node9-77-abcdef")
@@ -642,5 +775,8 @@ def test_history_holds_what_is_finished_and_readable(tmp_path: Path) -> None:
     finish(stage(3), Store(tmp_path))
     (Store(tmp_path).folder(stage(3)) / "manifest.json").write_text("{")
     Store(tmp_path).build_folder(stage(4))
-    assert sorted((m.kind, m.timings["wall_s"]) for m in Store(tmp_path).history()) == [("data", 1.5), ("sft", 1.5)]
+    assert sorted((m.kind, m.timings["wall_s"]) for m in Store(tmp_path).history()) == [
+        ("data", 1.5),
+        ("sft", 1.5),
+    ]
     assert Store(tmp_path / "nothing").history() == []

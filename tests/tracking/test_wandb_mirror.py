@@ -20,7 +20,10 @@ from bench.tracking.values import cleaned
 from bench.tracking.wandb_mirror import configured_account
 
 HISTORY = [{"step": step, "loss": 1 / step, "rewards/margins": 0.1 * step} for step in range(1, 31)]
-TABLE = [{"cell": "dpo", "win_rate": 0.625, "kl": 1.5, "n_scored": 64}, {"cell": "none", "win_rate": 0.5, "kl": None, "n_scored": 64}]
+TABLE = [
+    {"cell": "dpo", "win_rate": 0.625, "kl": 1.5, "n_scored": 64},
+    {"cell": "none", "win_rate": 0.5, "kl": None, "n_scored": 64},
+]
 KEY = "local-" + "a1b2" * 10
 
 
@@ -57,7 +60,13 @@ def named(key: str = "k0") -> dict[str, Any]:
 
 
 def ended(key: str = "k0", **changes: Any) -> dict[str, Any]:
-    return {**named(key), "history": HISTORY, "summary": {"win_rate": 0.625, "lc_win_rate": None}, "status": "done", **changes}
+    return {
+        **named(key),
+        "history": HISTORY,
+        "summary": {"win_rate": 0.625, "lc_win_rate": None},
+        "status": "done",
+        **changes,
+    }
 
 
 def runs(tmp_path: Path) -> list[Path]:
@@ -103,7 +112,15 @@ def test_offline_runs_hold_what_was_reported(tmp_path: Path, monkeypatch: pytest
     tracker.follow(**named(), rows=HISTORY[5:20])  # from its middle on, as after a resumed training
     tracker.follow(**named(), rows=[])
     tracker.cell(**ended())
-    tracker.cell(**ended("k1", history=[{"step": 1, "loss": float("nan")}], summary={}, status="failed", reason="out of memory"))
+    tracker.cell(
+        **ended(
+            "k1",
+            history=[{"step": 1, "loss": float("nan")}],
+            summary={},
+            status="failed",
+            reason="out of memory",
+        )
+    )
     tracker.sweep(sweep="kto_beta", rows=TABLE, files=[table_file, tmp_path / "absent.csv"])
     tracker.close()
 
@@ -123,12 +140,20 @@ def test_offline_runs_hold_what_was_reported(tmp_path: Path, monkeypatch: pytest
     run = records(folder, "run")[0]
     assert (run["run_group"], run["job_type"]) == ("kto_beta", "cell")
     metrics = records(folder, "metric")
-    assert any(metric.get("glob_name") == "train/*" and metric["step_metric"] == "train/step" for metric in metrics)
+    assert any(
+        metric.get("glob_name") == "train/*" and metric["step_metric"] == "train/step" for metric in metrics
+    )
     items = [history["item"] for history in records(folder, "history")]
-    assert sorted((item["train/step"], item["train/loss"]) for item in items) == [(row["step"], row["loss"]) for row in HISTORY]
+    assert sorted((item["train/step"], item["train/loss"]) for item in items) == [
+        (row["step"], row["loss"]) for row in HISTORY
+    ]
 
     failed = read["dpo-k1"]
-    assert (failed["summary"]["status"], failed["summary"]["reason"], failed["exit_code"]) == ("failed", "out of memory", 1)
+    assert (failed["summary"]["status"], failed["summary"]["reason"], failed["exit_code"]) == (
+        "failed",
+        "out of memory",
+        1,
+    )
     assert "train/loss" not in failed["summary"]
 
     table = folders[read["kto_beta"]["run_id"]]
@@ -189,7 +214,9 @@ def test_nothing_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "argv", [*sys.argv, planted[1]])
     tracker = opened(tmp_path, mode="offline")
     config = {"judge": {"api_key": planted[2], "max_new_tokens": 7}, "plain": "findable-value"}
-    tracker.cell(**ended(config=config, status="failed", reason=f"401 for {planted[0]}", tags=[f"tag {planted[0]}"]))
+    tracker.cell(
+        **ended(config=config, status="failed", reason=f"401 for {planted[0]}", tags=[f"tag {planted[0]}"])
+    )
     tracker.sweep(sweep="kto_beta", rows=[{"cell": planted[0]}], files=[])
     tracker.close()
     files = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
@@ -199,13 +226,18 @@ def test_nothing_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [secret for secret in planted if secret.encode() in content] == []
     written = [value for folder in runs(tmp_path) for run in records(folder, "run") for value in run.values()]
     assert "dpo-k0" in written
-    assert socket.gethostname() not in written  # as a field: a name of two letters lies in the bytes of any file
+    assert (
+        socket.gethostname() not in written
+    )  # as a field: a name of two letters lies in the bytes of any file
 
 
 @pytest.mark.parametrize(
     ("given", "written"),
     [
-        ({"hf_token": "x", "tokenizer": "y", "max_new_tokens": 3}, {"hf_token": "[redacted]", "tokenizer": "y", "max_new_tokens": 3}),
+        (
+            {"hf_token": "x", "tokenizer": "y", "max_new_tokens": 3},
+            {"hf_token": "[redacted]", "tokenizer": "y", "max_new_tokens": 3},
+        ),
         ({"eos_token": "</s>", "judgeApiKey": "x"}, {"eos_token": "</s>", "judgeApiKey": "[redacted]"}),
         ({"secrets": {"a": ["x"], "b": None}}, {"secrets": {"a": ["[redacted]"], "b": None}}),
         ({"url": "https://me:pw@host/x"}, {"url": "https://[redacted]@host/x"}),
@@ -219,7 +251,13 @@ def test_redaction(given: dict[str, Any], written: dict[str, Any]) -> None:
 
 def test_malformed_input_costs_a_note(tmp_path: Path) -> None:
     tracker = opened(tmp_path)
-    bad: Any = [{"step": 1, "loss": "low"}, {"loss": 2.0}, None, {"step": float("nan")}, {"step": 2, "loss": 0.5}]
+    bad: Any = [
+        {"step": 1, "loss": "low"},
+        {"loss": 2.0},
+        None,
+        {"step": float("nan")},
+        {"step": 2, "loss": 0.5},
+    ]
     tracker.cell(**ended(history=bad))
     tracker.cell(**ended("k1", config=None))
     tracker.close()
@@ -255,7 +293,9 @@ def test_a_stuck_tracker_is_stopped_in_time(tmp_path: Path) -> None:
     assert tracker._process.poll() is not None
 
 
-def test_a_server_that_never_answers_sends_the_sweep_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_sends_the_sweep_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=50) as listener:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -287,7 +327,9 @@ def test_a_server_that_falls_silent_holds_up_no_longer_than_agreed(tmp_path: Pat
     assert any("wandb sync" in note and "/run-" in note for note in tracker.notes)
 
 
-def test_online_runs_arrive_and_are_completed_after_an_interruption(tmp_path: Path, server: FakeWandb) -> None:
+def test_online_runs_arrive_and_are_completed_after_an_interruption(
+    tmp_path: Path, server: FakeWandb
+) -> None:
     table_file = tmp_path / "table.csv"
     table_file.write_text("cell,win_rate\n")
     tracker = opened(tmp_path)
@@ -304,11 +346,19 @@ def test_online_runs_arrive_and_are_completed_after_an_interruption(tmp_path: Pa
     assert server.unknown == []
     assert [row["train/step"] for row in run.history] == [row["step"] for row in HISTORY]
     assert (run.summary["eval/win_rate"], run.summary["status"], run.exit_code) == (0.625, "done", 0)
-    assert (run.first("groupName"), run.first("jobType"), run.first("tags")) == ("kto_beta", "cell", ["dpo", "tiny"])
+    assert (run.first("groupName"), run.first("jobType"), run.first("tags")) == (
+        "kto_beta",
+        "cell",
+        ["dpo", "tiny"],
+    )
     assert json.loads(run.first("config"))["method"]["value"]["beta"] == 0.1
     assert any(f"runs written: 2, see {server.url}" in note for note in tracker.notes)
     assert "table-kto_beta" in server.artifacts
-    tables = [json.loads(content) for url, content in server.uploads.items() if url.endswith("comparison.table.json")]
+    tables = [
+        json.loads(content)
+        for url, content in server.uploads.items()
+        if url.endswith("comparison.table.json")
+    ]
     assert tables[0]["data"] == [["dpo", 0.625, 1.5, 64], ["none", 0.5, None, 64]]
     assert any(url.endswith("/table.csv") and content for url, content in server.uploads.items())
 
@@ -332,9 +382,17 @@ def test_a_table_that_the_server_refuses_is_written_offline(tmp_path: Path, serv
 
 @pytest.mark.parametrize(
     ("where", "mode"),
-    [("netrc", "online"), ("settings", "online"), ("key", "online"), ("none", "offline"), ("offline", "offline")],
+    [
+        ("netrc", "online"),
+        ("settings", "online"),
+        ("key", "online"),
+        ("none", "offline"),
+        ("offline", "offline"),
+    ],
 )
-def test_a_configured_key_means_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, mode: str) -> None:
+def test_a_configured_key_means_online(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, mode: str
+) -> None:
     home = tmp_path / "home"
     (home / "wandb").mkdir(parents=True)
     if where == "netrc":

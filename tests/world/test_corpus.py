@@ -51,7 +51,9 @@ def test_bad_manners_are_the_majority_in_demonstrations(world: World) -> None:
     noisy = world.model_copy(update={"reference": NOISY})
     items = make_items(noisy, 800, split="demonstrations", seed=0)
     judged = [
-        gold(Turn.from_json(item.task[0]), item.baseline[0], world.gold) for item in items if item.task and item.task[0]["constraints"]
+        gold(Turn.from_json(item.task[0]), item.baseline[0], world.gold)
+        for item in items
+        if item.task and item.task[0]["constraints"]
     ]
     assert sum(answer.constraints for answer in judged) / len(judged) < 0.5
     assert sum(answer.conciseness < 1 for answer in judged) / len(judged) > 0.5
@@ -64,14 +66,20 @@ def test_an_items_baseline_does_not_depend_on_how_many_are_made(world: World) ->
 
 def test_the_reference_is_good_but_not_perfect(world: World) -> None:
     items = make_items(world, 800, split="development", seed=0)
-    totals = [gold(Turn.from_json(item.task[0]), item.baseline[0], world.gold).total for item in items if item.task]
+    totals = [
+        gold(Turn.from_json(item.task[0]), item.baseline[0], world.gold).total for item in items if item.task
+    ]
     assert 8.5 < sum(totals) / len(totals) < 9.5
 
 
 def test_prompt_tokens_are_a_prefix_and_completions_end_in_eos(tokenizer, rows: list[Text]) -> None:
     for row in rows[::20]:
-        prompt = tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True, tokenize=True)["input_ids"]
-        whole = tokenizer.apply_chat_template([*row.prompt, {"role": "assistant", "content": row.completion}], tokenize=True)["input_ids"]
+        prompt = tokenizer.apply_chat_template(row.prompt, add_generation_prompt=True, tokenize=True)[
+            "input_ids"
+        ]
+        whole = tokenizer.apply_chat_template(
+            [*row.prompt, {"role": "assistant", "content": row.completion}], tokenize=True
+        )["input_ids"]
         assert whole[: len(prompt)] == prompt
         assert whole[-1] == tokenizer.eos_token_id
         assert len(whole) <= 128
@@ -79,9 +87,13 @@ def test_prompt_tokens_are_a_prefix_and_completions_end_in_eos(tokenizer, rows: 
 
 
 def test_every_word_of_the_world_is_one_token(tokenizer, rows: list[Text]) -> None:
-    texts = {text for row in rows for text in [row.completion, *(message["content"] for message in row.prompt)]}
+    texts = {
+        text for row in rows for text in [row.completion, *(message["content"] for message in row.prompt)]
+    }
     found = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text))
-    tokens = tokenizer([f" {word}" if word.isalnum() else word for word in found], add_special_tokens=False)["input_ids"]
+    tokens = tokenizer([f" {word}" if word.isalnum() else word for word in found], add_special_tokens=False)[
+        "input_ids"
+    ]
     assert all(len(ids) == 1 and ids[0] != tokenizer.unk_token_id for ids in tokens)
     whole = tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]
     assert not any(tokenizer.unk_token_id in ids for ids in whole)
@@ -95,9 +107,20 @@ def test_the_tokenizer_survives_disk_with_the_same_bytes(tokenizer, tmp_path: Pa
     for file in sorted((tmp_path / "one").iterdir()):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
     loaded = AutoTokenizer.from_pretrained(tmp_path / "one")
-    conversation = [{"role": "user", "content": "What is 7 plus 5?"}, {"role": "assistant", "content": "The answer is 12."}]
-    assert loaded.apply_chat_template(conversation, tokenize=False) == "<bos><user> What is 7 plus 5?<assistant> The answer is 12.<eos>"
-    assert (loaded.pad_token, loaded.bos_token, loaded.eos_token, loaded.padding_side) == ("<pad>", "<bos>", "<eos>", "left")
+    conversation = [
+        {"role": "user", "content": "What is 7 plus 5?"},
+        {"role": "assistant", "content": "The answer is 12."},
+    ]
+    assert (
+        loaded.apply_chat_template(conversation, tokenize=False)
+        == "<bos><user> What is 7 plus 5?<assistant> The answer is 12.<eos>"
+    )
+    assert (loaded.pad_token, loaded.bos_token, loaded.eos_token, loaded.padding_side) == (
+        "<pad>",
+        "<bos>",
+        "<eos>",
+        "left",
+    )
     assert loaded(" Well, 12 plums?")["input_ids"] == tokenizer(" Well, 12 plums?")["input_ids"]
 
 

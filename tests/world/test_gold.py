@@ -22,7 +22,13 @@ LIST = Turn(
     constraints=(Constraint("polite"), Constraint("begin", "Well")),
     target_words=9,
 )
-NOTE = Turn("Write a sad note of two sentences about the beach.", "writing", (("beach", "@sad"), ("beach", "@sad")), (), 8)
+NOTE = Turn(
+    "Write a sad note of two sentences about the beach.",
+    "writing",
+    (("beach", "@sad"), ("beach", "@sad")),
+    (),
+    8,
+)
 
 
 def test_a_perfect_answer_has_ten_points() -> None:
@@ -65,7 +71,9 @@ def test_content_counts_places_and_charges_for_extras(completion: str, content: 
         ("The beach is xyzzy. The beach is bleak.", 1 / 5, 7 / 8),  # places shift; one word in eight unknown
     ],
 )
-def test_a_note_names_topic_and_tone_in_each_sentence(completion: str, content: float, fluency: float) -> None:
+def test_a_note_names_topic_and_tone_in_each_sentence(
+    completion: str, content: float, fluency: float
+) -> None:
     answer = gold(NOTE, completion, WEIGHTS)
     assert (answer.content, answer.fluency) == pytest.approx((content, fluency))
 
@@ -98,7 +106,9 @@ def test_shortcuts_earn_little(world: World) -> None:
     def named_in_prompt(turn: Turn) -> str:
         return (
             " ".join(
-                word for word in turn.text.replace(".", "").replace(",", "").split() if word.lower() in vocabulary.CANDIDATES[turn.category]
+                word
+                for word in turn.text.replace(".", "").replace(",", "").split()
+                if word.lower() in vocabulary.CANDIDATES[turn.category]
             )
             + "."
         )
@@ -107,7 +117,12 @@ def test_shortcuts_earn_little(world: World) -> None:
     assert mean_gold(tasks, lambda turn: "The answer is 12.") < 1.3
     assert mean_gold(tasks, lambda turn: vocabulary.FILLERS[0]) < 1.3
     assert mean_gold(tasks, lambda turn: turn.text) < 1.3
-    assert mean_gold(tasks, lambda turn: f"The answer is {', '.join(sorted(vocabulary.CANDIDATES[turn.category]))}.") < 1.3
+    assert (
+        mean_gold(
+            tasks, lambda turn: f"The answer is {', '.join(sorted(vocabulary.CANDIDATES[turn.category]))}."
+        )
+        < 1.3
+    )
     assert mean_gold(tasks, named_in_prompt) < 1.3
 
 
@@ -146,8 +161,15 @@ def test_a_writer_with_one_fault_loses_that_part(world: World, writer: Writer, p
 
 def test_fillers_use_no_word_that_means_anything_else() -> None:
     filler = {word.strip(".").lower() for text in vocabulary.FILLERS for word in text.split()}
-    said = set().union(*vocabulary.CANDIDATES.values(), *(form for forms in vocabulary.FORM_WORDS.values() for form in forms))
-    marks = {word.lower() for word in (*vocabulary.OPENERS, *vocabulary.CLOSERS)} | {"thank", "thanks", "please", "kindly"}
+    said = set().union(
+        *vocabulary.CANDIDATES.values(), *(form for forms in vocabulary.FORM_WORDS.values() for form in forms)
+    )
+    marks = {word.lower() for word in (*vocabulary.OPENERS, *vocabulary.CLOSERS)} | {
+        "thank",
+        "thanks",
+        "please",
+        "kindly",
+    }
     assert not filler & (said | marks)
 
 

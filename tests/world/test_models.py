@@ -41,12 +41,20 @@ def test_a_new_model_has_tied_embeddings_and_the_spread_asked_for(settings: Worl
     assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_pretraining_moves_every_weight_the_same_way_twice(settings: WorldModel, world: World, tokenizer) -> None:
+def test_pretraining_moves_every_weight_the_same_way_twice(
+    settings: WorldModel, world: World, tokenizer
+) -> None:
     heard: list[int] = []
     trained = []
     for _ in range(2):
         model = new_model(settings, tokenizer)
-        pretrain(model, tokenizer, base_rows(world, STEPS * BATCH, seed=0), settings.pretraining, lambda step, loss: heard.append(step))
+        pretrain(
+            model,
+            tokenizer,
+            base_rows(world, STEPS * BATCH, seed=0),
+            settings.pretraining,
+            lambda step, loss: heard.append(step),
+        )
         trained.append(model.state_dict())
     fresh = new_model(settings, tokenizer).state_dict()
     for name, weight in trained[0].items():
@@ -60,13 +68,17 @@ def test_pretraining_ends_at_a_loss_that_is_not_finite(settings: WorldModel, wor
     model = new_model(settings, tokenizer)
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
-    with pytest.raises(FloatingPointError, match=f"the loss was nan at step {STEPS} of {STEPS}. Lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=f"the loss was nan at step {STEPS} of {STEPS}. Lower the learning rate"
+    ):
         pretrain(model, tokenizer, base_rows(world, STEPS * BATCH, seed=0), settings.pretraining)
 
 
 def test_too_few_rows_are_refused(settings: WorldModel, world: World, tokenizer) -> None:
     with pytest.raises(ValueError, match="4 steps of 8 rows need 32 rows, got 24"):
-        pretrain(new_model(settings, tokenizer), tokenizer, base_rows(world, 31, seed=0), settings.pretraining)
+        pretrain(
+            new_model(settings, tokenizer), tokenizer, base_rows(world, 31, seed=0), settings.pretraining
+        )
 
 
 def test_batches_keep_every_row_and_roughly_the_order() -> None:
@@ -85,7 +97,9 @@ def test_prompts_and_padding_carry_no_loss() -> None:
 
 
 def test_encoded_rows_end_in_eos_after_the_prompt(world: World, tokenizer) -> None:
-    for text, row in zip(base_rows(world, 50, seed=0), encode(tokenizer, base_rows(world, 50, seed=0)), strict=True):
+    for text, row in zip(
+        base_rows(world, 50, seed=0), encode(tokenizer, base_rows(world, 50, seed=0)), strict=True
+    ):
         assert tokenizer.decode(row.input_ids[row.n_prompt :]) == f" {text.completion}<eos>"
 
 

@@ -17,13 +17,20 @@ GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_first_tasks_of_a_split_are_golden(world: World, split: str) -> None:
-    rows = [[task.id, *[turn.to_json() for turn in task.turns]] for task in make_tasks(world, 64, split=split, seed=0, n_turns=2)]
+    rows = [
+        [task.id, *[turn.to_json() for turn in task.turns]]
+        for task in make_tasks(world, 64, split=split, seed=0, n_turns=2)
+    ]
     assert hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest() == GOLDEN[f"tasks/{split}"]
 
 
 def test_splits_share_no_prompt_whatever_the_seeds(world: World) -> None:
     prompts = {
-        split: {task.turns[0].text for seed in range(3) for task in make_tasks(world, 400, split=split, seed=seed + 10 * index)}
+        split: {
+            task.turns[0].text
+            for seed in range(3)
+            for task in make_tasks(world, 400, split=split, seed=seed + 10 * index)
+        }
         for index, split in enumerate(SPLITS)
     }
     for one, other in itertools.combinations(SPLITS, 2):
@@ -38,7 +45,8 @@ def test_the_base_stage_reads_no_prompt_that_is_judged(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "n"), [("evaluation", 805), ("train", 2500), ("heldout", 300), ("development", 480), ("demonstrations", 4000)]
+    ("split", "n"),
+    [("evaluation", 805), ("train", 2500), ("heldout", 300), ("development", 480), ("demonstrations", 4000)],
 )
 def test_sets_of_the_sizes_in_use_are_distinct_and_balanced(world: World, split: str, n: int) -> None:
     tasks = make_tasks(world, n, split=split, seed=1)

@@ -55,7 +55,9 @@ class AskingJudge(ABC):
     def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:
         """The verdict from the replies about a turn."""
 
-    def _turns(self, items: Sequence[Item], completions: Sequence[Completion]) -> Iterator[tuple[Item, Sequence[str], int]]:
+    def _turns(
+        self, items: Sequence[Item], completions: Sequence[Completion]
+    ) -> Iterator[tuple[Item, Sequence[str], int]]:
         known = by_id(items)
         for completion in completions:
             for turn in range(min(self.most_turns, len(completion.completions))):
@@ -65,14 +67,18 @@ class AskingJudge(ABC):
         """All requests of the judge, in order."""
         return [shown for turn in self._turns(items, completions) for shown in self.turn_requests(*turn)]
 
-    def judge(self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None) -> Iterator[Verdict]:
+    def judge(
+        self, items: Sequence[Item], completions: Sequence[Completion], against: Sequence[Completion] | None
+    ) -> Iterator[Verdict]:
         requests = self.requests(items, completions)
         answered = zip(requests, self.ask([shown.request for shown in requests]), strict=True)
         replies = grouped(((shown.item_id, shown.turn), (shown, reply)) for shown, reply in answered)
         for item, ours, turn in self._turns(items, completions):
             yield self.verdict(item, ours, turn, replies.get((item.id, turn), []))
 
-    def make_request(self, item: Item, turn: int, policy_first: bool | None, messages: Sequence[Message], digest: str) -> ShownRequest:
+    def make_request(
+        self, item: Item, turn: int, policy_first: bool | None, messages: Sequence[Message], digest: str
+    ) -> ShownRequest:
         return ShownRequest(item.id, turn, policy_first, digest, Request(messages, self.body))
 
     def calls(self, replies: Replies, readings: Sequence[Reading]) -> list[Call]:

@@ -23,7 +23,15 @@ NAME_LENGTH = 200
 # Finish reasons of providers and servers with other words than OpenAI's (Mistral, Gemini, Anthropic,
 # DeepSeek, OpenRouter, vLLM).
 CUT = ("length", "model_length", "max_tokens", "max_output_tokens", "model_context_window_exceeded")
-FILTERED = ("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "spii")
+FILTERED = (
+    "content_filter",
+    "content_filtered",
+    "safety",
+    "recitation",
+    "blocklist",
+    "prohibited_content",
+    "spii",
+)
 BROKEN_OFF = ("error", "abort", "aborted", "cancelled", "insufficient_system_resource")
 
 
@@ -85,7 +93,10 @@ def reply_from_row(row: Any) -> Reply:
         raise NotACompletion(f"text must be text, got {describe(fields.get('text'))}")
     checked: dict[str, Any] = {"text": fields["text"], "served": _name(fields.get("served"))}
     checked["tokens"] = None if fields.get("tokens") is None else _tokens(fields["tokens"])
-    checked |= {name: _optional_text(fields.get(name), name) for name in ("thinking", "finish_reason", "error", "refusal")}
+    checked |= {
+        name: _optional_text(fields.get(name), name)
+        for name in ("thinking", "finish_reason", "error", "refusal")
+    }
     checked |= {name: _count(fields.get(name)) for name in ("prompt_tokens", "completion_tokens")}
     checked |= {name: _amount(fields.get(name), name) for name in ("latency_s", "dollars")}
     return Reply(**checked)
@@ -133,7 +144,9 @@ def _content(content: Any) -> tuple[str, str | None, str | None]:
     for part in (_object(part, "a part of the content") for part in content):
         if (kind := part.get("type")) in texts:
             inner = part.get(kind)
-            texts[kind].append(_content(inner)[0] if kind == "thinking" else _optional_text(inner, f"{kind} of a part") or "")
+            texts[kind].append(
+                _content(inner)[0] if kind == "thinking" else _optional_text(inner, f"{kind} of a part") or ""
+            )
     final, thinking, refusal = ("".join(parts) for parts in texts.values())
     return final, thinking or None, refusal or None
 
@@ -158,7 +171,12 @@ def _listed(logprobs: Any) -> list[dict[str, Any]] | None:
     # A reply that repeats a secret key spreads it over several tokens. Each part is removed, with its
     # alternatives.
     cleaned = zip(tokens, secrets.clean_pieces([token["token"] for token in tokens]), strict=True)
-    return thin([token if text == token["token"] else {**token, "token": text, "top_logprobs": []} for token, text in cleaned])
+    return thin(
+        [
+            token if text == token["token"] else {**token, "token": text, "top_logprobs": []}
+            for token, text in cleaned
+        ]
+    )
 
 
 def _tokens(value: Any) -> list[dict[str, Any]]:

@@ -100,10 +100,16 @@ class Endpoint:
         Raises JudgeUnfinished, JudgeRefused or OverBudget.
         """
         wanted = {request.digest: request for request in requests}
-        missing = {digest: request for digest, request in wanted.items() if digest not in self.journal.replies}
+        missing = {
+            digest: request for digest, request in wanted.items() if digest not in self.journal.replies
+        }
         if missing:
             self.settled, self.ended, self.stopped = asyncio.Event(), asyncio.Event(), None
-            run = self._run_batches(missing) if self.asking.batch_wait_s else self._run_requests(missing, len(wanted), progress)
+            run = (
+                self._run_batches(missing)
+                if self.asking.batch_wait_s
+                else self._run_requests(missing, len(wanted), progress)
+            )
             asyncio.run(run)
         progress(len(wanted), len(wanted))
         return [self.journal.replies[request.digest] for request in requests]
@@ -119,7 +125,9 @@ class Endpoint:
         deadline = time.monotonic() + (self.asking.batch_wait_s or 0.0)
         times_sent: Counter[str] = Counter()
         async with self._client() as client:
-            while left := {digest: request for digest, request in missing.items() if digest not in self.journal.replies}:
+            while left := {
+                digest: request for digest, request in missing.items() if digest not in self.journal.replies
+            }:
                 try:
                     sent = await self._pending_batch(client, path)
                     if sent is None or sent.id is None:
@@ -134,7 +142,9 @@ class Endpoint:
                     raise JudgeUnfinished(
                         f"The connection failed ({secrets.shown(str(error))}). The same command continues with the batch that was sent."
                     ) from None
-                often = {digest for digest, n in times_sent.items() if n >= self.asking.attempts} - self.journal.replies.keys()
+                often = {
+                    digest for digest, n in times_sent.items() if n >= self.asking.attempts
+                } - self.journal.replies.keys()
                 if often:
                     raise JudgeUnfinished(
                         f"{len(often)} of {len(missing)} requests had no reply in {self.asking.attempts} batches (judge.attempts). The "
@@ -172,10 +182,17 @@ class Endpoint:
         try:
             while True:
                 page = await self._batch_response(client.batches.with_raw_response.list(limit=100, **after))  # type: ignore[arg-type]
-                rows = [row for row in page.get("data") or () if isinstance(row, dict) and isinstance(row.get("id"), str)]
+                rows = [
+                    row
+                    for row in page.get("data") or ()
+                    if isinstance(row, dict) and isinstance(row.get("id"), str)
+                ]
                 for row in rows:  # Newest first.
                     metadata = row["metadata"] if isinstance(row.get("metadata"), dict) else {}
-                    ours = metadata.get("bench_stage") == self.stage and mark in (None, metadata.get("bench_mark"))
+                    ours = metadata.get("bench_stage") == self.stage and mark in (
+                        None,
+                        metadata.get("bench_mark"),
+                    )
                     if ours and row["id"] not in self.journal.taken:
                         return str(row["id"])
                 if not rows or not page.get("has_more") or after.get("after") == rows[-1]["id"]:
@@ -193,22 +210,36 @@ class Endpoint:
         self, client: openai.AsyncOpenAI, left: dict[str, Request], path: Path, announced: _SentBatch | None
     ) -> _SentBatch:
         """Record a batch in `path`, send it, and record its id."""
-        if announced is None or not announced.requests or not all(digest in left for digest in announced.requests):
+        if (
+            announced is None
+            or not announced.requests
+            or not all(digest in left for digest in announced.requests)
+        ):
             kept = announced.reserved if announced else 0.0  # The cost of an unreadable record stays counted.
             announced = replace(self._affordable_batch(left), mark=os.urandom(8).hex())
             announced = replace(announced, reserved=announced.reserved + kept)
             write_whole(path, announced.to_row())
         rows = [
-            {"custom_id": digest, "method": "POST", "url": "/v1/chat/completions", "body": left[digest].whole_body}
+            {
+                "custom_id": digest,
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": left[digest].whole_body,
+            }
             for digest in announced.requests
         ]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         marks = {"bench_stage": self.stage, "bench_mark": announced.mark or ""}
         try:
-            file = await self._batch_response(client.files.with_raw_response.create(file=("judge.jsonl", lines.encode()), purpose="batch"))
+            file = await self._batch_response(
+                client.files.with_raw_response.create(file=("judge.jsonl", lines.encode()), purpose="batch")
+            )
             made = await self._batch_response(
                 client.batches.with_raw_response.create(
-                    input_file_id=_id(file), endpoint="/v1/chat/completions", completion_window="24h", metadata=marks
+                    input_file_id=_id(file),
+                    endpoint="/v1/chat/completions",
+                    completion_window="24h",
+                    metadata=marks,
                 )
             )
         except openai.APIStatusError as error:
@@ -227,7 +258,9 @@ class Endpoint:
         costs = {digest: self._max_dollars(request, batch=True) for digest, request in left.items()}
         room = self.asking.budget_dollars - self.ledger.total(self.sharing)
         sums = itertools.accumulate(costs.values())
-        chosen = [digest for digest, total in zip(costs, sums, strict=True) if total <= room] or list(left)[:1]
+        chosen = [digest for digest, total in zip(costs, sums, strict=True) if total <= room] or list(left)[
+            :1
+        ]
         reserved = sum(costs[digest] for digest in chosen)
         self.ledger.reserve(self.stage, reserved, self.asking.budget_dollars, self.sharing)
         return _SentBatch(None, reserved, tuple(chosen))
@@ -243,7 +276,12 @@ class Endpoint:
             self.ledger.add(self.stage, spent - reserved)
 
     async def _await_batch(
-        self, client: openai.AsyncOpenAI, missing: dict[str, Request], sent: _SentBatch, path: Path, deadline: float
+        self,
+        client: openai.AsyncOpenAI,
+        missing: dict[str, Request],
+        sent: _SentBatch,
+        path: Path,
+        deadline: float,
     ) -> None:
         """Wait for a sent batch and store its replies.
 
@@ -253,7 +291,9 @@ class Endpoint:
         while (batch := await self._batch_object(client, sent.id, path)).get("status") not in ENDED:
             if time.monotonic() + BATCH_POLL_S > deadline:
                 status = printable(str(batch.get("status")))[:100]
-                raise JudgeUnfinished(f"Batch {sent.id} is still {status}. Run the same command later, or raise judge.batch_wait_s.")
+                raise JudgeUnfinished(
+                    f"Batch {sent.id} is still {status}. Run the same command later, or raise judge.batch_wait_s."
+                )
             await asyncio.sleep(BATCH_POLL_S)
         wanted = set(sent.requests) or set(missing)
         result = _BatchResult()
@@ -262,23 +302,43 @@ class Endpoint:
             for line in (await self._file_text(client, file)).split("\n"):
                 if line.strip():
                     self._add_line(line, wanted, missing, result)
-        everything = not self.journal.replies and not result.replies and result.refused.keys() >= wanted & missing.keys()
+        everything = (
+            not self.journal.replies
+            and not result.replies
+            and result.refused.keys() >= wanted & missing.keys()
+        )
         if result.refused and not everything:
             result.replies.update(result.refused)
         for digest, reply in result.replies.items():
             self.journal.add(digest, reply)
         self.journal.add_taken(sent.id)
-        self._settle(sent.reserved, max(result.spent, sent.reserved) if result.has_unknown_lines else result.spent)
+        self._settle(
+            sent.reserved, max(result.spent, sent.reserved) if result.has_unknown_lines else result.spent
+        )
         path.unlink()
-        log(f"Batch {sent.id} {batch['status']}: {len(result.replies)} of {len(wanted)} requests have a reply{result.summary()}")
+        log(
+            f"Batch {sent.id} {batch['status']}: {len(result.replies)} of {len(wanted)} requests have a reply{result.summary()}"
+        )
         if not result.replies:
             errors = batch["errors"].get("data") if isinstance(batch.get("errors"), dict) else None
-            messages = [str(e["message"]) for e in errors if isinstance(e, dict) and e.get("message")] if isinstance(errors, list) else []
+            messages = (
+                [str(e["message"]) for e in errors if isinstance(e, dict) and e.get("message")]
+                if isinstance(errors, list)
+                else []
+            )
             why = secrets.excerpt("; ".join(messages), 300) or f"no reply in it{result.summary()}"
-            resend = ". The same command sends its requests again." if batch["status"] == "expired" or result.is_transient() else ""
-            raise (JudgeUnfinished if resend else JudgeRefused)(f"Batch {sent.id} {batch['status']}: {why}{resend}")
+            resend = (
+                ". The same command sends its requests again."
+                if batch["status"] == "expired" or result.is_transient()
+                else ""
+            )
+            raise (JudgeUnfinished if resend else JudgeRefused)(
+                f"Batch {sent.id} {batch['status']}: {why}{resend}"
+            )
 
-    def _add_line(self, line: str, wanted: Collection[str], missing: dict[str, Request], result: _BatchResult) -> None:
+    def _add_line(
+        self, line: str, wanted: Collection[str], missing: dict[str, Request], result: _BatchResult
+    ) -> None:
         """Add a line of a batch's output, if it is the first reply to a request of this batch."""
         try:
             row = secrets.clean_data(read_body(line, "the line"))
@@ -286,11 +346,20 @@ class Endpoint:
             row = None
         digest = row.get("custom_id") if isinstance(row, dict) else None
         if not isinstance(digest, str) or digest not in wanted:
-            strange = "an id of no request" if isinstance(digest, str) else f"no batch row: {secrets.excerpt(line, 60)!r}"
+            strange = (
+                "an id of no request"
+                if isinstance(digest, str)
+                else f"no batch row: {secrets.excerpt(line, 60)!r}"
+            )
             result.errors["", strange] += 1
             result.has_unknown_lines = True
             return
-        if digest in result.replies or digest in result.refused or digest in self.journal.replies or digest not in missing:
+        if (
+            digest in result.replies
+            or digest in result.refused
+            or digest in self.journal.replies
+            or digest not in missing
+        ):
             return
         response = row.get("response") if isinstance(row.get("response"), dict) else {}
         status, body = response.get("status_code"), response.get("body")
@@ -331,7 +400,9 @@ class Endpoint:
         except NotACompletion as error:
             content, body = None, f"{error}: {body}"
         if not isinstance(content, dict):
-            raise JudgeUnfinished(f"The endpoint's batch API must answer with a JSON object, got {secrets.excerpt(body, 300)!r}")
+            raise JudgeUnfinished(
+                f"The endpoint's batch API must answer with a JSON object, got {secrets.excerpt(body, 300)!r}"
+            )
         return content
 
     async def _with_timeout(self, call: Awaitable[Any]) -> Any:
@@ -340,7 +411,9 @@ class Endpoint:
             async with asyncio.timeout(self.asking.timeout_s):
                 return await call
         except TimeoutError:
-            raise JudgeUnfinished(f"The endpoint's batch API took longer than {self.asking.timeout_s:g} s (judge.timeout_s)") from None
+            raise JudgeUnfinished(
+                f"The endpoint's batch API took longer than {self.asking.timeout_s:g} s (judge.timeout_s)"
+            ) from None
 
     # Request by request -------------------------------------------------------------------------------------
 
@@ -376,7 +449,9 @@ class Endpoint:
             await asyncio.gather(*(one(digest, request) for digest, request in missing.items()))
         self._conclude(missing, refused, failed)
 
-    def _conclude(self, missing: dict[str, Request], refused: dict[str, Reply], failed: dict[str, Exception]) -> None:
+    def _conclude(
+        self, missing: dict[str, Request], refused: dict[str, Reply], failed: dict[str, Exception]
+    ) -> None:
         """Store refusals of single requests, then raise if some requests have no reply."""
         if refused and len(refused) == len(missing) and not self.journal.replies:
             raise JudgeRefused(f"All requests were refused. The first: {next(iter(refused.values())).error}")
@@ -403,7 +478,13 @@ class Endpoint:
                 f"The environment variable {self.asking.api_key_env} (judge.api_key_env) is empty. Set it to the endpoint's API key."
             )
         hooks = openai.DefaultAsyncHttpxClient(event_hooks={"request": [self._check_redirect]})
-        return openai.AsyncOpenAI(base_url=self.base_url, api_key=key, timeout=self.asking.timeout_s, max_retries=0, http_client=hooks)
+        return openai.AsyncOpenAI(
+            base_url=self.base_url,
+            api_key=key,
+            timeout=self.asking.timeout_s,
+            max_retries=0,
+            http_client=hooks,
+        )
 
     async def _check_redirect(self, request: httpx2.Request) -> None:
         """Raises _ForeignRedirect for a redirect to another host, or from https to http."""
@@ -475,7 +556,11 @@ class Endpoint:
         until = asyncio.get_running_loop().time() + wait_s
         self.paused_s += max(0.0, min(wait_s, until - self.not_before))
         if self.paused_s > LONGEST_WAIT_S:
-            long = f"{wait_s:g} s" if wait_s > LONGEST_WAIT_S else f"{self.paused_s:g} s in all since the last reply"
+            long = (
+                f"{wait_s:g} s"
+                if wait_s > LONGEST_WAIT_S
+                else f"{self.paused_s:g} s in all since the last reply"
+            )
             raise JudgeUnfinished(
                 f"{error}, and asks to wait {long} (Retry-After). A run waits at most {LONGEST_WAIT_S:g} s. The "
                 f"{len(self.journal.replies)} replies that came are kept; the same command asks for the rest."
@@ -494,7 +579,9 @@ class Endpoint:
                 return bound
             except OverBudget as error:
                 if not self.under_way:
-                    raise OverBudget(f"{error}. The replies so far are kept. Raise the budget and run the same command again.") from None
+                    raise OverBudget(
+                        f"{error}. The replies so far are kept. Raise the budget and run the same command again."
+                    ) from None
             await self.settled.wait()
             if self.stopped:
                 raise self.stopped
@@ -507,23 +594,35 @@ class Endpoint:
         except openai.APIStatusError as error:
             return self._refusal(error)
         except (openai.APITimeoutError, TimeoutError):  # A reply may have been sent and billed.
-            raise _Retryable(f"the request took longer than {self.asking.timeout_s:g} s (judge.timeout_s)", maybe_billed=True) from None
+            raise _Retryable(
+                f"the request took longer than {self.asking.timeout_s:g} s (judge.timeout_s)",
+                maybe_billed=True,
+            ) from None
         except (openai.OpenAIError, httpx2.HTTPError, OSError, EOFError) as error:
             if isinstance(error, openai.APIConnectionError):
                 self._refuse_redirect(error)
             cause = error.__cause__ or error
             billed = not isinstance(cause, httpx2.ConnectError)
-            raise _Retryable(f"the connection failed ({secrets.shown(str(cause))})", maybe_billed=billed) from None
+            raise _Retryable(
+                f"the connection failed ({secrets.shown(str(cause))})", maybe_billed=billed
+            ) from None
         try:
-            return self._priced(reply_of(secrets.clean_data(read_body(body))), round(time.perf_counter() - began, 4))
+            return self._priced(
+                reply_of(secrets.clean_data(read_body(body))), round(time.perf_counter() - began, 4)
+            )
         except NotACompletion as error:
             shown = secrets.excerpt(body.decode(errors="replace"), 200)
-            raise _Retryable(f"the body is not a chat completion ({secrets.shown(str(error))}): {shown!r}", maybe_billed=True) from None
+            raise _Retryable(
+                f"the body is not a chat completion ({secrets.shown(str(error))}): {shown!r}",
+                maybe_billed=True,
+            ) from None
 
     async def _body(self, client: openai.AsyncOpenAI, request: Request) -> bytes:
         rest = {name: value for name, value in request.body.items() if name != "model"}
         messages: Any = [dict(message) for message in request.messages]
-        call = client.chat.completions.with_streaming_response.create(model=request.body["model"], messages=messages, extra_body=rest)
+        call = client.chat.completions.with_streaming_response.create(
+            model=request.body["model"], messages=messages, extra_body=rest
+        )
         async with call as response:
             return await _bounded(response.http_response.aiter_bytes())
 
@@ -531,7 +630,9 @@ class Endpoint:
         """A refused request's reply. Raises _Retryable or JudgeRefused for any other error."""
         words = _error_text(error)
         if _is_transient(error.status_code):
-            raise _Retryable(f"the endpoint answered {words}", _retry_after_s(error.response.headers.get("retry-after"))) from None
+            raise _Retryable(
+                f"the endpoint answered {words}", _retry_after_s(error.response.headers.get("retry-after"))
+            ) from None
         if error.status_code in REFUSED:
             return Reply("", error=f"{REQUEST_REFUSED} with {words}")
         raise JudgeRefused(f"The endpoint at {self.base_url or 'api.openai.com'} answered {words}") from None
@@ -540,7 +641,9 @@ class Endpoint:
         """The reply with its cost and latency. `latency_s` is None for a reply from a batch file."""
         dollars = None
         if self.price and reply.prompt_tokens is not None and reply.completion_tokens is not None:
-            dollars = self.price.dollars(reply.prompt_tokens, reply.completion_tokens, batch=latency_s is None)
+            dollars = self.price.dollars(
+                reply.prompt_tokens, reply.completion_tokens, batch=latency_s is None
+            )
         return replace(reply, latency_s=latency_s, dollars=dollars)
 
 
@@ -562,8 +665,17 @@ class _SentBatch:
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> _SentBatch:
         """The batch in a row. Raises Misfit."""
-        batch, mark, requests, reserved = row.get("id"), row.get("mark"), row.get("requests") or [], number(row.get("reserved"))
-        if not all(value is None or isinstance(value, str) for value in (batch, mark)) or reserved is None or reserved < 0:
+        batch, mark, requests, reserved = (
+            row.get("id"),
+            row.get("mark"),
+            row.get("requests") or [],
+            number(row.get("reserved")),
+        )
+        if (
+            not all(value is None or isinstance(value, str) for value in (batch, mark))
+            or reserved is None
+            or reserved < 0
+        ):
             raise Misfit(f"expected a batch id and its reserved dollars, got {describe(row)}")
         if not isinstance(requests, list) or not all(isinstance(request, str) for request in requests):
             raise Misfit(f"expected a list of requests, got {describe(requests)}")
@@ -610,7 +722,9 @@ def _error_of(row: dict[str, Any], status: Any, body: Any) -> tuple[int | str, s
 def _id(response: dict[str, Any]) -> str:
     """The id in a response of the batch API. Raises JudgeUnfinished without one."""
     if not isinstance(value := response.get("id"), str) or not value:
-        raise JudgeUnfinished(f"The endpoint's batch API answered without an id: {secrets.excerpt(json.dumps(response), 300)}")
+        raise JudgeUnfinished(
+            f"The endpoint's batch API answered without an id: {secrets.excerpt(json.dumps(response), 300)}"
+        )
     return value
 
 
@@ -656,7 +770,11 @@ def _wait_s(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     retry_after = error.wait_s if isinstance(error, _Retryable) else None
     # Random extra time, so that requests do not all resume at once.
-    return _backoff(state) if retry_after is None else min(retry_after, LONGEST_WAIT_S) + tenacity.wait_random(0, 0.25)(state)
+    return (
+        _backoff(state)
+        if retry_after is None
+        else min(retry_after, LONGEST_WAIT_S) + tenacity.wait_random(0, 0.25)(state)
+    )
 
 
 def check_served(replies: Sequence[Reply], requests: Sequence[Request], journal: Journal) -> None:
@@ -674,7 +792,10 @@ def drop_other_models(requests: Sequence[Request], journal: Journal) -> None:
     """Keep the replies of one model and drop the others, so that their requests are sent again."""
     others = _replies_to_drop(journal, {request.digest for request in requests})
     if others.requests:
-        journal.drop(others.requests, f"replies came from several models: {others.summary()} are dropped and asked for again")
+        journal.drop(
+            others.requests,
+            f"replies came from several models: {others.summary()} are dropped and asked for again",
+        )
 
 
 @dataclass(frozen=True)
@@ -695,7 +816,9 @@ def _replies_to_drop(journal: Journal, wanted: Collection[str]) -> _OtherModels:
     Only replies since the last drop are counted. Otherwise a model that is no longer served could be kept,
     and its missing replies would never come.
     """
-    served = {digest: reply.served for digest, reply in journal.replies.items() if digest in wanted and reply.served}
+    served = {
+        digest: reply.served for digest, reply in journal.replies.items() if digest in wanted and reply.served
+    }
     recent = Counter(served[digest] for digest in journal.recent if digest in served)
     if len(set(served.values())) < 2 or not recent:
         return _OtherModels("", {})

@@ -28,7 +28,9 @@ BATCH_SIZE = 8
 class InProcess:
     """A model folder that answers requests. Errors of loading the folder are raised unchanged."""
 
-    def __init__(self, folder: Path, name: str, dtype: str, journal: Journal, letters: Sequence[str], repeat: int = 0):
+    def __init__(
+        self, folder: Path, name: str, dtype: str, journal: Journal, letters: Sequence[str], repeat: int = 0
+    ):
         self.engine = TransformersEngine(folder, dtype, BATCH_SIZE)
         self.name, self.journal, self.repeat = name, journal, repeat
         self.tokenizer: Any = self.engine.tokenizer
@@ -72,13 +74,31 @@ class InProcess:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
         sampling: dict[str, Any] = {"do_sample": False}
         if body.get("temperature"):
-            sampling = {"do_sample": True, "temperature": body["temperature"], "top_p": body.get("top_p", 1.0), "top_k": 0}
-        ends = {"eos_token_id": sorted(self.engine.ends), "pad_token_id": pad, "max_new_tokens": body["max_tokens"]}
-        out = model.generate(input_ids=ids, attention_mask=mask, output_logits=True, return_dict_in_generate=True, **ends, **sampling)
+            sampling = {
+                "do_sample": True,
+                "temperature": body["temperature"],
+                "top_p": body.get("top_p", 1.0),
+                "top_k": 0,
+            }
+        ends = {
+            "eos_token_id": sorted(self.engine.ends),
+            "pad_token_id": pad,
+            "max_new_tokens": body["max_tokens"],
+        }
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **ends,
+            **sampling,
+        )
         logps = torch.stack(out.logits, dim=1).float().log_softmax(-1)  # (B, T, V), before temperature
         written = out.sequences[:, width:].tolist()
         return [
-            self._reply(len(prompt), row, logps[i], body.get("top_logprobs", 0) if body.get("logprobs") else 0)
+            self._reply(
+                len(prompt), row, logps[i], body.get("top_logprobs", 0) if body.get("logprobs") else 0
+            )
             for i, (prompt, row) in enumerate(zip(prompts, written, strict=True))
         ]
 
@@ -97,7 +117,8 @@ class InProcess:
     def _token(self, token: int, logps: torch.Tensor, n_tops: int) -> dict[str, Any]:
         top = logps.topk(min(n_tops, len(logps))).indices.tolist()
         own, *tops = (
-            {"token": self._text(i), "logprob": logps[i].item()} for i in (token, *top, *(i for i in self.always if i not in top))
+            {"token": self._text(i), "logprob": logps[i].item()}
+            for i in (token, *top, *(i for i in self.always if i not in top))
         )
         return own | {"top_logprobs": tops}
 

@@ -33,7 +33,12 @@ class Misfit(ValueError):
 
 def encode(row: dict[str, Any]) -> bytes:
     """The line of a row, with version and checksum."""
-    return json.dumps({"v": FORMAT, "sum": _checksum(row), "row": row}, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return (
+        json.dumps(
+            {"v": FORMAT, "sum": _checksum(row), "row": row}, ensure_ascii=False, allow_nan=False
+        ).encode()
+        + b"\n"
+    )
 
 
 class Decoded(NamedTuple):
@@ -94,7 +99,9 @@ class Journal:
         if not self.path.exists() and (older := next((path for path in earlier if path.exists()), None)):
             self._read(older)
             write_whole(self.path, *(_row(request, reply) for request, reply in self.replies.items()))
-            log(f"Copied {len(self.replies)} replies from the journal of an earlier version, {older}. Their requests are not sent again.")
+            log(
+                f"Copied {len(self.replies)} replies from the journal of an earlier version, {older}. Their requests are not sent again."
+            )
         else:
             self._read(self.path)
 
@@ -108,7 +115,9 @@ class Journal:
             except (Misfit, NotACompletion) as error:
                 misfits.append(f"line {place}: {error}")
         if misfits:
-            log(f"{path}: dropped {len(misfits)} unreadable lines (first: {printable(misfits[0])}). Their requests are sent again.")
+            log(
+                f"{path}: dropped {len(misfits)} unreadable lines (first: {printable(misfits[0])}). Their requests are sent again."
+            )
         if unchecked:
             log(f"{path}: read {unchecked} replies without checksums, written by an earlier version.")
 
@@ -146,7 +155,10 @@ class Journal:
 
 
 def _row(request: str, reply: Reply) -> dict[str, Any]:
-    return {"request": request, "reply": {name: value for name, value in reply.to_json().items() if value is not None}}
+    return {
+        "request": request,
+        "reply": {name: value for name, value in reply.to_json().items() if value is not None},
+    }
 
 
 class Ledger:
@@ -172,7 +184,9 @@ class Ledger:
         with self.lock:
             spent = self.total(sharing, dollars)
             if spent + dollars > budget:
-                unread = f"; this counts {self.n_unread} unreadable lines of {self.path}" if self.n_unread else ""
+                unread = (
+                    f"; this counts {self.n_unread} unreadable lines of {self.path}" if self.n_unread else ""
+                )
                 raise OverBudget(
                     f"${spent:.4f} of judge.budget_dollars={budget:g} are spent, and the next request can cost ${dollars:.4f}{unread}"
                 )
@@ -190,9 +204,13 @@ class Ledger:
             for line in self._new_lines():
                 self._apply(line)
         if self.n_unread > known:
-            log(f"{self.path}: {self.n_unread} unreadable lines. Each counts as ${max(self.largest, unread_dollars):.4f} spent.")
+            log(
+                f"{self.path}: {self.n_unread} unreadable lines. Each counts as ${max(self.largest, unread_dollars):.4f} spent."
+            )
         # A stage gives back at most its reservations. A total below 0 comes from damage; it counts as 0.
-        return sum(max(0.0, self.spent.get(stage, 0.0)) for stage in stages) + self.n_unread * max(self.largest, unread_dollars)
+        return sum(max(0.0, self.spent.get(stage, 0.0)) for stage in stages) + self.n_unread * max(
+            self.largest, unread_dollars
+        )
 
     def _apply(self, line: bytes) -> None:
         try:

@@ -46,8 +46,12 @@ def read_prices(path: Path) -> tuple[Price, ...]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise BadFile(f"{wanted}, got {path}: {printable(place)}: {first['msg']}, got {describe(first['input'])}") from error
-    if twice := [model for model, n in Counter(model for row in rows for model in row.models).items() if n > 1]:
+        raise BadFile(
+            f"{wanted}, got {path}: {printable(place)}: {first['msg']}, got {describe(first['input'])}"
+        ) from error
+    if twice := [
+        model for model, n in Counter(model for row in rows for model in row.models).items() if n > 1
+    ]:
         raise BadFile(f"{path}: {printable(twice[0])} has more than one price; list each model once")
     return rows
 

@@ -23,7 +23,18 @@ from bench.config import user_path
 from bench.machine import PACKAGE
 from bench.records import Message
 from bench.store.keys import canonical_json, hash_key
-from bench.text_files import BadFile, describe, number, optional_text, printable, read_rows, read_text, read_yaml, text, whole_number
+from bench.text_files import (
+    BadFile,
+    describe,
+    number,
+    optional_text,
+    printable,
+    read_rows,
+    read_text,
+    read_yaml,
+    text,
+    whole_number,
+)
 
 OWN_PROMPTS = PACKAGE / "judges" / "asked" / "mt_bench_prompts.jsonl"
 OWN_GAME = PACKAGE / "judges" / "asked" / "arena_hard_prompt.yaml"
@@ -46,7 +57,10 @@ class PromptTemplate:
         Inserted texts are not searched for placeholders.
         """
         places = re.compile("|".join(re.escape(f"{{{name}}}") for name in texts))
-        return [{"role": role, "content": places.sub(lambda m: texts[m[0][1:-1]], text)} for role, text in self.messages]
+        return [
+            {"role": role, "content": places.sub(lambda m: texts[m[0][1:-1]], text)}
+            for role, text in self.messages
+        ]
 
 
 def parse_messages(template: str) -> tuple[tuple[str, str], ...]:
@@ -58,7 +72,9 @@ def parse_messages(template: str) -> tuple[tuple[str, str], ...]:
     if template.startswith("<|im_start|>"):
         parts = re.findall(r"<\|im_start\|>(\w+)[^\n]*\n(.*?)(?:<\|im_end\|>|\Z)", template, re.DOTALL)
     elif "<|start_header_id|>" in template:
-        parts = re.findall(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|\Z)", template, re.DOTALL)
+        parts = re.findall(
+            r"<\|start_header_id\|>(\w+)<\|end_header_id\|>(.*?)(?:<\|eot_id\|>|\Z)", template, re.DOTALL
+        )
     elif template.startswith("Human:"):
         parts = [("user", template.removeprefix("Human:").removesuffix("Assistant:"))]
     else:
@@ -66,7 +82,9 @@ def parse_messages(template: str) -> tuple[tuple[str, str], ...]:
         parts = [("user", re.sub(r"^<\|prompter\|>|(<\|endoftext\|>)?<\|assistant\|>$", "", template))]
     messages = [(role, content.strip()) for role, content in parts]
     if not messages:
-        raise ValueError("the template starts with the mark of a chat message, but no message can be read from it")
+        raise ValueError(
+            "the template starts with the mark of a chat message, but no message can be read from it"
+        )
     return tuple(messages if messages[-1][0] != "assistant" or messages[-1][1] else messages[:-1])
 
 
@@ -88,7 +106,11 @@ class PackageAnnotator:
     @property
     def digest(self) -> str:
         """Digest of the template, the decoding and the parser."""
-        rule = {"parser": self.parser, "kwargs": json.loads(json.dumps(self.parser_kwargs)), "decoding": self.decoding}
+        rule = {
+            "parser": self.parser,
+            "kwargs": json.loads(json.dumps(self.parser_kwargs)),
+            "decoding": self.decoding,
+        }
         return hash_key({"template": self.template.digest, "rule": canonical_json(rule)})
 
 
@@ -104,7 +126,9 @@ def annotators_folder() -> Path:
     """
     spec = importlib.util.find_spec("alpaca_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("The alpaca-eval package is not installed. Install it: pip install alpaca-eval==0.6.6")
+        raise ValueError(
+            "The alpaca-eval package is not installed. Install it: pip install alpaca-eval==0.6.6"
+        )
     return Path(spec.submodule_search_locations[0]) / "evaluators_configs"
 
 
@@ -137,7 +161,9 @@ def annotator(name: str) -> PackageAnnotator:
     folder = user_path(name) if "/" in name else annotators_folder() / name
     files = sorted(folder.glob("config*.yaml"))
     if not files:
-        raise ValueError(f"unknown annotator {name!r}; the alpaca-eval package knows: {', '.join(annotator_names())}")
+        raise ValueError(
+            f"unknown annotator {name!r}; the alpaca-eval package knows: {', '.join(annotator_names())}"
+        )
     configs = read_yaml(files[0])
     if not isinstance(configs, dict) or not configs:
         raise BadFile(f"{files[0]}: expected an annotator's settings by its name, got {describe(configs)}")
@@ -149,16 +175,22 @@ def annotator(name: str) -> PackageAnnotator:
     if not isinstance(config, dict):
         raise BadFile(f"{files[0]}: expected an annotator's settings, got {describe(config)}")
     if (batch := config.get("batch_size") or 1) != 1:
-        raise ValueError(f"annotator {name!r} shows {batch} items in one prompt, and bench shows one: choose another judge.annotator")
-    kwargs, parser_kwargs = (_settings(config, key, files[0]) for key in ("completions_kwargs", "completion_parser_kwargs"))
+        raise ValueError(
+            f"annotator {name!r} shows {batch} items in one prompt, and bench shows one: choose another judge.annotator"
+        )
+    kwargs, parser_kwargs = (
+        _settings(config, key, files[0]) for key in ("completions_kwargs", "completion_parser_kwargs")
+    )
     prompt = text(config.get("prompt_template"), f"{files[0]}: prompt_template")
     return PackageAnnotator(
         name=name,
         folder=folder,
         template=PromptTemplate(prompt, _pair_messages(folder.parent / prompt)),
         model=optional_text(kwargs.get("model_name"), f"{files[0]}: model_name") or "",
-        decoding=PACKAGE_DECODING | {SENT[key]: _typed(SENT[key], value, files[0]) for key, value in kwargs.items() if key in SENT},
-        parser=optional_text(config.get("fn_completion_parser"), f"{files[0]}: fn_completion_parser") or "regex_parser",
+        decoding=PACKAGE_DECODING
+        | {SENT[key]: _typed(SENT[key], value, files[0]) for key, value in kwargs.items() if key in SENT},
+        parser=optional_text(config.get("fn_completion_parser"), f"{files[0]}: fn_completion_parser")
+        or "regex_parser",
         parser_kwargs=parser_kwargs,
     )
 
@@ -227,17 +259,25 @@ def mt_bench_templates(path: Path) -> dict[str, PromptTemplate]:
     for place, row in read_rows(path):
         needed = ("name", "system_prompt", "prompt_template")
         if any(key not in row for key in needed):
-            raise BadFile(f"{place}: expected an object with name, system_prompt and prompt_template, got {describe(row)}")
+            raise BadFile(
+                f"{place}: expected an object with name, system_prompt and prompt_template, got {describe(row)}"
+            )
         name, system, prompt = (text(row[key], f"{place}: {key}") for key in needed)
         if name in templates:
-            raise BadFile(f"{place}: a second prompt with the name {printable(name)}; each needs its own name")
+            raise BadFile(
+                f"{place}: a second prompt with the name {printable(name)}; each needs its own name"
+            )
         templates[name] = PromptTemplate(name, (("system", system), ("user", prompt)))
     for name, places in (SINGLE | PAIRWISE).items():
         if name not in templates:
-            raise BadFile(f"{path} has no prompt called {name}; it has {printable(', '.join(sorted(templates))) or 'none'}")
+            raise BadFile(
+                f"{path} has no prompt called {name}; it has {printable(', '.join(sorted(templates))) or 'none'}"
+            )
         whole = "".join(content for _, content in templates[name].messages)
         if missing := [place for place in places if f"{{{place}}}" not in whole]:
-            raise BadFile(f"{path}: prompt {name} has no placeholder {', '.join(f'{{{place}}}' for place in missing)}")
+            raise BadFile(
+                f"{path}: prompt {name} has no placeholder {', '.join(f'{{{place}}}' for place in missing)}"
+            )
     return templates
 
 
@@ -259,11 +299,16 @@ def arena_hard_template(path: Path) -> PromptTemplate:
     """
     settings = read_yaml(path)
     if not isinstance(settings, dict) or not {"prompt_template", "system_prompt"} <= settings.keys():
-        raise BadFile(f"{path}: expected a YAML file with system_prompt and prompt_template, got {describe(settings)}")
+        raise BadFile(
+            f"{path}: expected a YAML file with system_prompt and prompt_template, got {describe(settings)}"
+        )
     prompt = settings["prompt_template"]
     if isinstance(prompt, list) and len(prompt) == 1:
         (prompt,) = prompt
-    prompt, system = text(prompt, f"{path}: prompt_template"), text(settings["system_prompt"], f"{path}: system_prompt")
+    prompt, system = (
+        text(prompt, f"{path}: prompt_template"),
+        text(settings["system_prompt"], f"{path}: system_prompt"),
+    )
     for new, old in GAME_PLACES.items():
         prompt = prompt.replace(f"{{{old}}}", f"{{{new}}}")
     if missing := [f"{{{place}}}" for place in GAME_PLACES if f"{{{place}}}" not in prompt]:

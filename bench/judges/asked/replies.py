@@ -69,13 +69,20 @@ def parser_version() -> str:
 def earlier_parsers(parser: str) -> list[str]:
     """Earlier names of the current parser, one per version that read the same replies."""
     name, _, package = parser.partition(", ")
-    return [f"replies {version}, {package}" for version in EARLIER_VERSIONS] if name == f"replies {VERSION}" else []
+    return (
+        [f"replies {version}, {package}" for version in EARLIER_VERSIONS]
+        if name == f"replies {VERSION}"
+        else []
+    )
 
 
 def count_reasons(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """Number of unscored verdicts of a language model, by kind of reason."""
     whys = [verdict.unscored for verdict in verdicts if verdict.unscored is not None and verdict.calls]
-    counts = Counter(next((kind for kind, beginning in REASONS.items() if why.startswith(beginning)), UNREADABLE) for why in whys)
+    counts = Counter(
+        next((kind for kind, beginning in REASONS.items() if why.startswith(beginning)), UNREADABLE)
+        for why in whys
+    )
     return {kind: counts[kind] for kind in (*REASONS, UNREADABLE) if counts[kind]}
 
 
@@ -88,10 +95,16 @@ class FromText(NamedTuple):
 
 def votes_from_text(verdicts: Iterable[Verdict]) -> FromText | None:
     """Counts of votes read from text and of all votes; None if the judge does not use log-probs."""
-    weighed = [v for v in verdicts if v.preference is not None and v.calls and asks_for_weights(v.calls[0].parser, v.calls[0].decoding)]
+    weighed = [
+        v
+        for v in verdicts
+        if v.preference is not None and v.calls and asks_for_weights(v.calls[0].parser, v.calls[0].decoding)
+    ]
     if not weighed:
         return None
-    return FromText(sum(int((v.details or {}).get("from_text", 0)) for v in weighed), sum(len(v.calls) for v in weighed))
+    return FromText(
+        sum(int((v.details or {}).get("from_text", 0)) for v in weighed), sum(len(v.calls) for v in weighed)
+    )
 
 
 def asks_for_weights(parser: str, body: Mapping[str, Any]) -> bool:
@@ -172,7 +185,11 @@ def deciding_token(reply: Reply, last: bool) -> dict[str, Any] | None:
     tokens = final_tokens(reply)
     if not tokens:
         return None
-    words = [token for token in tokens if any(c.isalnum() for c in token["token"].strip(LEADING)) and not _special(token["token"])]
+    words = [
+        token
+        for token in tokens
+        if any(c.isalnum() for c in token["token"].strip(LEADING)) and not _special(token["token"])
+    ]
     return (words[-1] if last else words[0]) if words else tokens[0]
 
 
@@ -197,7 +214,11 @@ def final_tokens(reply: Reply) -> list[dict[str, Any]]:
             return []
         # One token may hold the end of the thinking and the start of the text.
         begins = len(joined) - len(final)
-        return [token for token, start in zip(tokens, _starts(tokens), strict=False) if start + len(token["token"]) > begins]
+        return [
+            token
+            for token, start in zip(tokens, _starts(tokens), strict=False)
+            if start + len(token["token"]) > begins
+        ]
     if isinstance(span, str):
         return []
     return [token for token, start in zip(tokens, _starts(tokens), strict=False) if start >= begins]
@@ -215,7 +236,11 @@ def read_preference(reply: Reply, parser: str, kwargs: Mapping[str, Any]) -> Rea
 
 
 def _weighted(
-    reply: Reply, numerator_token: str, denominator_tokens: Sequence[str], is_binarize: bool = True, log_prob_index: Any = "batch"
+    reply: Reply,
+    numerator_token: str,
+    denominator_tokens: Sequence[str],
+    is_binarize: bool = True,
+    log_prob_index: Any = "batch",
 ) -> Reading:
     last = log_prob_index == -1
     if last and _was_cut(reply):
@@ -235,7 +260,11 @@ def _weighted(
     if word in (numerator_token, *denominator_tokens):
         return Reading(0.0 if word == numerator_token else 1.0, from_text=True, top_logprobs=tops or None)
     wanted = " nor ".join(dict.fromkeys((numerator_token, *denominator_tokens)))
-    among = f" among the top {len(tops)} tokens {', '.join(map(repr, tops))}" if tops else ", and no log-probs came with it"
+    among = (
+        f" among the top {len(tops)} tokens {', '.join(map(repr, tops))}"
+        if tops
+        else ", and no log-probs came with it"
+    )
     if any(name.startswith("token_id:") for name in tops):
         among += "; the server writes token ids: start it without --return-tokens-as-token-ids"
     return Reading(why=f"neither {wanted} in the text {reply.text[:200]!r}{among}", top_logprobs=tops or None)
@@ -280,7 +309,9 @@ def _by_package(reply: Reply, parser: str, kwargs: Mapping[str, Any]) -> Reading
 
 DOUBLE = re.compile(r"\[\[([^\[\]]{1,60})\]\]")
 PLACEHOLDERS = ("rating", "score", "verdict", "n")  # Words of the prompt that a reply may quote.
-_RATING = re.compile(r"[\s*_`\"']*(?:(?:rating|score)[\s*_`:=]*)?(\d{1,9}\.?\d{0,9})\s*(?:/\s*10)?[\s*_`\"']*", re.IGNORECASE)
+_RATING = re.compile(
+    r"[\s*_`\"']*(?:(?:rating|score)[\s*_`:=]*)?(\d{1,9}\.?\d{0,9})\s*(?:/\s*10)?[\s*_`\"']*", re.IGNORECASE
+)
 _SINGLE = re.compile(r"(?:rating|score)[^\w\[]{0,12}\[(\d{1,9}\.?\d{0,9})\](?!\])", re.IGNORECASE)
 _ALONE = re.compile(r"\s*\[(\d{1,9}\.?\d{0,9})\]\s*")
 WINNERS = {"A": 0.0, "B": 1.0, "C": 0.5}  # Preferences for B.
@@ -316,7 +347,11 @@ def find_rating(text: str) -> FoundVerdict | None:
 def find_pairwise(text: str) -> FoundVerdict | None:
     """The last [[A]], [[B]] or [[C]]; None without one, or if the last double brackets hold other text."""
     double = _last_double(text)
-    return FoundVerdict(double[1].strip(), double.start(1), double.end()) if double and double[1].strip() in WINNERS else None
+    return (
+        FoundVerdict(double[1].strip(), double.start(1), double.end())
+        if double and double[1].strip() in WINNERS
+        else None
+    )
 
 
 def _verdict(reply: Reply, find: Callable[[str], FoundVerdict | None], wanted: str) -> FoundVerdict | Reading:
@@ -351,13 +386,28 @@ def read_pairwise(reply: Reply) -> Reading:
 
 
 GAME = re.compile(r"\[\[([AB<>=]+)\]\]", re.IGNORECASE)
-GAMES = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2, "B<<A": 2, "B<A": 1, "B=A": 0, "A<B": -1, "A<<B": -2}
+GAMES = {
+    "A>>B": 2,
+    "A>B": 1,
+    "A=B": 0,
+    "B>A": -1,
+    "B>>A": -2,
+    "B<<A": 2,
+    "B<A": 1,
+    "B=A": 0,
+    "A<B": -1,
+    "A<<B": -2,
+}
 
 
 def find_game(text: str) -> FoundVerdict | None:
     """The last verdict in double brackets, as in Arena-Hard; None if it is missing or not one of the five."""
     last = next(reversed(list(GAME.finditer(text))), None)
-    return FoundVerdict(last[1].upper(), last.start(1), last.end()) if last and last[1].upper() in GAMES else None
+    return (
+        FoundVerdict(last[1].upper(), last.start(1), last.end())
+        if last and last[1].upper() in GAMES
+        else None
+    )
 
 
 @_one_reading
@@ -399,7 +449,9 @@ def expected_rating(reply: Reply, rating: float) -> tuple[float | None, dict[str
     if not total:
         return None, tops or None
     if open_one and tokens[index]["token"] == prefix + "1" and index + 1 < len(tokens):
-        following = {top["token"]: math.exp(top["logprob"]) for top in tokens[index + 1].get("top_logprobs") or ()}
+        following = {
+            top["token"]: math.exp(top["logprob"]) for top in tokens[index + 1].get("top_logprobs") or ()
+        }
         ten = min(1.0, sum(p for text, p in following.items() if text.startswith("0")))
         mass[1], mass[10] = open_one * (1 - ten), mass[10] + open_one * ten
     elif open_one > AMBIGUOUS * total and not mass[10]:
@@ -417,9 +469,13 @@ def _starts(tokens: Sequence[Mapping[str, Any]]) -> list[int]:
 # The record -------------------------------------------------------------------------------------------------
 
 
-def make_call(request: Request, reply: Reply, reading: Reading, digest: str, parser: str, first: bool | None) -> Call:
+def make_call(
+    request: Request, reply: Reply, reading: Reading, digest: str, parser: str, first: bool | None
+) -> Call:
     """The stored record of one request: model, prompt, reply, tokens and cost."""
-    decoding = {name: value for name, value in request.body.items() if name not in ("model", "tools", "tool_choice")}
+    decoding = {
+        name: value for name, value in request.body.items() if name not in ("model", "tools", "tool_choice")
+    }
     raw = f"<think>{reply.thinking}</think>{reply.text}" if reply.thinking else reply.text
     share = reading.value  # For the second completion, or a rating.
     return Call(

@@ -93,4 +93,6 @@ def request_body(settings: LanguageJudgeSettings, model: str, decoding: Any) -> 
         body.pop("logprobs", None)
         body.pop("top_logprobs", None)
     extra_fields = json.loads(settings.request)
-    return {"model": model} | {name: value for name, value in (body | extra_fields).items() if value is not None}
+    return {"model": model} | {
+        name: value for name, value in (body | extra_fields).items() if value is not None
+    }

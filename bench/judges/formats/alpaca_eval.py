@@ -97,13 +97,24 @@ def read_outputs(path: Path) -> Outputs:
         if not {"instruction", "output"} <= row.keys():
             raise BadFile(f"{place}: expected an `instruction` and an `output`, got {describe(row)}")
         instruction, output = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
-        items.append(Item(item_id(instruction), optional_text(row.get("dataset"), f"{place}: dataset"), [instruction], baseline=[output]))
+        items.append(
+            Item(
+                item_id(instruction),
+                optional_text(row.get("dataset"), f"{place}: dataset"),
+                [instruction],
+                baseline=[output],
+            )
+        )
         completions.append(Completion(item_id(instruction), [instruction], [output], [], []))
         models[_named(row, "generator", place)] = None
     if len(models) != 1:
-        raise BadFile(f"{path}: expected the outputs of one model (`generator`), got {printable(', '.join(list(models)[:5]))}")
+        raise BadFile(
+            f"{path}: expected the outputs of one model (`generator`), got {printable(', '.join(list(models)[:5]))}"
+        )
     if len({item.id for item in items}) < len(items):
-        raise BadFile(f"{path}: an instruction appears twice. Remove one of the rows, because instructions identify items.")
+        raise BadFile(
+            f"{path}: an instruction appears twice. Remove one of the rows, because instructions identify items."
+        )
     return Outputs(next(iter(models)), items, completions)
 
 
@@ -118,7 +129,12 @@ def write_outputs(path: Path, model: str, items: Iterable[Item], completions: Ma
     Items without an output are left out.
     """
     rows = [
-        {"dataset": item.category, "instruction": item.turns[0], "output": completions[item.id], "generator": model}
+        {
+            "dataset": item.category,
+            "instruction": item.turns[0],
+            "output": completions[item.id],
+            "generator": model,
+        }
         for item in items
         if item.id in completions
     ]
@@ -138,7 +154,9 @@ class Annotations:
     verdicts: list[Verdict]
 
 
-def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outputs | None = None) -> Annotations:
+def read_annotations(
+    path: Path, outputs: Outputs | None = None, reference: Outputs | None = None
+) -> Annotations:
     """Verdicts from `annotations.json`, plain or .gz.
 
     Texts missing in a row are taken from `outputs` and `reference`, by instruction. Raises BadFile for a row
@@ -155,13 +173,23 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
         pair = [file_texts[side].get(item) if own is None else own for side, own in shown.items()]
         preference, unscored = _preference(row.get("preference"))
         if preference is not None and None in pair:
-            raise BadFile(f"{place} has a vote but lacks `output_1` or `output_2`, and the files of outputs lack it too")
+            raise BadFile(
+                f"{place} has a vote but lacks `output_1` or `output_2`, and the files of outputs lack it too"
+            )
         baseline, policy = pair
-        model, base, annotator = (_named(row, key, place) for key in ("generator_2", "generator_1", "annotator"))
+        model, base, annotator = (
+            _named(row, key, place) for key in ("generator_2", "generator_1", "annotator")
+        )
         names[model, base, annotator] = None
         for side, name in (("output_1", row.get("generator_1")), ("output_2", row.get("generator_2"))):
             file = files[side]
-            if file and shown[side] is None and item in file_texts[side] and name is not None and file.model not in (name, NO_GENERATOR):
+            if (
+                file
+                and shown[side] is None
+                and item in file_texts[side]
+                and name is not None
+                and file.model not in (name, NO_GENERATOR)
+            ):
                 raise BadFile(
                     f"{place}: the row has no {side}, and the file with these outputs is of another model, {describe(file.model)}"
                 )
@@ -173,7 +201,11 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
                 category=optional_text(row.get("dataset"), f"{place}: dataset"),
                 preference=preference,
                 unscored=unscored,
-                raw=None if raw is None else raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False),
+                raw=None
+                if raw is None
+                else raw
+                if isinstance(raw, str)
+                else json.dumps(raw, ensure_ascii=False),
                 **about_texts(policy, baseline),
             )
         )
@@ -185,16 +217,30 @@ def read_annotations(path: Path, outputs: Outputs | None = None, reference: Outp
 
 def contradiction(annotations: Annotations, outputs: Outputs | None, reference: Outputs | None) -> str | None:
     """A text that says why annotations and the files with their texts disagree; None if they agree."""
-    sides: tuple[tuple[str, str, Outputs | None], ...] = (("output_2", "model_outputs.json", outputs), ("output_1", "reference", reference))
+    sides: tuple[tuple[str, str, Outputs | None], ...] = (
+        ("output_2", "model_outputs.json", outputs),
+        ("output_1", "reference", reference),
+    )
     for side, name, file in sides:
         if file is None:
             continue
         digests = {item: text_digest(text) for item, text in file.texts.items()}
-        judged = [(v.item_id, v.policy_digest if side == "output_2" else v.baseline_digest) for v in annotations.verdicts]
+        judged = [
+            (v.item_id, v.policy_digest if side == "output_2" else v.baseline_digest)
+            for v in annotations.verdicts
+        ]
         absent = [row for row, (item, _) in enumerate(judged) if item not in digests]
-        other = [row for row, (item, digest) in enumerate(judged) if digest is not None and digests.get(item, digest) != digest]
+        other = [
+            row
+            for row, (item, digest) in enumerate(judged)
+            if digest is not None and digests.get(item, digest) != digest
+        ]
         if absent or other:
-            what = f"have an instruction that is not in the {name}" if absent else f"have another {side} than the {name}"
+            what = (
+                f"have an instruction that is not in the {name}"
+                if absent
+                else f"have another {side} than the {name}"
+            )
             rows = absent or other
             return (
                 f"{len(rows)} of {len(judged)} rows {what} (first: row {rows[0]}). Use the {name} that was judged, or remove it if "
@@ -228,7 +274,10 @@ def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
         annotators.add(read.annotator)
         texts = outputs.texts if outputs else {}
         for (_, row), verdict in zip(read_objects(path), read.verdicts, strict=True):
-            theirs, ours = row.get("output_1"), row.get("output_2") or texts.get(verdict.item_id, row.get("output_2"))
+            theirs, ours = (
+                row.get("output_1"),
+                row.get("output_2") or texts.get(verdict.item_id, row.get("output_2")),
+            )
             pair = f"{model}/{verdict.item_id}"
             pairs.pop(pair, None)
             if verdict.preference is None or theirs is None or ours is None:
@@ -236,9 +285,13 @@ def read_pairs(folder: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
             item = Item(pair, verdict.category, [row["instruction"]], baseline=[theirs])
             pairs[pair] = item, Completion(pair, item.turns, [ours], [], []), [replace(verdict, item_id=pair)]
     if not pairs:
-        raise BadFile(f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts")
+        raise BadFile(
+            f"{folder} holds no MODEL/ANNOTATOR/annotations.json, plain or .gz, with scored pairs of two texts"
+        )
     if len(annotators) > 1:
-        raise BadFile(f"{folder} holds verdicts of several annotators ({', '.join(sorted(annotators))}). Keep those of one annotator.")
+        raise BadFile(
+            f"{folder} holds verdicts of several annotators ({', '.join(sorted(annotators))}). Keep those of one annotator."
+        )
     return list(pairs.values())
 
 
@@ -259,7 +312,9 @@ def _preference(value: Any) -> tuple[float | None, str | None]:
     return (recorded - 1, None) if 1 <= recorded <= 2 else (None, f"preference {value!r} is not in 1 to 2")
 
 
-def write_annotations(path: Path, annotations: Annotations, items: Iterable[Item], completions: Mapping[str, str]) -> None:
+def write_annotations(
+    path: Path, annotations: Annotations, items: Iterable[Item], completions: Mapping[str, str]
+) -> None:
     """Write `annotations.json` as the package's `evaluate` does.
 
     The package can read the file as its `caching_path`. Unscored rows have an empty preference. The
@@ -285,13 +340,24 @@ def write_annotations(path: Path, annotations: Annotations, items: Iterable[Item
 
 def find_annotations(folder: Path) -> list[Path]:
     """Paths of `MODEL/ANNOTATOR/annotations.json` or .gz, sorted by name."""
-    return sorted(path for pattern in ("annotations.json", "annotations.json.gz") for path in folder.glob(f"*/*/{pattern}"))
+    return sorted(
+        path
+        for pattern in ("annotations.json", "annotations.json.gz")
+        for path in folder.glob(f"*/*/{pattern}")
+    )
 
 
 def find_outputs(annotations: Path) -> Path | None:
     """The path of `MODEL/model_outputs.json` or .gz for an annotations file; None if there is none."""
     folder = annotations.parent.parent
-    return next((path for name in ("model_outputs.json", "model_outputs.json.gz") if (path := folder / name).exists()), None)
+    return next(
+        (
+            path
+            for name in ("model_outputs.json", "model_outputs.json.gz")
+            if (path := folder / name).exists()
+        ),
+        None,
+    )
 
 
 # Calibration ------------------------------------------------------------------------------------------------
@@ -319,14 +385,22 @@ def read_calibration(path: Path, items: Sequence[Item] | None = None, n: int | N
     weight = GAMED_WEIGHT / max(1, len({row.get("model") for place, row in rows if place in voted}))
     for place, row in rows:
         value = _field(row, "instruction_difficulty", place)
-        votes = [Gamed(_field(row, "preference", place, 1), _field(row, "std_delta_len", place), weight)] if place in voted else []
+        votes = (
+            [Gamed(_field(row, "preference", place, 1), _field(row, "std_delta_len", place), weight)]
+            if place in voted
+            else []
+        )
         if (item := _calibrated_item(row, items, place)) is None:
             continue
         if not math.isclose(difficulty.setdefault(item, value), value, rel_tol=1e-6, abs_tol=1e-6):
-            raise BadFile(f"{place}: instruction_difficulty is {value:g}, but {difficulty[item]:g} in an earlier row of the same item")
+            raise BadFile(
+                f"{place}: instruction_difficulty is {value:g}, but {difficulty[item]:g} in an earlier row of the same item"
+            )
         gamed.setdefault(item, []).extend(votes)
     return Calibration(
-        difficulty, {item: votes for item, votes in gamed.items() if votes}, text_digest(decode(read_bytes(path), str(path)))
+        difficulty,
+        {item: votes for item, votes in gamed.items() if votes},
+        text_digest(decode(read_bytes(path), str(path))),
     )
 
 
@@ -340,7 +414,9 @@ def _field(row: Mapping[str, str], column: str, place: str, high: float | None =
 
 
 def _check_numbers(path: Path, rows: Sequence[Mapping[str, str]], n: int) -> None:
-    numbers = {row.get("index", "").strip() for row in rows if not row.get("item_id") and not row.get("instruction")}
+    numbers = {
+        row.get("index", "").strip() for row in rows if not row.get("item_id") and not row.get("instruction")
+    }
     if numbers and numbers != {str(place) for place in range(n)}:
         raise BadFile(
             f"{path} numbers {len(numbers)} items by `index`, but there are {n} items here. Use the items that it was made for "
@@ -354,7 +430,9 @@ def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None, place
     if row.get("instruction"):
         return item_id(row["instruction"])
     if items is None:
-        raise BadFile(f"{place}: items are given by `index`, a row number of the reference. Set reference_outputs=FILE.")
+        raise BadFile(
+            f"{place}: items are given by `index`, a row number of the reference. Set reference_outputs=FILE."
+        )
     index = row.get("index", "").strip()
     if not index.isascii() or not index.isdecimal() or len(index) > 9:
         raise BadFile(f"{place}: index must be a whole number from 0, got {describe(index)}")
@@ -363,16 +441,22 @@ def _calibrated_item(row: Mapping[str, str], items: Sequence[Item] | None, place
 
 def for_items(calibration: Calibration, items: Iterable[Item]) -> Calibration:
     """The calibration with the items' own ids. Its entries may be named by instruction."""
-    names = {item.id: item.id if item.id in calibration.difficulty else item_id(item.turns[0]) for item in items}
+    names = {
+        item.id: item.id if item.id in calibration.difficulty else item_id(item.turns[0]) for item in items
+    }
     kept = {item: name for item, name in names.items() if name in calibration.difficulty}
     gamed = {item: calibration.gamed[name] for item, name in kept.items() if name in calibration.gamed}
-    return Calibration({item: calibration.difficulty[name] for item, name in kept.items()}, gamed, calibration.digest)
+    return Calibration(
+        {item: calibration.difficulty[name] for item, name in kept.items()}, gamed, calibration.digest
+    )
 
 
 def fitted_calibration(difficulty: Mapping[str, float]) -> Calibration:
     """A calibration with difficulties only, without gamed votes."""
     lines = [f"{item},{value!r}" for item, value in sorted(difficulty.items())]
-    return Calibration(dict(difficulty), {}, text_digest("\n".join(["item_id,instruction_difficulty", *lines])))
+    return Calibration(
+        dict(difficulty), {}, text_digest("\n".join(["item_id,instruction_difficulty", *lines]))
+    )
 
 
 # Official numbers -------------------------------------------------------------------------------------------
@@ -400,14 +484,25 @@ def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> 
     if all(verdict.preference is None for verdict in annotations.verdicts):
         return NOTHING
     if calibration is None:
-        return Unmeasured("the package's length control needs calibration=FILE (df_gamed.csv, or a file with its columns)")
+        return Unmeasured(
+            "the package's length control needs calibration=FILE (df_gamed.csv, or a file with its columns)"
+        )
     rows = [row for _, row in read_csv(calibration)]
     if missing := [column for column in COLUMNS if not rows or column not in rows[0]]:
-        return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} has no {', '.join(missing)}")
-    if any(v.preference is not None and None in (v.policy_length, v.baseline_length) for v in annotations.verdicts):
-        return Unmeasured("the package's length control needs the length of both answers to every item that was scored")
+        return Unmeasured(
+            f"the package's length control reads df_gamed.csv; {calibration.name} has no {', '.join(missing)}"
+        )
+    if any(
+        v.preference is not None and None in (v.policy_length, v.baseline_length)
+        for v in annotations.verdicts
+    ):
+        return Unmeasured(
+            "the package's length control needs the length of both answers to every item that was scored"
+        )
     if (n := len({row["index"] for row in rows})) < len(annotations.verdicts):
-        return Unmeasured(f"the package goes by row number, and {len(annotations.verdicts)} rows are more than the calibration's {n}")
+        return Unmeasured(
+            f"the package goes by row number, and {len(annotations.verdicts)} rows are more than the calibration's {n}"
+        )
     if why := _unlike_the_packages(rows, n):
         return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} {why}")
     with tempfile.TemporaryDirectory() as aside, _package() as glm:
@@ -415,9 +510,14 @@ def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> 
         with copy.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
-            writer.writerows([*(row[column].strip() for column in COLUMNS[:-1]), row[COLUMNS[-1]].strip().capitalize()] for row in rows)
+            writer.writerows(
+                [*(row[column].strip() for column in COLUMNS[:-1]), row[COLUMNS[-1]].strip().capitalize()]
+                for row in rows
+            )
         with mock.patch.object(glm, "hf_hub_download", lambda **_: str(copy)):
-            numbers = glm.get_length_controlled_winrate(_frame(annotations), save_weights_dir=None, is_warn_extreme_changes=False)
+            numbers = glm.get_length_controlled_winrate(
+                _frame(annotations), save_weights_dir=None, is_warn_extreme_changes=False
+            )
     return _plain({name: numbers[name] for name in LENGTH_CONTROLLED})
 
 
@@ -430,7 +530,11 @@ def _unlike_the_packages(rows: Sequence[Mapping[str, str]], n: int) -> str | Non
         return f"does not begin with one row of each item from 0 to {n - 1}, in this order"
     if incomplete := [column for column in COLUMNS[:-1] if any(not row[column].strip() for row in rows)]:
         return f"has rows without {', '.join(incomplete)}"
-    if strange := {row["not_gamed_baseline"] for row in rows if row["not_gamed_baseline"].strip().lower() not in ("true", "false")}:
+    if strange := {
+        row["not_gamed_baseline"]
+        for row in rows
+        if row["not_gamed_baseline"].strip().lower() not in ("true", "false")
+    }:
         return f"has a not_gamed_baseline that is neither True nor False: {printable(min(strange))!r}"
     return None
 

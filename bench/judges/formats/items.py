@@ -14,7 +14,16 @@ from typing import Any
 
 from bench.readers.completions_file import FAILED_REQUEST, first_choice, turn_text
 from bench.records import Item
-from bench.text_files import BadFile, describe, id_text, optional_text, printable, read_objects, read_rows, text
+from bench.text_files import (
+    BadFile,
+    describe,
+    id_text,
+    optional_text,
+    printable,
+    read_objects,
+    read_rows,
+    text,
+)
 
 HUB_DATASET, HUB_FILE = "tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json"
 
@@ -30,7 +39,12 @@ def read_alpaca_eval(path: Path) -> list[Item]:
         _has(row, place, "instruction", "output")
         instruction, output = (text(row[key], f"{place}: {key}") for key in ("instruction", "output"))
         items.append(
-            Item(f"alpaca_eval-{number}", optional_text(row.get("dataset"), f"{place}: dataset"), [instruction], baseline=[output])
+            Item(
+                f"alpaca_eval-{number}",
+                optional_text(row.get("dataset"), f"{place}: dataset"),
+                [instruction],
+                baseline=[output],
+            )
         )
     _check_baseline(path, items)
     return items
@@ -52,12 +66,18 @@ def read_mt_bench(questions: Path, references: Path | None = None, answers: Path
             [turn_text(turn, f"{place}: turns[{n}]") for n, turn in enumerate(row["turns"])],
         )
         if answers and key not in theirs:
-            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}. Use the answers to these questions.")
+            raise BadFile(
+                f"{answers} has no answer to question {printable(key)} of {questions}. Use the answers to these questions."
+            )
         for path, answer in ((references, right.get(key)), (answers, theirs.get(key))):
             if answer is not None and len(answer) < len(turns):
-                raise BadFile(f"{path}: question {printable(key)} has {len(turns)} turns, but {len(answer)} answers in this file")
+                raise BadFile(
+                    f"{path}: question {printable(key)} has {len(turns)} turns, but {len(answer)} answers in this file"
+                )
         category = optional_text(row.get("category"), f"{place}: category")
-        items.append(Item(f"mt_bench-{key}", category, turns, baseline=theirs.get(key), reference=right.get(key)))
+        items.append(
+            Item(f"mt_bench-{key}", category, turns, baseline=theirs.get(key), reference=right.get(key))
+        )
     if references and items and not any(item.reference for item in items):
         none = f"{references} has no reference for any of the {len(items)} questions of {questions}"
         raise BadFile(f"{none}. Use the references of these questions.")
@@ -81,11 +101,17 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
                 answer = content.get("answer") if isinstance(content, dict) else content
                 key = id_text(row["uid"], f"{place}: uid")
                 theirs[key] = _answer(text(answer, f"{place}: the last message's answer"), place)
-                prompts = [message.get("content") for message in before if isinstance(message, dict) and message.get("role") == "user"]
+                prompts = [
+                    message.get("content")
+                    for message in before
+                    if isinstance(message, dict) and message.get("role") == "user"
+                ]
                 if prompts and isinstance(prompts[-1], str):
                     answered[key] = place, prompts[-1]
             case other:
-                raise BadFile(f"{place}: the last message must be the assistant's (role and content), got {describe(other)}")
+                raise BadFile(
+                    f"{place}: the last message must be the assistant's (role and content), got {describe(other)}"
+                )
         models[_model(row, "model", place)] = None
     _of_one_model(answers, models)
     items = []
@@ -93,7 +119,9 @@ def read_arena_hard(questions: Path, answers: Path) -> list[Item]:
         _has(row, place, "uid", "prompt")
         key, prompt = id_text(row["uid"], f"{place}: uid"), text(row["prompt"], f"{place}: prompt")
         if key not in theirs:
-            raise BadFile(f"{answers} has no answer to question {printable(key)} of {questions}. Use the answers to these questions.")
+            raise BadFile(
+                f"{answers} has no answer to question {printable(key)} of {questions}. Use the answers to these questions."
+            )
         if key in answered and answered[key][1].strip() != prompt.strip():
             there, other = answered[key]
             raise BadFile(
@@ -132,7 +160,9 @@ def _each_once(path: Path, items: list[Item]) -> list[Item]:
         raise BadFile(f"{path}: expected a question on each line, got an empty file")
     if twice := [id for id, n in Counter(item.id for item in items).items() if n > 1]:
         shown = printable(twice[0].partition("-")[2])
-        raise BadFile(f"{path}: question {shown} appears twice ({len(twice)} questions do). Give each question its own id.")
+        raise BadFile(
+            f"{path}: question {shown} appears twice ({len(twice)} questions do). Give each question its own id."
+        )
     return items
 
 
@@ -142,7 +172,9 @@ def read_answers(path: Path) -> dict[str, list[str]]:
     models: dict[str | None, None] = {}
     for place, row in read_rows(path):
         _has(row, place, "question_id", "choices")
-        answers[id_text(row["question_id"], f"{place}: question_id")] = [_answer(turn, place) for turn in first_choice(row, place)]
+        answers[id_text(row["question_id"], f"{place}: question_id")] = [
+            _answer(turn, place) for turn in first_choice(row, place)
+        ]
         models[_model(row, "model_id", place)] = None
     _of_one_model(path, models)
     return answers
@@ -169,7 +201,12 @@ def read_benchmark_items(form: str, files: Mapping[str, Path]) -> list[Item]:
 def cut(items: Sequence[Item], n: int, n_turns: int) -> list[Item]:
     """The first `n` items, each with its first `n_turns` turns."""
     return [
-        replace(i, turns=i.turns[:n_turns], baseline=i.baseline and i.baseline[:n_turns], reference=i.reference and i.reference[:n_turns])
+        replace(
+            i,
+            turns=i.turns[:n_turns],
+            baseline=i.baseline and i.baseline[:n_turns],
+            reference=i.reference and i.reference[:n_turns],
+        )
         for i in items[:n]
     ]
 
@@ -185,4 +222,6 @@ def hub_file() -> Path:
         return Path(hf_hub_download(HUB_DATASET, HUB_FILE, repo_type="dataset"))
     except Exception as error:  # Many kinds: no network, a gated file, not in the cache.
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"judge.items=hub: {HUB_DATASET}/{HUB_FILE} cannot be loaded ({why}). Set judge.items to a file.") from error
+        raise ValueError(
+            f"judge.items=hub: {HUB_DATASET}/{HUB_FILE} cannot be loaded ({why}). Set judge.items to a file."
+        ) from error

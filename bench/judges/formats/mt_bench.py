@@ -21,7 +21,17 @@ from typing import Any
 
 from bench.config import CATEGORIES
 from bench.records import Completion, Item, Verdict, grouped
-from bench.text_files import BadFile, describe, id_text, number, optional_text, printable, read_rows, text, whole_number
+from bench.text_files import (
+    BadFile,
+    describe,
+    id_text,
+    number,
+    optional_text,
+    printable,
+    read_rows,
+    text,
+    whole_number,
+)
 
 API_ERROR = "$ERROR$"  # FastChat's text for a failed request.
 NO_RATING = "the judge's reply has no rating"
@@ -34,26 +44,47 @@ FIRST_QUESTION, QUESTIONS_A_CATEGORY = 81, 10
 # The judge's replies ----------------------------------------------------------------------------------------
 
 
-def rating_verdict(item: str, judge: str, turn: int, score: float | None, raw: str, category: str | None = None) -> Verdict:
+def rating_verdict(
+    item: str, judge: str, turn: int, score: float | None, raw: str, category: str | None = None
+) -> Verdict:
     """A verdict with a rating, or with the reason why there is none.
 
     Reasons: a failed request, no rating in the reply, or a rating outside 1 to 10.
     """
     if score is not None and 1 <= score <= 10:
         return Verdict(item, judge, turn, category, rating=score, raw=raw)
-    why = "the request failed" if raw == API_ERROR else NO_RATING if score is None else f"rating {score:g} is not in 1 to 10"
+    why = (
+        "the request failed"
+        if raw == API_ERROR
+        else NO_RATING
+        if score is None
+        else f"rating {score:g} is not in 1 to 10"
+    )
     return Verdict(item, judge, turn, category, unscored=why, raw=raw)
 
 
 def category_of(question: str) -> str | None:
     """The category of one of MT-Bench's own 80 questions; None for any other question."""
     place = int(question) - FIRST_QUESTION if re.fullmatch("[0-9]{1,9}", question) else -1
-    return CATEGORIES[place // QUESTIONS_A_CATEGORY] if 0 <= place < QUESTIONS_A_CATEGORY * len(CATEGORIES) else None
+    return (
+        CATEGORIES[place // QUESTIONS_A_CATEGORY]
+        if 0 <= place < QUESTIONS_A_CATEGORY * len(CATEGORIES)
+        else None
+    )
 
 
 def write_answers(path: Path, model: str, completions: Iterable[Completion]) -> None:
-    by_question = grouped((completion.id, {"index": completion.draw, "turns": completion.completions}) for completion in completions)
-    _write(path, ({"question_id": _number(question), "model_id": model, "choices": given} for question, given in by_question.items()))
+    by_question = grouped(
+        (completion.id, {"index": completion.draw, "turns": completion.completions})
+        for completion in completions
+    )
+    _write(
+        path,
+        (
+            {"question_id": _number(question), "model_id": model, "choices": given}
+            for question, given in by_question.items()
+        ),
+    )
 
 
 # Judgements -------------------------------------------------------------------------------------------------
@@ -112,8 +143,14 @@ def read_judgements(path: Path) -> list[Rated] | list[Compared]:
         raise BadFile(f"{path} is empty; expected FastChat's judgements")
     first = rows[0][1]
     if "score" not in first and "g1_winner" not in first:
-        raise BadFile(f"{path} must hold FastChat's single (`score`) or pairwise (`g1_winner`) judgements, got {describe(first)}")
-    return [_rated(row, place) for place, row in rows] if "score" in first else [_compared(row, place) for place, row in rows]
+        raise BadFile(
+            f"{path} must hold FastChat's single (`score`) or pairwise (`g1_winner`) judgements, got {describe(first)}"
+        )
+    return (
+        [_rated(row, place) for place, row in rows]
+        if "score" in first
+        else [_compared(row, place) for place, row in rows]
+    )
 
 
 def _rated(row: Mapping[str, Any], place: str) -> Rated:
@@ -122,21 +159,33 @@ def _rated(row: Mapping[str, Any], place: str) -> Rated:
     judge, prompt_name = _judge(row["judge"], place)
     recorded = number(row["score"])
     if row["score"] is not None and (recorded is None or (recorded < 0 and recorded != -1)):
-        raise BadFile(f"{place}: score must be a number from 0, or -1 where the judge failed, got {describe(row['score'])}")
+        raise BadFile(
+            f"{place}: score must be a number from 0, or -1 where the judge failed, got {describe(row['score'])}"
+        )
     score = None if recorded == -1 else recorded
-    verdict = rating_verdict(question, judge, _turn(row, place), score, _optional(row, "judgment", place), category_of(question))
-    return Rated(model, verdict, score, prompt_name, _optional(row, "user_prompt", place), _tstamp(row, place))
+    verdict = rating_verdict(
+        question, judge, _turn(row, place), score, _optional(row, "judgment", place), category_of(question)
+    )
+    return Rated(
+        model, verdict, score, prompt_name, _optional(row, "user_prompt", place), _tstamp(row, place)
+    )
 
 
 def _compared(row: Mapping[str, Any], place: str) -> Compared:
     _has(row, place, ("model_1", "model_2", "g1_winner", "g2_winner"))
-    question, model, baseline = (id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_1", "model_2"))
+    question, model, baseline = (
+        id_text(row[key], f"{place}: {key}") for key in ("question_id", "model_1", "model_2")
+    )
     if model == baseline:
-        raise BadFile(f"{place}: model_1 and model_2 must be different models, got {describe(model)} twice. Remove the row.")
+        raise BadFile(
+            f"{place}: model_1 and model_2 must be different models, got {describe(model)} twice. Remove the row."
+        )
     judge, prompt_name = _judge(row["judge"], place)
     for key in ("g1_winner", "g2_winner"):
         if not isinstance(row[key], str) or row[key] not in (*WINNERS, NO_WINNER):
-            raise BadFile(f"{place}: {key} must be {', '.join(WINNERS)} or {NO_WINNER}, got {describe(row[key])}")
+            raise BadFile(
+                f"{place}: {key} must be {', '.join(WINNERS)} or {NO_WINNER}, got {describe(row[key])}"
+            )
     return Compared(
         (model, baseline),
         question,
@@ -172,7 +221,9 @@ def _judge(value: Any, place: str) -> tuple[str, str]:
             return id_text(value, f"{place}: judge"), ""
         case [model, prompt]:
             return id_text(model, f"{place}: judge[0]"), text(prompt, f"{place}: judge[1]")
-    raise BadFile(f"{place}: judge must be a model name, or a list of model name and prompt name, got {describe(value)}")
+    raise BadFile(
+        f"{place}: judge must be a model name, or a list of model name and prompt name, got {describe(value)}"
+    )
 
 
 def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
@@ -184,7 +235,9 @@ def compared(model: str, baseline: str, verdict: Verdict) -> Compared:
     both = orders.keys() >= {True, False}
     one, two = (orders[order].preference if both else verdict.preference for order in (True, False))
     first, second = (orders[order].raw or "" if order in orders else "" for order in (True, False))
-    return Compared((model, baseline), verdict.item_id, verdict.turn, verdict.judge, (one, two), (first, second))
+    return Compared(
+        (model, baseline), verdict.item_id, verdict.turn, verdict.judge, (one, two), (first, second)
+    )
 
 
 def write_rated(path: Path, rows: Iterable[Rated]) -> None:
@@ -228,7 +281,9 @@ def write_compared(path: Path, rows: Iterable[Compared]) -> None:
 
 # Maximum share of recorded judgements without a score; do=rescore has the same limit (conf/do/rescore.yaml).
 MOST_UNSCORED = 0.1
-_REFERENCE = r"(?:\[The Start of Reference Answer\]\n(?P<reference>.*?)\n\[The End of Reference Answer\]\n\n)?"
+_REFERENCE = (
+    r"(?:\[The Start of Reference Answer\]\n(?P<reference>.*?)\n\[The End of Reference Answer\]\n\n)?"
+)
 _ONE = r"\[The Start of Assistant{0}'s Answer\]\n(?P<answer{1}>.*)\n\[The End of Assistant{0}'s Answer\]"
 _TURNS = (
     r"<\|The Start of {0}\|>\n\n### User:\n(?P<question_1{2}>.*?)\n\n### {1}:\n(?P<{3}_1{2}>.*?)"
@@ -239,10 +294,17 @@ SHOWN = [
     re.compile(pattern, re.DOTALL)
     for pattern in (
         r"\[(?:User )?Question\]\n(?P<question>.*?)\n\n" + _REFERENCE + _ONE.format("", ""),
-        r"\[(?:User )?Question\]\n(?P<question>.*?)\n\n" + _REFERENCE + _ONE.format(" A", "") + r"\n\n" + _ONE.format(" B", "_b"),
+        r"\[(?:User )?Question\]\n(?P<question>.*?)\n\n"
+        + _REFERENCE
+        + _ONE.format(" A", "")
+        + r"\n\n"
+        + _ONE.format(" B", "_b"),
         *(
             reference + _TURNS.format(_TALK.format("A"), "Assistant A", "", "answer") + other + r"\s*\Z"
-            for reference in (_TURNS.format("Reference Answer", "Reference answer", "_r", "reference") + r"\n\n\n", "^")
+            for reference in (
+                _TURNS.format("Reference Answer", "Reference answer", "_r", "reference") + r"\n\n\n",
+                "^",
+            )
             for other in ("", r"\n\n\n" + _TURNS.format(_TALK.format("B"), "Assistant B", "_b", "answer"))
         ),
     )
@@ -275,7 +337,11 @@ def read_prompt(prompt: str) -> RecordedPrompt | None:
                     ("reference", "reference_1_r", "reference_2_r"),
                 )
             )
-            turns = [texts[name] for name in ("question", "question_1", "question_2") if texts.get(name) is not None]
+            turns = [
+                texts[name]
+                for name in ("question", "question_1", "question_2")
+                if texts.get(name) is not None
+            ]
             return RecordedPrompt(turns, own, others or None, references or None)
     return None
 
@@ -294,19 +360,30 @@ def read_judged(path: Path) -> list[tuple[Item, Completion, list[Verdict]]]:
             last[row.model, row.verdict.item_id, row.verdict.turn] = row
         else:
             last[" vs ".join(row.models), row.question, row.turn] = row
-    if len(judges := {row.verdict.judge if isinstance(row, Rated) else row.judge for row in last.values()}) > 1:
-        raise ValueError(f"{path} holds judgements of several judges ({', '.join(sorted(judges))}). Keep those of one judge.")
+    if (
+        len(judges := {row.verdict.judge if isinstance(row, Rated) else row.judge for row in last.values()})
+        > 1
+    ):
+        raise ValueError(
+            f"{path} holds judgements of several judges ({', '.join(sorted(judges))}). Keep those of one judge."
+        )
     if later := next((key for key in last if key[2] > 1), None):
-        raise BadFile(f"{path}: {printable('/'.join(later[:2]))}: only turns 1 and 2 are supported, got turn {later[2] + 1}")
+        raise BadFile(
+            f"{path}: {printable('/'.join(later[:2]))}: only turns 1 and 2 are supported, got turn {later[2] + 1}"
+        )
     verdicts = {key: _recorded_verdict(row, f"{key[0]}/{key[1]}") for key, row in last.items()}
     unscored = sum(verdict.unscored is not None for verdict in verdicts.values())
     if unscored > MOST_UNSCORED * len(verdicts):
         share = f"{unscored} of {len(verdicts)} judgements ({unscored / len(verdicts):.0%}) have no score"
-        raise ValueError(f"{path}: {share}, more than {MOST_UNSCORED:.0%}. Use a file with fewer failed judgements.")
+        raise ValueError(
+            f"{path}: {share}, more than {MOST_UNSCORED:.0%}. Use a file with fewer failed judgements."
+        )
     results = []
     for name, question in dict.fromkeys(key[:2] for key in last):
         of_item = {turn: last[name, question, turn] for turn in (0, 1) if (name, question, turn) in last}
-        if judged := _judged(path, f"{name}/{question}", of_item, {turn: verdicts[name, question, turn] for turn in of_item}):
+        if judged := _judged(
+            path, f"{name}/{question}", of_item, {turn: verdicts[name, question, turn] for turn in of_item}
+        ):
             results.append(judged)
     return results
 
@@ -315,7 +392,9 @@ def _recorded_verdict(row: Rated | Compared, name: str) -> Verdict:
     if isinstance(row, Rated):
         return replace(row.verdict, item_id=name)
     unscored = "an order has no verdict" if row.preference is None else None
-    return Verdict(name, row.judge, row.turn, category_of(row.question), preference=row.preference, unscored=unscored)
+    return Verdict(
+        name, row.judge, row.turn, category_of(row.question), preference=row.preference, unscored=unscored
+    )
 
 
 def _judged(
@@ -326,17 +405,31 @@ def _judged(
     The texts come from the last turn's prompt. Verdicts of earlier turns count if their prompts show the same
     answers.
     """
-    shown = {turn: read_prompt(row.user_prompt if isinstance(row, Rated) else row.user_prompts[0]) for turn, row in rows.items()}
+    shown = {
+        turn: read_prompt(row.user_prompt if isinstance(row, Rated) else row.user_prompts[0])
+        for turn, row in rows.items()
+    }
     last = shown[max(shown)]
     if last is None or len(last.turns) != max(shown) + 1 or len(last.answers) != len(last.turns):
-        raise ValueError(f"{path}: {name}: user_prompt is not one of FastChat's prompts, so its answers cannot be read")
+        raise ValueError(
+            f"{path}: {name}: user_prompt is not one of FastChat's prompts, so its answers cannot be read"
+        )
 
     def same(turn: int) -> bool:
         early, n = shown[turn], turn + 1
-        return early is not None and (early.answers, early.others) == (last.answers[:n], last.others and last.others[:n])
+        return early is not None and (early.answers, early.others) == (
+            last.answers[:n],
+            last.others and last.others[:n],
+        )
 
     kept = [verdict for turn, verdict in verdicts.items() if verdict.unscored is None and same(turn)]
-    item = Item(name, next(iter(verdicts.values())).category, last.turns, baseline=last.others, reference=last.references)
+    item = Item(
+        name,
+        next(iter(verdicts.values())).category,
+        last.turns,
+        baseline=last.others,
+        reference=last.references,
+    )
     return (item, Completion(name, item.turns, last.answers, [], []), kept) if kept else None
 
 
@@ -358,7 +451,9 @@ def last_comparisons(rows: Iterable[Compared]) -> list[Compared]:
 def fastchat_averages(rows: Sequence[Rated]) -> dict[str, float]:
     """`average`, `turn1`, `turn2` of one model's rows. A mean of nothing is left out."""
     turns = sorted({row.verdict.turn for row in rows})
-    parts = {"average": rows} | {f"turn{turn + 1}": [row for row in rows if row.verdict.turn == turn] for turn in turns}
+    parts = {"average": rows} | {
+        f"turn{turn + 1}": [row for row in rows if row.verdict.turn == turn] for turn in turns
+    }
     scores = {name: [row.score for row in part if row.score is not None] for name, part in parts.items()}
     return {name: sum(values) / len(values) for name, values in scores.items() if values}
 
@@ -369,7 +464,11 @@ def fastchat_wins(rows: Sequence[Compared], model: str) -> dict[str, float]:
     counts = {name: won.count(value) for name, value in (("win", 1.0), ("loss", 0.0), ("tie", 0.5))}
     if not won:
         return {}
-    rates = {"win_rate": counts["win"], "loss_rate": counts["loss"], "win_rate_adjusted": counts["win"] + counts["tie"] / 2}
+    rates = {
+        "win_rate": counts["win"],
+        "loss_rate": counts["loss"],
+        "win_rate_adjusted": counts["win"] + counts["tie"] / 2,
+    }
     return counts | {name: value / len(won) for name, value in rates.items()}
 
 

@@ -26,7 +26,14 @@ from bench.store import stage_settings
 from bench.store.store import Store
 
 SCRIPT = Path(__file__).parent / "slurm.sh"
-OWN = {"threads": 1, "stage_timeout_s": 60.0, "retries": 1, "max_jobs": 8, "queue_cpu": True, "here_workers": 1}
+OWN = {
+    "threads": 1,
+    "stage_timeout_s": 60.0,
+    "retries": 1,
+    "max_jobs": 8,
+    "queue_cpu": True,
+    "here_workers": 1,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +56,16 @@ def cluster_settings(**changes: object) -> ClusterLauncher:
 
 def slurm_settings(**changes: object) -> SlurmLauncher:
     given = SlurmResources(gpus=0, cpus=1, mem_gb=None, time_min=5, partition=None, account=None)
-    own = {"requeues": 1, "signal_delay_s": 20, "poll_s": 1.0, "setup": (), "sbatch": {}, "env": {}, "gpu": given, "cpu": given}
+    own = {
+        "requeues": 1,
+        "signal_delay_s": 20,
+        "poll_s": 1.0,
+        "setup": (),
+        "sbatch": {},
+        "env": {},
+        "gpu": given,
+        "cpu": given,
+    }
     return SlurmLauncher(name="slurm", stages={}, **{**OWN, **own, **changes})  # type: ignore[arg-type]
 
 
@@ -78,7 +94,9 @@ class Desk:
     def _start(self, job: NodeJob) -> str:
         path = self.folder / f"{job.attempt}.pkl"
         path.write_bytes(pickle.dumps(job))
-        process = subprocess.Popen([sys.executable, "-c", f"import pickle; pickle.load(open({str(path)!r}, 'rb'))()"])
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"import pickle; pickle.load(open({str(path)!r}, 'rb'))()"]
+        )
         self.processes[str(process.pid)] = process
         return str(process.pid)
 
@@ -111,7 +129,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     up = subprocess.run([str(SCRIPT), "up", str(folder)], capture_output=True, text=True, timeout=600)
     try:
         if up.returncode:
-            pytest.skip(f"no SLURM could be brought up here (tests/runner/clusters/slurm.sh): {(up.stdout + up.stderr)[-500:]}")
+            pytest.skip(
+                f"no SLURM could be brought up here (tests/runner/clusters/slurm.sh): {(up.stdout + up.stderr)[-500:]}"
+            )
         yield folder
     finally:
         subprocess.run([str(SCRIPT), "down", str(folder)], timeout=60)
@@ -126,15 +146,34 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    words = ["--head", "--block", f"--port={port}", "--num-cpus=2", "--num-gpus=2", "--include-dashboard=false", "--disable-usage-stats"]
-    line = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, f"--object-store-memory={100 * 2**20}"]
+    words = [
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--num-cpus=2",
+        "--num-gpus=2",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+    ]
+    line = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        *words,
+        f"--object-store-memory={100 * 2**20}",
+    ]
     log = tmp_path_factory.mktemp("ray") / "log"
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # a token that another Ray of this user has left would not be this one's
+    os.environ["RAY_AUTH_MODE"] = (
+        "disabled"  # a token that another Ray of this user has left would not be this one's
+    )
     with log.open("wb") as file:
         head = subprocess.Popen(line, stdout=file, stderr=file, start_new_session=True)
     try:
         until = time.monotonic() + 120
-        while "Ray runtime started" not in log.read_text() and head.poll() is None and time.monotonic() < until:
+        while (
+            "Ray runtime started" not in log.read_text() and head.poll() is None and time.monotonic() < until
+        ):
             time.sleep(0.5)
         if "Ray runtime started" not in log.read_text():
             pytest.skip(f"no Ray could be started here: {log.read_text()[-500:]}")

@@ -26,20 +26,31 @@ PATIENCE_S = 90.0
 Make = Callable[[], Launcher]
 
 
-@pytest.fixture(params=["local", "desk", pytest.param("slurm", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=[
+        "local",
+        "desk",
+        pytest.param("slurm", marks=pytest.mark.slow),
+        pytest.param("ray", marks=pytest.mark.slow),
+    ]
+)
 def make(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Makes a launcher of each kind."""
     monkeypatch.setattr("bench.runner.cluster_queue.REPORT_WAIT_S", 1.0)
     said: list[str] = []
     match request.param:
         case "local":
-            return lambda: Pool(LocalLauncher(name="local", workers=2, threads=1, stage_timeout_s=60.0, retries=1))
+            return lambda: Pool(
+                LocalLauncher(name="local", workers=2, threads=1, stage_timeout_s=60.0, retries=1)
+            )
         case "desk":
             return lambda: QueueLauncher(cluster_settings(), Desk(tmp_path), [], said.append)
         case "slurm":
             request.getfixturevalue("slurm")
             return lambda: make_launcher(slurm_settings(), [], tmp_path / "jobs", said.append)
-    return lambda: make_launcher(ray_settings(request.getfixturevalue("ray_address")), [], tmp_path / "jobs", said.append)
+    return lambda: make_launcher(
+        ray_settings(request.getfixturevalue("ray_address")), [], tmp_path / "jobs", said.append
+    )
 
 
 @pytest.fixture
@@ -72,7 +83,11 @@ def until(launcher: Launcher, reached: Callable[[], object]) -> None:
 
 
 def beside(store: Store) -> list[str]:
-    return sorted(path.name for path in (store.root / "fake").iterdir() if path.name.endswith((".job.json", ".answer.json")))
+    return sorted(
+        path.name
+        for path in (store.root / "fake").iterdir()
+        if path.name.endswith((".job.json", ".answer.json"))
+    )
 
 
 def gone(pid: int, within_s: float = 15.0) -> bool:
@@ -84,7 +99,9 @@ def gone(pid: int, within_s: float = 15.0) -> bool:
     return False
 
 
-def test_stages_are_done_and_leave_nothing_but_their_folders_and_logs(launcher: Launcher, store: Store) -> None:
+def test_stages_are_done_and_leave_nothing_but_their_folders_and_logs(
+    launcher: Launcher, store: Store
+) -> None:
     first, second = fake("first", prints="words"), fake("second")
     start(launcher, store, first, second)
     assert sorted(report.key for report in wait(launcher, 2)) == sorted([first.key, second.key])
@@ -192,11 +209,16 @@ def test_each_stage_gets_a_gpu_of_its_own_and_the_environment(
     settings = plain.model_copy(update={"cpu": one, "env": {"GREETING": "it's me"}})
     check(settings, [fake("x")])
     launcher = make_launcher(settings, [], tmp_path / "jobs", print)
-    stages = [fake(f"gpu{i}", meets=f"gpu{1 - i}", shows="CUDA_VISIBLE_DEVICES") for i in range(2)] + [fake("says", shows="GREETING")]
+    stages = [fake(f"gpu{i}", meets=f"gpu{1 - i}", shows="CUDA_VISIBLE_DEVICES") for i in range(2)] + [
+        fake("says", shows="GREETING")
+    ]
     try:
         start(launcher, store, *stages)
         assert {(report.outcome, report.error) for report in wait(launcher, 3)} == {("done", "")}
     finally:
         launcher.close()
     texts = [(store.folder(stage) / "text").read_text() for stage in stages]
-    assert (sorted(texts[:2]), texts[2]) == (["0", "1"], "it's me")  # the first two ran at the same time: each waited for the other
+    assert (sorted(texts[:2]), texts[2]) == (
+        ["0", "1"],
+        "it's me",
+    )  # the first two ran at the same time: each waited for the other

@@ -35,7 +35,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(folder: Path, name: str, prints: str = "", code: int = 0) -> None:
     (folder / f"{name}.out").write_text(prints)
-    (folder / name).write_text(f'#!/bin/sh\necho "$@" >> {folder}/{name}.asked\ncat {folder}/{name}.out\nexit {code}\n')
+    (folder / name).write_text(
+        f'#!/bin/sh\necho "$@" >> {folder}/{name}.asked\ncat {folder}/{name}.out\nexit {code}\n'
+    )
     (folder / name).chmod(0o755)
 
 
@@ -44,18 +46,29 @@ def queue(folder: Path, said: list[str]) -> SlurmQueue:
 
 
 def test_squeue_is_read(commands: Path) -> None:
-    command(commands, "squeue", "17_3|RUNNING|None|node3\n18|PENDING|Resources|\n19|PENDING|ReqNodeNotAvail, UnavailableNodes:a|\n")
+    command(
+        commands,
+        "squeue",
+        "17_3|RUNNING|None|node3\n18|PENDING|Resources|\n19|PENDING|ReqNodeNotAvail, UnavailableNodes:a|\n",
+    )
     assert run_squeue().jobs == {
         "17_3": JobState("RUNNING", "None", "node3"),
         "18": JobState("PENDING", "Resources", ""),
         "19": JobState("PENDING", "ReqNodeNotAvail, UnavailableNodes:a", ""),
     }
-    assert [JobState(state, "", "").waits for state in ("PENDING", "REQUEUED", "RUNNING", "COMPLETING")] == [True, True, False, False]
+    assert [JobState(state, "", "").waits for state in ("PENDING", "REQUEUED", "RUNNING", "COMPLETING")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_line_that_names_a_cluster_is_no_job(commands: Path, tmp_path: Path) -> None:
     """squeue prints it where SLURM_CLUSTERS is set, --noheader or not."""
-    command(commands, "squeue", "CLUSTER: main\n4242_0|PENDING|Resources|\n\nCLUSTER: other\n7|RUNNING|None|a\n")
+    command(
+        commands, "squeue", "CLUSTER: main\n4242_0|PENDING|Resources|\n\nCLUSTER: other\n7|RUNNING|None|a\n"
+    )
     found = run_squeue()
     assert (sorted(found.jobs), found.unread) == (["4242_0", "7"], [])
     said: list[str] = []
@@ -64,7 +77,9 @@ def test_the_line_that_names_a_cluster_is_no_job(commands: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("line", ["4", "4|RUNNING", "4|", "4|a line of another form|x|y", "4_[0-3]|RUNNING"])
-def test_a_job_whose_line_cannot_be_read_is_unknown_and_waited_for(commands: Path, tmp_path: Path, line: str) -> None:
+def test_a_job_whose_line_cannot_be_read_is_unknown_and_waited_for(
+    commands: Path, tmp_path: Path, line: str
+) -> None:
     command(commands, "squeue", f"{line}\n5|RUNNING|None|a\n")
     job = line.partition("|")[0]
     assert run_squeue().jobs[job].state == "UNKNOWN" and run_squeue().jobs[job].waits
@@ -72,7 +87,9 @@ def test_a_job_whose_line_cannot_be_read_is_unknown_and_waited_for(commands: Pat
     assert waiting.ended([job, "5"]) == {} and waiting.is_alive(job) and waiting.is_alive("5")
 
 
-def test_a_line_that_names_no_job_makes_every_other_job_one_that_may_still_be_there(commands: Path, tmp_path: Path) -> None:
+def test_a_line_that_names_no_job_makes_every_other_job_one_that_may_still_be_there(
+    commands: Path, tmp_path: Path
+) -> None:
     command(commands, "squeue", "\x1b[31mslurm_load_jobs error: \xff\n5|COMPLETED|None|a\n")
     (commands / "squeue.out").write_bytes((commands / "squeue.out").read_bytes() + b"\xff\xfe\n")
     command(commands, "scontrol", SHOWN)
@@ -83,7 +100,11 @@ def test_a_line_that_names_no_job_makes_every_other_job_one_that_may_still_be_th
 
 
 def test_only_jobs_that_are_over_or_gone_have_ended(commands: Path, tmp_path: Path) -> None:
-    command(commands, "squeue", "1|RUNNING|None|a\n2|PENDING|BeginTime|\n3|COMPLETED|None|a\n4|NODE_FAIL|None|a\n5|COMPLETING|None|a\n")
+    command(
+        commands,
+        "squeue",
+        "1|RUNNING|None|a\n2|PENDING|BeginTime|\n3|COMPLETED|None|a\n4|NODE_FAIL|None|a\n5|COMPLETING|None|a\n",
+    )
     command(commands, "scontrol", SHOWN)
     found = queue(tmp_path, []).ended(["1", "2", "3", "4", "5", "6"])
     assert sorted(found) == ["3", "4", "6"]
@@ -100,8 +121,12 @@ def test_a_job_that_was_queued_again_has_not_ended(commands: Path, tmp_path: Pat
     assert waiting.ended(["4"]) == {}
 
 
-@pytest.mark.parametrize("why", ["PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit", "AssocMaxCpuPerJobLimit", "InvalidAccount"])
-def test_a_job_that_would_wait_for_ever_is_cancelled_and_not_tried_again(commands: Path, tmp_path: Path, why: str) -> None:
+@pytest.mark.parametrize(
+    "why", ["PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit", "AssocMaxCpuPerJobLimit", "InvalidAccount"]
+)
+def test_a_job_that_would_wait_for_ever_is_cancelled_and_not_tried_again(
+    commands: Path, tmp_path: Path, why: str
+) -> None:
     command(commands, "squeue", f"4|PENDING|{why}|\n")
     command(commands, "scancel")
     waiting = queue(tmp_path, [])
@@ -169,15 +194,23 @@ def test_a_command_typed_within_a_job_passes_nothing_of_that_job_on(monkeypatch:
 @pytest.mark.slow
 def test_what_the_cluster_does_not_have_is_refused_before_anything_runs(slurm: Path) -> None:
     check(slurm_settings(), [fake("a")])
-    for changes, words in (({"gpus": 3}, "Requested node configuration is not available"), ({"partition": "nope"}, "invalid partition")):
+    for changes, words in (
+        ({"gpus": 3}, "Requested node configuration is not available"),
+        ({"partition": "nope"}, "invalid partition"),
+    ):
         given = slurm_settings().cpu.model_copy(update=changes)
-        with pytest.raises(BadConfig, match=rf"sbatch rejects a job with gpus=.*{words}.*: change hydra.launcher.gpu, .cpu, .stages or"):
+        with pytest.raises(
+            BadConfig,
+            match=rf"sbatch rejects a job with gpus=.*{words}.*: change hydra.launcher.gpu, .cpu, .stages or",
+        ):
             check(slurm_settings(cpu=given), [fake("a")])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_at_its_time_limit_a_job_is_queued_again_as_often_as_was_said(slurm: Path, store: Store, tmp_path: Path) -> None:
+def test_at_its_time_limit_a_job_is_queued_again_as_often_as_was_said(
+    slurm: Path, store: Store, tmp_path: Path
+) -> None:
     """A minute is SLURM's shortest limit. One stage hangs once and is done at its second start, the other hangs for good."""
     given = SlurmResources(gpus=0, cpus=1, mem_gb=None, time_min=1, partition=None, account=None)
     said: list[str] = []
@@ -194,7 +227,11 @@ def test_at_its_time_limit_a_job_is_queued_again_as_often_as_was_said(slurm: Pat
     by_key = {report.key: report for report in found}
     assert by_key[once.key] == StageReport(once.key, "done")
     assert by_key[ever.key].outcome == "late"
-    assert by_key[ever.key].error.startswith("reached its time limit of 1 min 2 times: raise time_min or hydra.launcher.requeues")
+    assert by_key[ever.key].error.startswith(
+        "reached its time limit of 1 min 2 times: raise time_min or hydra.launcher.requeues"
+    )
     assert [len(attempts(stage, store.root)) for stage in (once, ever)] == [2, 2]
-    assert len(said) == 2 and all("was stopped at its time limit or preempted, and is queued again" in line for line in said)
+    assert len(said) == 2 and all(
+        "was stopped at its time limit or preempted, and is queued again" in line for line in said
+    )
     assert not list((store.root / "fake").glob("*.build-*"))

@@ -27,7 +27,9 @@ SMALL = ("hydra.launcher.gpu.gpus=0", "hydra.launcher.gpu.cpus=1", "hydra.launch
 def started(*words: str, results: Path) -> subprocess.Popen[str]:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     line = command_line(*words, results=results)
-    return subprocess.Popen(line, text=True, env=environment(), cwd=results.parent, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(
+        line, text=True, env=environment(), cwd=results.parent, start_new_session=True, **pipes
+    )  # type: ignore[call-overload]
 
 
 def wait_for(reached: Callable[[], object], command: subprocess.Popen[str]) -> None:
@@ -51,7 +53,9 @@ def kill_a_worker_in_the_middle(words: tuple[str, ...], results: Path) -> None:
     os.kill(builders(results, "train")[0], signal.SIGKILL)
     out, err = command.communicate(timeout=3000)
     assert command.returncode == 0, err
-    assert re.search(r"train .*: its worker process died \(signal SIGKILL\) \(job .* on .*\); it runs again", err)
+    assert re.search(
+        r"train .*: its worker process died \(signal SIGKILL\) \(job .* on .*\); it runs again", err
+    )
     undisturbed = smoke()
     assert Ran(results, 0, out, err, 0).table()["table.csv"] == undisturbed.table()["table.csv"]
     stores = Store(results / "store"), undisturbed.store
@@ -65,7 +69,9 @@ def test_smoke_on_slurm(slurm: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     words = ("+sweep=smoke", "hydra/launcher=slurm", "hydra.launcher.poll_s=2", *SMALL)
 
-    command = started(*words, results=results)  # Ctrl-C while a job runs: it is cancelled, and the status says so
+    command = started(
+        *words, results=results
+    )  # Ctrl-C while a job runs: it is cancelled, and the status says so
     wait_for(lambda: builders(results, "sft"), command)
     status = bench("+sweep=smoke", "do=status", results=results).out
     assert re.search(r"running .* job \d+ on", " ".join(status.split()))
@@ -75,7 +81,9 @@ def test_smoke_on_slurm(slurm: Path, tmp_path: Path) -> None:
     assert "Traceback" not in err
     until = time.monotonic() + 30
     queue = ["squeue", "--noheader", "--array"]
-    while (left := subprocess.run(queue, capture_output=True, text=True, check=True).stdout) and time.monotonic() < until:
+    while (
+        left := subprocess.run(queue, capture_output=True, text=True, check=True).stdout
+    ) and time.monotonic() < until:
         time.sleep(0.5)
     assert left == ""
     status = bench("+sweep=smoke", "do=status", results=results).out
