@@ -151,7 +151,6 @@ NO_TEXT = {
     "tarfile.open",
     "read_text",
     "text_files.read_text",
-    "_Door(command, list(command.problems)).open",
 }
 
 

@@ -91,7 +91,7 @@ def open_command(words: Sequence[str]) -> Opened:
     if command.sweep is not None:
         sweeps.register_sweeps(command.sweep)
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return _Opening(command, list(command.problems)).open()
+        return _Opening(command, list(command.problems)).checked()
 
 
 @dataclass
@@ -110,7 +110,7 @@ class _Opening:
     def __post_init__(self) -> None:
         self.files = Files(self.problems)
 
-    def open(self) -> Opened:
+    def checked(self) -> Opened:
         self._choose_sweep()
         given = self._known_choices()
         if "model.path" in given and (

@@ -9,17 +9,16 @@ and splits afterwards, and such completions break its prompts.)
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bench.config import user_path
+from bench.engines.alpaca_eval_package import annotators_folder
 from bench.machine import PACKAGE
 from bench.records import Message
 from bench.store.keys import canonical_json, hash_key
@@ -116,20 +115,6 @@ class PackageAnnotator:
 
 def package_version() -> str:
     return metadata.version("alpaca-eval")
-
-
-@cache
-def annotators_folder() -> Path:
-    """The folder of annotators in the installed package.
-
-    The package is not imported, since that takes seconds.
-    """
-    spec = importlib.util.find_spec("alpaca_eval")
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            "The alpaca-eval package is not installed. Install it: pip install alpaca-eval==0.6.6"
-        )
-    return Path(spec.submodule_search_locations[0]) / "evaluators_configs"
 
 
 def annotator_names() -> list[str]:

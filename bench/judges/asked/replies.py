@@ -18,7 +18,6 @@ replies are read in another way.
 from __future__ import annotations
 
 import bisect
-import copy
 import functools
 import itertools
 import math
@@ -28,6 +27,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, NamedTuple, ParamSpec
 
+from bench.engines.alpaca_eval_package import parse_completion
 from bench.judges.asked.prompts import package_version
 from bench.judges.asked.request import Reply, Request
 from bench.judges.asked.thinking import UNENDED, UNMARKED, after_thinking, final_span
@@ -290,12 +290,9 @@ def _by_package(reply: Reply, parser: str, kwargs: Mapping[str, Any]) -> Reading
 
     It returns 1 (first is better) to 2 (second is better), or 0 (a draw).
     """
-    from alpaca_eval import completion_parsers
-
     text = after_thinking(reply.text) or ""
     try:
-        (value,) = getattr(completion_parsers, parser)(text, **copy.deepcopy(dict(kwargs)))
-        number = float(value)
+        number = parse_completion(parser, text, kwargs)
     except Exception as error:  # A foreign parser may raise anything.
         return _unread(reply, f"{parser} cannot read {text[:200]!r}: {type(error).__name__}: {error}")
     if number == 0:

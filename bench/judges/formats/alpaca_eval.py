@@ -20,19 +20,17 @@ order.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import logging
 import math
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from bench.engines.alpaca_eval_package import glm_winrate_module
 from bench.records import Completion, Item, Verdict, about_texts, by_id, text_digest
 from bench.stats.estimates import Unmeasured
 from bench.stats.length_control import Calibration, Gamed
@@ -472,7 +470,7 @@ def official_win_rate(annotations: Annotations) -> dict[str, float] | Unmeasured
     """
     if all(verdict.preference is None for verdict in annotations.verdicts):
         return NOTHING
-    with _package() as glm:
+    with glm_winrate_module() as glm:
         return _plain(glm.get_winrate(_frame(annotations)))
 
 
@@ -505,7 +503,7 @@ def official_lc_win_rate(annotations: Annotations, calibration: Path | None) -> 
         )
     if why := _unlike_the_packages(rows, n):
         return Unmeasured(f"the package's length control reads df_gamed.csv; {calibration.name} {why}")
-    with tempfile.TemporaryDirectory() as aside, _package() as glm:
+    with tempfile.TemporaryDirectory() as aside, glm_winrate_module() as glm:
         copy = Path(aside) / "df_gamed.csv"  # Without a byte-order mark, spaces in the header, or FALSE.
         with copy.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
@@ -537,23 +535,6 @@ def _unlike_the_packages(rows: Sequence[Mapping[str, str]], n: int) -> str | Non
     }:
         return f"has a not_gamed_baseline that is neither True nor False: {printable(min(strange))!r}"
     return None
-
-
-@contextlib.contextmanager
-def _package() -> Iterator[Any]:
-    """The package's module of metrics. Importing and fitting change no settings of this process.
-
-    That covers the log level, warnings and scikit-learn's settings.
-    """
-    import sklearn
-
-    level = logging.getLogger().level
-    with warnings.catch_warnings(), sklearn.config_context():
-        warnings.simplefilter("ignore")
-        from alpaca_eval.metrics import glm_winrate
-
-        logging.getLogger().setLevel(level)
-        yield glm_winrate
 
 
 def _frame(annotations: Annotations) -> Any:
