@@ -165,6 +165,7 @@ def fastchat(draw: st.DrawFn) -> dict[str, Any]:
     numbers = draw(st.lists(st.integers(0, 200) | NAME, min_size=1, max_size=3, unique_by=str))
     turns = draw(st.integers(1, 2))
     texts = st.lists(TEXT, min_size=turns, max_size=turns)
+    said = st.lists(SAID, min_size=turns, max_size=turns)
     wrap = draw(st.sampled_from([lambda text: text, lambda text: {"content": text, "token_len": 3}]))
     questions = [
         {"question_id": n, "category": draw(TEXT), "turns": list(map(wrap, draw(texts)))} for n in numbers
@@ -175,7 +176,7 @@ def fastchat(draw: st.DrawFn) -> dict[str, Any]:
             {
                 "question_id": n,
                 "model_id": "m",
-                "choices": [{"index": 0, "turns": list(map(wrap, draw(texts)))}],
+                "choices": [{"index": 0, "turns": list(map(wrap, draw(said)))}],
             }
             for n in numbers
         ]
