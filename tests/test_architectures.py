@@ -161,8 +161,7 @@ def test_a_base_model_learns_from_messages_in_the_template_that_it_is_given(
         [cell], [], store, open_command([*own, "do=plan"]).session.hardware, "weights", "auto"
     )
     assert planned and any(
-        "one training on cpu took 1.00 times the tokens that the forecast says" in line
-        for line in planned.lines
+        "one training on cpu read 1.00 times the forecast number of tokens" in line for line in planned.lines
     )
 
 

@@ -499,7 +499,7 @@ def test_the_log_of_vllms_engine_is_cleaned(
         "arguments": {},
     }
     child = Child(Serving(python=str(tmp_path / "python"), **sizes))
-    with pytest.raises(VllmFailed, match="it ended with exit code 0"):
+    with pytest.raises(VllmFailed, match="its process ended with exit code 0"):
         child.ask("write")
     assert "ready [redacted]" in (said := capsys.readouterr().err) and "OPENAI_API_KEY=[redacted]" in said
     assert leaks(tmp_path, said) == []
