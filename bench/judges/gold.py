@@ -1,6 +1,7 @@
 """The gold judge: the controlled world's own truth, exact and instant.
 
-It gives preferences as AlpacaEval 2.0 does, and ratings as MT-Bench does.
+gold(x) is the true reward of a completion, from 0 to 10. The judge gives preferences as AlpacaEval 2.0 does, and
+ratings as MT-Bench does. `temperature` sets how sharp a preference is; it is not a sampling temperature.
 
 preference = σ((gold(policy) - gold(opponent)) / temperature)        rating = 1 + 0.9 gold, gold in [0, 10]
 
@@ -86,7 +87,7 @@ class GoldRating:
 
 @dataclass(frozen=True)
 class GoldAnnotator:
-    """The labeller of the world's pairs: a logistic of the gold difference with a length bias.
+    """The labeller of the world's pairs: a logistic function of the gold difference plus a length bias.
 
     See config.WorldAnnotator.
     """

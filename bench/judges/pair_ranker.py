@@ -10,7 +10,7 @@ PairRM       the transformers form of PairRM (llm-blender/PairRM-hf), recognized
 any other    a sequence classifier with one output. It reads one text with both completions: `template` filled
              in, then the model's chat template if it has one.
 
-For a causal model that writes a letter use judge=local. Both orders are always read. Equal completions are a
+If your model is a causal model that answers with a letter, use judge=local. Both orders are always read. Equal completions are a
 tie.
 """
 

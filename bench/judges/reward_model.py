@@ -2,8 +2,8 @@
 
 preference = σ(R(policy) - R(baseline))
 
-Only the first turn is judged. The preference is a function of the texts: there is no order of presentation,
-and repeating it gives the same. Equal texts are a tie. Texts are read whole, without truncation.
+Only the first turn is judged. The two texts are not shown in any order, and judging them again gives the same
+preference. Equal texts are a tie. Texts are read whole, without truncation.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def read_reply(prompt: JudgePrompt, reply: str) -> float | None:
     """The judgement in one reply; None if it cannot be read.
 
     additive: points from 0 to 5. criteria: 0 or 1. multiple_choice: 5 (A) to 1 (E). pairwise: 1 for the
-    first, 0 for the second. The last of several scores counts; one outside 0 to 5 is unread. The thinking
+    first, 0 for the second. The last of several scores counts; one outside 0 to 5 is unreadable. The thinking
     part is ignored.
     """
     text = after_thinking(reply)
