@@ -1,7 +1,7 @@
 """Judges turn items and completions into verdicts.
 
-A judge compares a policy's completion with that of a fixed opponent (the item's baseline), or rates it alone. A
-labeller is a judge that compares two completions of the same policy, to make training pairs.
+A judge compares a policy's completion with that of a fixed opponent (the item's baseline), or rates it alone.
+A labeller is a judge that compares two completions of the same policy, to make training pairs.
 
 A judge writes one verdict per item and turn. Win rates and mean ratings are computed later from the stored
 verdicts. Each judge has its own file.

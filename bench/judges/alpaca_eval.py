@@ -5,8 +5,9 @@ preference = P(policy's completion), as the annotator's parser reads it
 The package's rule for the order: the opponent's completion is output 1 and the policy's is output 2. A random
 choice, seeded by the instruction, may exchange them. Equal completions are a tie, and no request is sent.
 
-Deliberate deviations: an unreadable vote is kept, unscored and with its text; a text in a
-completion that looks like a placeholder is not filled in; with order=both each pair is shown in both orders and the two preferences are averaged.
+Deliberate deviations: an unreadable vote is kept, unscored and with its text; a text in a completion that looks
+like a placeholder is not filled in; with order=both each pair is shown in both orders and the two preferences are
+averaged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A language model rates completions, or compares pairs, as in MT-Bench (Zheng et al. 2023; FastChat).
 
 single     each turn of an item is rated from 1 to 10; the second turn's prompt also shows the first turn
-pairwise   each turn's two completions are compared in both orders; a completion that does not win in both is a tie
+pairwise   each turn's two completions are compared in both orders; unless the same
+           completion wins in both, it is a tie
 
 The judge sees an item's reference answers if there are any. `expected_rating` is the mean of the ratings 1 to
 10 weighted by their probabilities, if the endpoint lists log-probs. Deviation: a reply without a rating is
