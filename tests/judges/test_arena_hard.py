@@ -176,6 +176,15 @@ def test_prompts_of_the_user_are_files_as_arena_hard_writes_them(tmp_path: Path)
         arena_hard_template(path)
 
 
+@pytest.mark.parametrize("place", ["{BASELINE}", "{answer_3}"])
+def test_an_unknown_placeholder_is_refused_and_not_sent(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "prompt.yaml"
+    prompt = f"{{QUESTION}} {{ANSWER_A}} {{ANSWER_B}} {place}"
+    path.write_text(json.dumps({"system_prompt": "Judge.", "prompt_template": prompt}))
+    with pytest.raises(ValueError, match=rf"unknown placeholder \{place}; known: \{{QUESTION\}}"):
+        arena_hard_template(path)
+
+
 def test_items_of_arena_hards_own_files(
     problems: Callable[..., list[str]], opened: Callable[..., Any], tmp_path: Path
 ) -> None:

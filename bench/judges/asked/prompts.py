@@ -298,6 +298,11 @@ def arena_hard_template(path: Path) -> PromptTemplate:
         prompt = prompt.replace(f"{{{old}}}", f"{{{new}}}")
     if missing := [f"{{{place}}}" for place in GAME_PLACES if f"{{{place}}}" not in prompt]:
         raise BadFile(f"{path}: prompt_template has no placeholder {', '.join(missing)}")
+    known = [f"{{{place}}}" for place in GAME_PLACES]
+    if strange := set(re.findall(r"\{[A-Z][A-Z_0-9]*\}|\{(?:question|answer)_\d+\}", prompt)) - set(known):
+        raise BadFile(
+            f"{path}: prompt_template has the unknown placeholder {min(strange)}; known: {', '.join(known)}"
+        )
     return PromptTemplate("arena_hard", (("system", system.strip()), ("user", prompt.strip())))
 
 
