@@ -3,6 +3,7 @@ when all is well."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -144,7 +145,7 @@ class Files:
             **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()},
         }.items():
             if isinstance(section, dict) and judge_facts(section).item_files:
-                read_files = partial(self._judge_files, partial(judge_files_of, section, self.bounds))
+                read_files = partial(self._judge_files, place, partial(judge_files_of, section, self.bounds))
                 self._once(self._judges, judge_identity(section), read_files, where.of(place))
         if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
             beside = _local_path(cell["data"]) or ""
@@ -164,12 +165,17 @@ class Files:
         )
         if isinstance(labelling, dict) and judge_facts(labelling).item_files:
             what = labeller_identity(labelling)
-            read_files = partial(self._judge_files, partial(labeller_files, labelling, self.bounds))
+            read_files = partial(
+                self._judge_files, "method.labelling_judge", partial(labeller_files, labelling, self.bounds)
+            )
             self._once(self._judges, what, read_files, where.of("method.labelling_judge"))
 
-    def _judge_files(self, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:
-        """A judge's files; its model's chat template gets a fixed date."""
-        files = read()
+    def _judge_files(self, place: str, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:
+        """A judge's files; its model's chat template gets a fixed date. `place`: the section's key, for messages."""
+        try:
+            files = read()
+        except ValueError as error:
+            raise ValueError(re.sub(r"\bjudge\.", f"{place}.", str(error))) from error
         return replace(files, model=self._templated(files.model).folder) if files.model else files
 
     def _rows(self, cell: Tree, where: Where) -> bool:

@@ -62,6 +62,10 @@ TWO = "judge.judges={truth: {judge: gold}, asked: {judge: alpaca_eval, model: m}
     [
         (("judge.judges={truth: {judge: gold}}",), "a jury needs two judges or more, got 1"),
         (("judge.judges=[gold,none]",), "judge.judges must be judges by label"),
+        (
+            ("judge.judges={a: {judge: gold}, b: {judge: reward_model, model: /no/where}}",),
+            "judge.judges.b.model must be",
+        ),
         (("judge.judges={a: {judge: gold}, b: {judge: goldd}}",), "unknown judge 'goldd'"),
         (
             ("judge.judges={a: {judge: gold}, low: {judge: alpaca_eval, model: m}}",),
