@@ -9,6 +9,7 @@ import csv
 import filecmp
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -325,6 +326,12 @@ def paths(addition: Addition) -> set[str]:
 @pytest.mark.parametrize("what", FILES)
 def test_an_addition_is_so_many_files(what: str) -> None:
     assert len(paths(ADDITIONS[what])) == FILES[what]
+
+
+def test_contributing_says_how_many_files_an_addition_takes() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^- \*\*A (\w+)\*\* \((\d) files?\)", text, flags=re.M))
+    assert {what: int(n) for what, n in said.items()} == FILES
 
 
 @pytest.mark.parametrize("what", FILES)
