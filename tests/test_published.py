@@ -13,7 +13,7 @@ from tiny import bench, make_model
 from bench.readers.rows import raw_rows
 from bench.records import Completion, Item, read_jsonl, read_rows
 from bench.store.stage_settings import LocalPairData, NextPromptData
-from bench.store.store import Manifest
+from bench.store.store import Manifest, read_manifest
 
 SFT = "sft.training={learning_rate:1e-3,num_train_epochs:1.0,batch_size:8,gradient_accumulation_steps:1,warmup_ratio:0.1}"
 
@@ -41,7 +41,7 @@ def manifests(results: Path, settings: str) -> list[tuple[Path, Manifest]]:
         for path in results.glob("store/*/*/manifest.json")
         if json.loads(path.read_text())["settings"].get("source") == settings
     ]
-    return [(path.parent, Manifest(**json.loads(path.read_text()))) for path in found]
+    return [(path.parent, read_manifest(path)) for path in found]
 
 
 @pytest.mark.slow
