@@ -26,6 +26,7 @@ DISK_ERRORS = (
     errno.EISDIR,
     errno.ENOTDIR,
 )
+ALL = ""  # The topic of a help that names none.
 # Flags that Hydra handles itself: shell completion, the composed config.
 HYDRA_FLAGS = ("--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
@@ -42,8 +43,12 @@ def main() -> NoReturn:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         words = sys.argv[1:]
-        if not words or words[0] == "help" or {"--help", "-h"} & set(words):
-            _help([word for word in words if word not in ("help", "--help", "-h")], whole=bool(words))
+        if not words:
+            _help([])
+        elif words[0] == "help":
+            _help(words[1:] or [ALL])
+        elif {"--help", "-h"} & set(words):  # among the words of another command: everything
+            _help([ALL])
         elif "--version" in words:
             _print_versions()
         elif any(word.split("=")[0] in HYDRA_FLAGS for word in words):
@@ -85,19 +90,17 @@ def _run(words: list[str]) -> None:
         sys.exit(BAD_CONFIG)
 
 
-def _help(topics: list[str], *, whole: bool) -> None:
-    """Print help: one screen for a bare `bench`, all of it for `help`, or each topic."""
+def _help(topics: list[str]) -> None:
+    """Print help on each topic, or on everything (ALL); one screen where there is no topic."""
     from bench.cli import help as helping
     from bench.terminal import say
 
-    if not topics:
-        print(helping.overview() if whole else helping.SCREEN, end="")
-    for topic in topics:
-        try:
-            print(helping.topic(topic), end="")
-        except helping.UnknownTopic as error:
-            say(str(error), error=True)
-            sys.exit(BAD_CONFIG)
+    try:
+        texts = [helping.overview() if topic == ALL else helping.topic(topic) for topic in topics]
+    except helping.UnknownTopic as error:
+        say(str(error), error=True)
+        sys.exit(BAD_CONFIG)
+    print("".join(texts) or helping.SCREEN, end="")
 
 
 def _print_versions() -> None:

@@ -59,7 +59,8 @@ class AskedGames(AskingJudge):
             return Verdict(item.id, self.name, unscored=why, **about)
         games = [0.0, 0.0]
         for (shown, _), reading in zip(replies, readings, strict=True):
-            margin = float(reading.margin or 0)  # For B.
+            assert reading.margin is not None  # A reading without a reason has one; it is B's.
+            margin = float(reading.margin)
             games[POLICY_FIRST.index(shown.policy_first is True)] = -margin if shown.policy_first else margin
         return Verdict(
             item.id, self.name, preference=battles(games)[0], details=game_facts(games, mine, theirs), **about

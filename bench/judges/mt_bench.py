@@ -97,7 +97,9 @@ def _both_orders(readings: Sequence[Reading]) -> float:
     """
     if not readings:
         return 0.5
-    shares = [1 - (readings[0].value or 0.0), readings[1].value or 0.0]
+    first, second = (reading.value for reading in readings)
+    assert first is not None and second is not None  # Unreadable replies were left out before.
+    shares = [1 - first, second]
     return shares[0] if shares[0] == shares[1] else 0.5
 
 

@@ -146,9 +146,14 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
     """
     drawn: dict[str, list[Group]] = {}
     for name, members in lines.items():
-        placed = [group for group in members if group.is_trained and axis.value(group) is not None]
-        if placed:
-            drawn[name] = sorted(placed, key=lambda group: axis.value(group) or 0.0)
+        values = {
+            id(group): value
+            for group in members
+            if group.is_trained and (value := axis.value(group)) is not None
+        }
+        if values:
+            placed = [group for group in members if id(group) in values]
+            drawn[name] = sorted(placed, key=lambda group: values[id(group)])
     ticks = sorted(
         {v for members in drawn.values() for group in members if (v := axis.value(group)) is not None}
     )

@@ -22,6 +22,15 @@ def test_no_argument_prints_one_screen_and_starts_nothing(run_bench: RunBench) -
     assert len(SCREEN.splitlines()) <= 24 and SCREEN.count("python -m bench") >= 5
 
 
+def test_help_among_the_words_of_a_command_shows_everything_and_starts_nothing(run_bench: RunBench) -> None:
+    done = run_bench("method.beta=0.1", "--help")
+    assert (
+        done.returncode == 0 and done.stdout.startswith("Usage: ") and "Groups (GROUP=CHOICE):" in done.stdout
+    )
+    unknown = run_bench("help", "methd")
+    assert (unknown.returncode, unknown.stdout) == (2, "") and "did you mean method" in unknown.stderr
+
+
 def test_the_version_names_the_program_and_what_it_stands_on(run_bench: RunBench) -> None:
     lines = run_bench("--version").stdout.splitlines()
     assert lines[0].startswith(f"bench {__version__} (revision ")

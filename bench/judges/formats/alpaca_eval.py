@@ -538,7 +538,10 @@ def _unlike_the_packages(rows: Sequence[Mapping[str, str]], n: int) -> str | Non
 
 
 def _frame(annotations: Annotations) -> Any:
-    """The columns that the package's metrics read. They use only the length of each text."""
+    """The columns that the package's metrics read. They use only the length of each text.
+
+    A verdict that enters length control has both lengths; the others' empty texts are never read.
+    """
     import pandas as pd
 
     return pd.DataFrame(
