@@ -54,7 +54,7 @@ REDUCTIONS: list[tuple[str, Kind, dict[str, float]]] = [
 ]
 
 
-class Prescribed(torch.nn.Module):
+class PrescribedRewards(torch.nn.Module):
     """A model with the prescribed rewards of a table (pairs, 2)."""
 
     def __init__(self, rows: Sequence[Rewards]):
@@ -97,7 +97,7 @@ class RewardBench:
 
     def prescribed(self, rows: Sequence[Rewards]) -> tuple[float, torch.Tensor, dict[str, float]]:
         """Returns (loss, its gradient by the table (pairs, 2), logged numbers) at prescribed rewards."""
-        model, metrics = Prescribed(rows), self._trainer._metrics["train"]
+        model, metrics = PrescribedRewards(rows), self._trainer._metrics["train"]
         features = [
             {"chosen_ids": [FIRST_PROMPT + i, 1], "rejected_ids": [FIRST_PROMPT + i, 2, 2]}
             for i in range(len(rows))
