@@ -214,3 +214,13 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     ]
     assert len(commands) == 1
     assert commands[0] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_no_class_name_stands_twice() -> None:
+    names = [
+        node.name
+        for path in BENCH.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
