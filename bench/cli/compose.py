@@ -68,7 +68,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Opened:
+class CheckedCommand:
     """A command that passed all checks: its session, its cells and the files they read."""
 
     session: Session
@@ -82,7 +82,7 @@ class Opened:
     axes: tuple[str, ...] = ()  # keys and groups that differ between the cells on purpose
 
 
-def open_command(words: Sequence[str]) -> Opened:
+def open_command(words: Sequence[str]) -> CheckedCommand:
     """Cells and session of a command; raises BadConfig with all problems."""
     command = sweeps.parse_command_line(words)
     if command.refused:
@@ -110,7 +110,7 @@ class _Opening:
     def __post_init__(self) -> None:
         self.files = Files(self.problems)
 
-    def checked(self) -> Opened:
+    def checked(self) -> CheckedCommand:
         self._choose_sweep()
         given = self._known_choices()
         if "model.path" in given and (
@@ -153,7 +153,7 @@ class _Opening:
         self._refuse_copies(sources)
         words = self.command.cell_words
         axes = sweeps.varied(cell_points)
-        return Opened(
+        return CheckedCommand(
             session,
             self.sweep,
             self.command.sets_cells,

@@ -18,8 +18,8 @@ from bench.cli.folders import (
     ADD_ONE,
     NAME_ONE,
     Templated,
-    a_file,
     check_model,
+    existing_file,
     model_folder,
     no_template,
     tasks_folder,
@@ -124,16 +124,16 @@ class Files:
                 self._check_new_tokens(cell, places, source.path, where)
             if model.base is not None:
                 read_base = partial(model_folder, bounds=self.bounds, key="model.base")
-                base = self._once(self._models, model.base, read_base, where.of("model.base"))
+                base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
                 own = (
                     model.chat_template is None and no_template(source.path, "") is None
                 )  # the base gets the tuned model's template
                 if base is not None and own and (why := no_template(base, ADD_ONE)):
                     self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
         if isinstance(folder := forgetting.get("include_path"), str):
-            self._once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
+            self._read_once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method_facts(method) is Written:
-            self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
+            self._read_once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
         judge = cell["judge"] if isinstance(cell["judge"], dict) else {}
         jurors = (
             judge.get("judges")
@@ -146,11 +146,11 @@ class Files:
         }.items():
             if isinstance(section, dict) and judge_facts(section).item_files:
                 read_files = partial(self._judge_files, place, partial(judge_files_of, section, self.bounds))
-                self._once(self._judges, judge_identity(section), read_files, where.of(place))
+                self._read_once(self._judges, judge_identity(section), read_files, where.of(place))
         if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
             beside = _local_path(cell["data"]) or ""
             read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=beside)
-            n = self._once(
+            n = self._read_once(
                 self._prompts,
                 _prompts_identity(method, beside),
                 lambda _: read_once(prompts),
@@ -168,7 +168,7 @@ class Files:
             read_files = partial(
                 self._judge_files, "method.labelling_judge", partial(labeller_files, labelling, self.bounds)
             )
-            self._once(self._judges, what, read_files, where.of("method.labelling_judge"))
+            self._read_once(self._judges, what, read_files, where.of("method.labelling_judge"))
 
     def _judge_files(self, place: str, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:
         """A judge's files; its model's chat template gets a fixed date. `place`: the section's key, for messages."""
@@ -183,7 +183,7 @@ class Files:
         show."""
         messages = isinstance(cell["data"], dict) and cell["data"].get("kind") == "world"
         if (path := _local_path(cell["data"])) is not None:
-            read = self._once(self._data, path, _data_file, where.of("data.path"))
+            read = self._read_once(self._data, path, _data_file, where.of("data.path"))
             form_misfits = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []
             of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
             self.problems += [
@@ -211,7 +211,9 @@ class Files:
             return None
         place = where.of("model.chat_template" if section.chat_template else key) if where else ""
         identity = repr([section.path, _of_hub(section), section.chat_template, section.template_date])
-        return self._once(self._templates, identity, lambda _: self._with_template(section, source), place)
+        return self._read_once(
+            self._templates, identity, lambda _: self._with_template(section, source), place
+        )
 
     def _with_template(self, section: LocalModel, source: Source) -> Source:
         """A model with the chat template and date of its section. Raises ValueError for a template that
@@ -256,11 +258,11 @@ class Files:
             return None
         if section.path is not None:
             weights = self.fetches != "not weights"
-            folder = self._once(
+            folder = self._read_once(
                 self._models, section.path, partial(model_folder, bounds=self.bounds, weights=weights), where
             )
             return Source(folder, "") if folder else None
-        return self._once(self._hub_models, _of_hub(section), lambda _: self._hub_model(section), where)
+        return self._read_once(self._hub_models, _of_hub(section), lambda _: self._hub_model(section), where)
 
     def _hub_model(self, section: LocalModel) -> Source:
         """A model of the hub. Its weights are fetched where the command reads them; a plan fetches its
@@ -286,12 +288,14 @@ class Files:
         if section.path is None and section.hub is None:  # reported by misfits
             return Shown(None, False)
         fetches = self.fetches != "nothing"
-        dataset = self._once(
+        dataset = self._read_once(
             self._datasets, _dataset_identity(section), lambda _: _dataset(section, self.lock, fetches), where
         )
         return dataset[1] if dataset else Shown(None, False)
 
-    def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
+    def _read_once(
+        self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str
+    ) -> T | None:
         if path not in known:
             try:
                 known[path] = read(path)
@@ -425,7 +429,7 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
-    path = a_file(text, "data.path", "a preference file")
+    path = existing_file(text, "data.path", "a preference file")
     return path, shown_by(read_preferences(path).rows[0])
 
 
@@ -435,7 +439,7 @@ def _prompts_identity(method: Tree, data: str) -> str:
 
 def _prompts_file(text: str, answered: bool, data: str) -> int:
     """Number of different prompts in a loop's file. Raises ValueError where the data have some too."""
-    prompts = read_prompts(a_file(text, "method.prompts"), answered)
+    prompts = read_prompts(existing_file(text, "method.prompts"), answered)
     path = user_path(data)
     if not data or not path.is_file():
         return len(prompts)  # the data file is reported elsewhere

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench import report
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.commands import OK, OVER_BUDGET, SOME_FAILED
 from bench.commands.planned_sweep import sweep_of
 from bench.config import Session
@@ -28,7 +28,7 @@ from bench.store.store import Store
 from bench.tracking.tracker import open_tracker
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     session = opened.session
     make_results(session.results_dir, store=True)
     store = Store(session.results_dir / "store")
