@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from test_compose import write_sweep
 
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.cli.sweep_files import parts_of
 
-Open = Callable[..., Opened]
+Open = Callable[..., CheckedCommand]
 Problems = Callable[..., list[str]]
 
 TWO_PARTS = """

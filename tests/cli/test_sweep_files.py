@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import make_model
 
 from bench import methods
-from bench.cli.compose import BadConfig, Opened, open_command
+from bench.cli.compose import BadConfig, CheckedCommand, open_command
 from bench.cli.sweep_files import (
     BadSweep,
     parse_command_line,
@@ -37,7 +37,7 @@ SWEEPS = sorted((ROOT / "sweeps").glob("**/*.yaml"))
 
 GOLDEN = ROOT / "tests" / "golden" / "sweeps.json"
 
-Open = Callable[..., Opened]
+Open = Callable[..., CheckedCommand]
 
 
 def first_command(path: Path) -> str:
@@ -48,14 +48,14 @@ def first_command(path: Path) -> str:
     return words.strip()
 
 
-def planned(done: Opened) -> list[CellPlan]:
+def planned(done: CheckedCommand) -> list[CellPlan]:
     return [
         plan_cell(cell, sources, methods.chain)
         for cell, sources in zip(done.cells, done.sources, strict=True)
     ]
 
 
-def names(done: Opened) -> set[str]:
+def names(done: CheckedCommand) -> set[str]:
     return {cell.name for cell in planned(done)}
 
 

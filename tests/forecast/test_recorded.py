@@ -10,7 +10,7 @@ import pytest
 import yaml
 from published import publish
 
-from bench.cli.compose import Opened, open_command
+from bench.cli.compose import CheckedCommand, open_command
 from bench.commands import plan
 from bench.models import recorded
 from bench.models.model_size import read_shape
@@ -24,7 +24,7 @@ OF_HUB = {
 
 
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Opened]:
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckedCommand]:
     """The door of a machine without a network and with nothing of the hub."""
     from huggingface_hub import constants
 
@@ -40,7 +40,7 @@ def test_recorded_sizes_give_the_recorded_number_of_parameters(name: str) -> Non
 
 
 def test_every_model_and_dataset_is_planned_without_a_network(
-    offline: Callable[..., Opened], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     done = offline(f"model={','.join(OF_HUB)}", "data=ultrafeedback_binarized", "method=dpo")
     assert plan.main(done) == 0
@@ -53,7 +53,7 @@ def test_every_model_and_dataset_is_planned_without_a_network(
 
 
 def test_tokens_of_recorded_rows_are_an_upper_bound(
-    offline: Callable[..., Opened], capsys: pytest.CaptureFixture[str]
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """DPO reads 61,135 pairs of 1,024 tokens once; SFT before it 207,865 conversations, a tenth of them."""
     words = ("scale=llama2_7b", "method=dpo", "sft.fraction=0.1")
@@ -63,7 +63,7 @@ def test_tokens_of_recorded_rows_are_an_upper_bound(
 
 
 def test_rows_that_nobody_has_counted_are_named_and_not_guessed(
-    offline: Callable[..., Opened], capsys: pytest.CaptureFixture[str]
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert plan.main(offline("model=mistral_7b_instruct", "data=shp", "method=dpo")) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -74,7 +74,7 @@ def test_rows_that_nobody_has_counted_are_named_and_not_guessed(
 
 
 def test_a_model_that_conf_does_not_know_is_asked_for(
-    offline: Callable[..., Opened], tmp_path: Path, problems: Callable[..., list[str]]
+    offline: Callable[..., CheckedCommand], tmp_path: Path, problems: Callable[..., list[str]]
 ) -> None:
     words = ("model=hub", "model.hub=org/unheard-of", "data=ultrafeedback_binarized", "method=dpo", "do=plan")
     (problem,) = problems(*words, f"results={tmp_path}")
@@ -82,7 +82,10 @@ def test_a_model_that_conf_does_not_know_is_asked_for(
 
 
 def test_the_config_counts_where_it_differs_from_the_record(
-    offline: Callable[..., Opened], model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    offline: Callable[..., CheckedCommand],
+    model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (model_folder / "config.json").write_text(json.dumps({"model_type": "mistral", "num_hidden_layers": 16}))
     data = publish(tmp_path / "data", "ultrafeedback_binarized")
