@@ -127,7 +127,13 @@ class _Opening:
         of_cells = {key: values for key, values in given.items() if not is_session(key)}
         base = self._point(
             of_session
-            | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1}
+            | {
+                key: values[0]
+                for key, values in of_cells.items()
+                if key in GROUPS
+                and len(values) == 1
+                and (key != sweeps.LABELLING_JUDGE or "method" in of_cells)  # the sweep may name its method
+            }
         )
         grids = self._grids(*base) if base else []
         session = self._session(*base) if base else None

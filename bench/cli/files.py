@@ -128,14 +128,14 @@ class Files:
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if places is not None and has_position_table(config):
                 self._check_new_tokens(cell, places, source.path, where)
-            if model.base is not None:
-                read_base = partial(model_folder, bounds=self.bounds, key="model.base")
-                base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
-                own = (
-                    model.chat_template is None and no_template(source.path, "") is None
-                )  # the base gets the tuned model's template
-                if base is not None and own and (why := no_template(base, ADD_ONE)):
-                    self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
+        if model is not None and source is not None and model.base is not None:
+            read_base = partial(model_folder, bounds=self.bounds, key="model.base")
+            base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
+            own = (
+                source.path.is_dir() and model.chat_template is None and no_template(source.path, "") is None
+            )  # the base gets the tuned model's template
+            if base is not None and own and (why := no_template(base, ADD_ONE)):
+                self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
         if isinstance(folder := forgetting.get("include_path"), str):
             self._read_once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method_facts(method) is Written:

@@ -383,8 +383,9 @@ RECORDED = {"model": "sizes", "data": "rows", "sft": "rows"}  # Records in confi
 
 class OwnConfigs(FileConfigSource):
     """Hydra's source of bench's own config files, without their records that are no settings. A method's file
-    holds its learning rates as `rates`, by scale; here they become the scales' `learning_rate`, by method, so
-    that adding a method touches no scale file and a sweep can set all rates of a scale in one place."""
+    holds its learning rates as `rates` and further settings as `by_scale`, by scale; here they become the
+    scales' `learning_rate` and `settings`, by method, so that adding a method touches no scale file and a
+    sweep can set all rates of a scale in one place."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         result = super().load_config(config_path)
@@ -392,25 +393,33 @@ class OwnConfigs(FileConfigSource):
         if Path(self.path) != CONF or not isinstance(result.config, DictConfig):
             return result
         if path.parent.name == "method":
-            result.config.pop("rates", None)
+            for name in OF_SCALES:
+                result.config.pop(name, None)
         if what := RECORDED.get(path.parent.name):
             result.config.pop(what, None)
-        if path.parent.name == "scale" and (rates := _rates().get(path.stem)):
-            result.config = OmegaConf.merge({"learning_rate": rates}, result.config)
+        if path.parent.name == "scale":
+            of_methods = {field: _of_methods(name).get(path.stem, {}) for name, field in OF_SCALES.items()}
+            result.config = OmegaConf.merge(of_methods, result.config)
         return result
 
 
+OF_SCALES = {
+    "rates": "learning_rate",
+    "by_scale": "settings",
+}  # Sections of a method's file: fields of a scale.
+
+
 @cache
-def _rates() -> dict[str, dict[str, float]]:
-    """Learning rates by scale and method; methods are in the order of tables."""
+def _of_methods(section: str) -> dict[str, dict[str, Any]]:
+    """A section of the methods' files by scale and method; methods are in the order of tables."""
     order = [*METHODS, *sorted(path.stem for path in (CONF / "method").glob("*.yaml"))]
-    rates: dict[str, dict[str, float]] = {}
+    by_scale: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(order):
         path = CONF / "method" / f"{name}.yaml"
-        config: Any = OmegaConf.load(path) if path.exists() else {}
-        for scale, rate in config.get("rates", {}).items():
-            rates.setdefault(scale, {})[name] = rate
-    return rates
+        config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+        for scale, value in config.get(section, {}).items():
+            by_scale.setdefault(scale, {})[name] = value
+    return by_scale
 
 
 def _check_values(value: Any, key: str, where: str) -> None:

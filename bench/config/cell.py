@@ -312,6 +312,8 @@ class Scale(Settings):
     `world:` and `real:` go by it."""
     learning_rate: dict[str, Positive]
     """Peak learning rates by method, from `rates` in conf/method/*.yaml."""
+    settings: dict[str, dict[str, Any]]
+    """Further settings by method, from `by_scale` in conf/method/*.yaml."""
     num_train_epochs: Positive
     """Passes over the training data; usual 1 to 3."""
     batch_size: Count
