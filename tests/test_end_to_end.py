@@ -314,7 +314,7 @@ def test_a_shared_cause_is_said_once(tmp_path: Path) -> None:
     sweep = only_sweep(ran)
     assert ran.code == 3
     assert [row["status"] for row in rows_of(ran, sweep)] == ["done"] + ["failed"] * 4
-    reason = "ValueError: Too few train rows (1): mismatched completions need rows of at least two prompts"
+    reason = "ValueError: Too few train rows (1): KTO pairs each completion with another prompt, so the rows must have two prompts or more"
     for text in (ran.out, (results / "sweeps" / sweep / "table.md").read_text()):
         assert text.count(reason) == 1
     assert ran.err.count(reason) == 2  # the stage's line, the first cell's

@@ -407,7 +407,7 @@ def test_a_page_that_hides_a_key_in_another_writing_is_left_out(
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "live-a8F3kQz71LmT09xw")
     written = OTHER_WRITINGS[writing]("live-a8F3kQz71LmT09xw")
-    left_out = "[redacted]: the text holds the value of SOME_API_KEY in another writing"
+    left_out = "[redacted]: the text holds the value of SOME_API_KEY in another encoding"
     assert secrets.excerpt(f"a page: {written} ends", 1000) == left_out
 
 

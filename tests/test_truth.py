@@ -626,10 +626,10 @@ def test_verify_tells_copies_of_stages_from_damaged_ones(results: Path, command:
     assert code == 3
     for copy in copies:
         moved = f"belongs to stage score/{score.name}, but lies in the folder of another stage"
-        assert f"DAMAGED  {copy}/manifest.json {moved}: this folder does not belong here, " in said
+        assert f"DAMAGED  {copy}/manifest.json {moved}: this folder does not belong here: " in said
     unfinished = "has no manifest.json: the stage was not finished"
     assert (
-        f"DAMAGED  {store}/score/notes {unfinished}: this folder does not belong here, delete it or move it away"
+        f"DAMAGED  {store}/score/notes {unfinished}: this folder does not belong here: delete it or move it away"
         in said
     )
     for folder in (*copies, store / "score" / "notes"):

@@ -148,11 +148,11 @@ class Files:
                 read_files = partial(self._judge_files, place, partial(judge_files_of, section, self.bounds))
                 self._read_once(self._judges, judge_identity(section), read_files, where.of(place))
         if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
-            beside = _local_path(cell["data"]) or ""
-            read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=beside)
+            data_file = _local_path(cell["data"]) or ""
+            read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=data_file)
             n = self._read_once(
                 self._prompts,
-                _prompts_identity(method, beside),
+                _prompts_identity(method, data_file),
                 lambda _: read_once(prompts),
                 where.of("method.prompts"),
             )
@@ -447,7 +447,7 @@ def _prompts_file(text: str, answered: bool, data: str) -> int:
     if shared := [row for row in prompts if _contents(row) in known]:
         first = f"{short(shared[0].prompt[-1]['content'])} (row {shared[0].id})"
         raise ValueError(
-            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one"
+            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one file"
         )
     return len(prompts)
 
@@ -467,7 +467,7 @@ def _too_few(method: Tree, there: int) -> str | None:
     if needed <= there:
         return None
     there_are = f"{method['prompts']} has {there} different ones"
-    return f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {there_are}"
+    return f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {there_are}: add prompts or lower n_prompts"
 
 
 def _written_file(text: str) -> Path:

@@ -104,7 +104,7 @@ def read(results: Path, opened: CheckedCommand) -> CheckedCommand:
         facts = read_object(results / BUNDLE_FILE)
         if facts["format"] != FORMAT:
             raise ValueError(
-                f"it has format {printable(str(facts['format']))}, and this version reads format {FORMAT}"
+                f"it has format {printable(str(facts['format']))}, and this version reads format {FORMAT}; use the version that wrote it"
             )
         sweep, replaced = facts["sweep"], facts["replaced"]
         axes, written, expected = (_items(facts[name], name) for name in ("axes", "cells", "expectations"))

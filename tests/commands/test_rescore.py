@@ -437,7 +437,7 @@ def test_all_that_is_wrong_is_said_at_once_and_a_key_of_another_verb_is_unknown(
     ]
     (tmp_path / "j.jsonl").write_text("")
     words = ("do=rescore", f"judgements={tmp_path / 'j.jsonl'}", "calibration=fitted")
-    assert ["calibration is for AlpacaEval's verdicts" in text for text in problems(*words)] == [True]
+    assert ["calibration is only read for AlpacaEval's" in text for text in problems(*words)] == [True]
 
 
 @needs_fixtures
