@@ -30,10 +30,11 @@ from bench.cli.judge_files import (
     JudgeFiles,
     judge_files_of,
     judge_identity,
+    judge_sections,
     labeller_files,
     labeller_identity,
 )
-from bench.cli.messages import MEMBERS, Tree, Where, short
+from bench.cli.messages import Tree, Where, short
 from bench.config import (
     Bounds,
     Cell,
@@ -47,6 +48,7 @@ from bench.config import (
     Loop,
     ModelJudge,
     Sft,
+    SuiteJudge,
     Written,
     is_loop,
     judge_facts,
@@ -71,6 +73,7 @@ Fetches = Literal["all", "not weights", "nothing"]
 
 
 ANY = sys.maxsize
+READING_JUDGES = (LanguageJudge, ModelJudge, JuryJudge, SuiteJudge)
 NO_BOUNDS = Bounds(
     layers=ANY, width=ANY, heads=ANY, experts=ANY, vocabulary=ANY, positions=ANY, template_s=60
 )  # For commands without valid bounds.
@@ -134,17 +137,9 @@ class Files:
             self._read_once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method_facts(method) is Written:
             self._read_once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
-        judge = cell["judge"] if isinstance(cell["judge"], dict) else {}
-        jurors = (
-            judge.get("judges")
-            if judge_facts(judge) is JuryJudge and isinstance(judge.get("judges"), dict)
-            else {}
-        )
-        for place, section in {
-            "judge": judge,
-            **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()},
-        }.items():
-            if isinstance(section, dict) and judge_facts(section).item_files:
+        for place, section in judge_sections("judge", cell["judge"]):
+            named = [section.get(role) for role in judge_facts(section).item_files]
+            if named and "???" not in named:  # what is not set is reported elsewhere
                 read_files = partial(self._judge_files, place, partial(judge_files_of, section, self.bounds))
                 self._read_once(self._judges, judge_identity(section), read_files, where.of(place))
         if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
@@ -238,14 +233,12 @@ class Files:
 
     def _check_new_tokens(self, cell: Tree, places: int, folder: Path, where: Where) -> None:
         """Report completion lengths that alone exceed a model's table of positions."""
-        judge, method = (
-            cell[name] if isinstance(cell.get(name), dict) else {} for name in ("judge", "method")
-        )
-        decoding = judge.get("decoding") if isinstance(judge.get("decoding"), dict) else {}
-        lengths = {"judge.decoding.max_new_tokens": decoding.get("max_new_tokens")}
-        lengths |= {
-            f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")
-        }
+        method = cell["method"] if isinstance(cell.get("method"), dict) else {}
+        lengths = {
+            f"{place}.decoding.max_new_tokens": decoding.get("max_new_tokens")
+            for place, section in judge_sections("judge", cell["judge"])
+            if isinstance(decoding := section.get("decoding"), dict)
+        } | {f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")}
         for key, value in lengths.items():
             if isinstance(value, int) and value >= places:
                 text = f"{key} must be < {places}, the position limit of {folder} for prompt and completion, got {value}"
@@ -312,11 +305,7 @@ class Files:
         of_hub = start if local and not local.path else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
-        judge = (
-            self._judge(cell.judge)
-            if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge))
-            else None
-        )
+        judge = self._judge(cell.judge) if isinstance(cell.judge, READING_JUDGES) else None
         labelling = None
         if (
             isinstance(cell.method, IterativeDpo)
@@ -346,20 +335,22 @@ class Files:
         return dataset[0] if dataset else None
 
     def _judge(
-        self, judge: LanguageJudge | ModelJudge | JuryJudge, reads: Callable[[Tree], str] | None = None
+        self,
+        judge: LanguageJudge | ModelJudge | JuryJudge | SuiteJudge,
+        reads: Callable[[Tree], str] | None = None,
     ) -> JudgeSources:
+        several = judge.judges.items() if isinstance(judge, JuryJudge | SuiteJudge) else ()
+        members = {
+            label: self._judge(member) for label, member in several if isinstance(member, READING_JUDGES)
+        }
+        if isinstance(judge, SuiteJudge):
+            return JudgeSources(None, parser_version(), members=members)
         judge_files = self._judges[(reads or judge_identity)(judge.model_dump())]
         assert judge_files is not None
         files = {role: self._source(path) for role, path in judge_files.files.items()}
         model, calibration = (
             self._source(path) if path else None for path in (judge_files.model, judge_files.calibration)
         )
-        jurors = judge.judges.items() if isinstance(judge, JuryJudge) else ()
-        members = {
-            label: self._judge(member)
-            for label, member in jurors
-            if isinstance(member, (LanguageJudge, ModelJudge))
-        }
         return JudgeSources(
             judge_files.prompts, parser_version(), model, files, judge_files.n_items, calibration, members
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bench.cli.folders import ADD_ONE, existing_file, model_folder, no_template
 from bench.cli.messages import Tree
@@ -27,6 +28,15 @@ class JudgeFiles:
     files: Mapping[str, Path]  # items, references, baseline
     n_items: int
     calibration: Path | None = None
+
+
+def judge_sections(place: str, judge: Any) -> Iterator[tuple[str, Tree]]:
+    """(key, section) of a judge, of a suite's evaluations and of a jury's members."""
+    if isinstance(judge, dict):
+        yield place, judge
+        if isinstance(members := judge.get("judges"), dict):
+            for label, member in members.items():
+                yield from judge_sections(f"{place}.judges.{label}", member)
 
 
 def judge_identity(judge: Tree) -> str:
