@@ -520,7 +520,7 @@ def _unshared(name: str, judges: Tree, where: Where) -> str:
             (label for label, section in judges.items() if name in section), next(iter(judges), "LABEL")
         )
         own = f"{MEMBERS}.{owner}.{name}"
-        return f"{key} cannot be set for all evaluations, each has its own: set {own} ({where.of(key)})"
+        return f"{key} cannot be set for all evaluations, because each has its own: set {own} ({where.of(key)})"
     known = sorted({key for section in judges.values() for key in section})
     return unknown("key", key, known, where.of(key), "judge")
 

@@ -610,11 +610,13 @@ def _evaluations(judges: list[Any]) -> dict[str, Any]:
     """Settings of a cell with several evaluations, each with the name of its judge as its label."""
     if len(judges) == 1:
         return {"judge": judges[0]}
-    twice = [judge for n, judge in enumerate(judges) if judge in judges[:n]]
-    if not judges or twice:
-        what = f"names {twice[0]} twice" if twice else "names no judge"
+    if not judges:
+        raise BadSweep("judge must be a list of one judge or more, got an empty list")
+    if twice := [judge for n, judge in enumerate(judges) if judge in judges[:n]]:
         way_out = "judge=suite 'judge.judges={a: {judge: NAME}, b: {judge: NAME}}'"
-        raise BadSweep(f"a list of judges {what}: to use one judge twice, give labels, {way_out}")
+        raise BadSweep(
+            f"judge must be a list of different judges, got {twice[0]} twice; to use it twice, give labels: {way_out}"
+        )
     return {"judge": "suite", "judge.judges": {str(judge): {"judge": judge} for judge in judges}}
 
 

@@ -109,7 +109,7 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         (
             re.sub(r"^judge\b", f"judge.judges.{label}", key),
             re.sub(r"\bjudge\.", f"judge.judges.{label}.", text).replace(
-                "take judge=none", f"leave {label} out"
+                "use judge=none", f"leave {label} out"
             ),
         )
         for label, problems in by_label.items()
