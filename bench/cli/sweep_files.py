@@ -37,7 +37,7 @@ from omegaconf.resolvers import oc
 
 from bench import secrets
 from bench.cli.words import CONF, SWEEPS, with_commands
-from bench.config import MAX_CELLS, METHODS, VERB_KEYS, as_name, user_path
+from bench.config import MAX_CELLS, METHODS, VERB_KEYS, SuiteJudge, as_name, name_of, user_path
 from bench.text_files import parse_yaml, read_text
 
 COMPLETIONS = "completions"  # Files of completions. They are cells of their own outside the grid, and no setting of a cell.
@@ -617,7 +617,7 @@ def _evaluations(judges: list[Any]) -> dict[str, Any]:
         raise BadSweep(
             f"judge must be a list of different judges, got {twice[0]} twice; to use it twice, give labels: {way_out}"
         )
-    return {"judge": "suite", "judge.judges": {str(judge): {"judge": judge} for judge in judges}}
+    return {"judge": name_of(SuiteJudge), "judge.judges": {str(judge): {"judge": judge} for judge in judges}}
 
 
 def unfold(grids: Sequence[Grid]) -> list[Point]:
