@@ -482,7 +482,7 @@ def test_a_checkpoint_is_a_row_without_training(tmp_path: Path) -> None:
     assert not (tmp_path / "results" / "store" / "train").exists()
 
 
-def test_a_model_folder_without_safetensors_is_refused_at_the_door(tmp_path: Path) -> None:
+def test_a_model_folder_without_safetensors_is_refused_before_a_run(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     data = make_preferences(tmp_path / "rows.jsonl", paired=True, messages=True)

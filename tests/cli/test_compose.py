@@ -58,7 +58,7 @@ def test_each_fault_alone_is_one_line(problems: Problems, word: str) -> None:
     assert f"({word} on the command line)" in problem
 
 
-def test_the_door_loads_no_torch_whether_or_not_it_opens() -> None:
+def test_the_checks_of_a_command_load_no_torch() -> None:
     code = """
 import sys
 from bench.cli.compose import BadConfig, open_command

@@ -1,4 +1,4 @@
-"""What is asked beyond all reason is refused at the door, at once and with the setting that changes the bound."""
+"""What is asked beyond all reason is refused before a run, at once and with the setting that changes the bound."""
 
 from __future__ import annotations
 

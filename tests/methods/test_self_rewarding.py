@@ -149,7 +149,7 @@ def test_ablations_part_where_they_should() -> None:
         (("method=self_rewarding", "method.judge_prompt=poem"), "method.judge_prompt must be"),
     ],
 )
-def test_what_cannot_be_is_said_at_the_door(
+def test_impossible_settings_are_refused(
     words: tuple[str, ...], said: str, problems: Callable[..., list[str]]
 ) -> None:
     assert said in "\n".join(problems(*words))
