@@ -301,9 +301,15 @@ def _opponent(judge: Mapping[str, Any]) -> Any:
     return preference.get("opponent") if isinstance(preference, Mapping) else None
 
 
+Kind = Literal["world", "real"]
+
+
 class Scale(Settings):
     """Values that a scale preset gives to other sections, by interpolation: `${scale.batch_size}`."""
 
+    kind: Kind
+    """The models it is for: the controlled world's (world), or pretrained ones (real). A sweep file's parts
+    `world:` and `real:` go by it."""
     learning_rate: dict[str, Positive]
     """Peak learning rates by method, from `rates` in conf/method/*.yaml."""
     num_train_epochs: Positive
@@ -339,5 +345,5 @@ class Scale(Settings):
     """Axis of the sweeps over model sizes (halos, simpo_table)."""
     seeds: Annotated[tuple[Seed, ...], AsList]
     """Axis of the sweeps that compare methods."""
-    brings: dict[Literal["model", "data"], str]
-    """Choices of model and data that come with this scale where the command makes none."""
+    brings: dict[Literal["model", "data", "sft"], str]
+    """Choices of model, data and sft that come with this scale where the command makes none."""
