@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.config import (
+    SFT_PROMPTS,
     Adapter,
     Cell,
     Decoding,
@@ -36,6 +37,7 @@ from bench.planning.pieces import (
     _prompts,
     _world_start,
     completion_logps,
+    conversations,
     dtype,
     generate,
     loading,
@@ -44,7 +46,7 @@ from bench.planning.pieces import (
     read_model,
     rows_read,
 )
-from bench.store.keys import Inputs, Stage, hash_key
+from bench.store.keys import Input, Inputs, Stage, hash_key
 from bench.store.stage_settings import (
     ChosenData,
     JurySettings,
@@ -238,7 +240,13 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
             "KL prompts",
         )
     reference = preference_logps(cell, Policy(start, None), preferences, splits=splits, mismatched=True)
-    return Ground(start, preferences, reference, kl_prompts, base, sources.labelling_judge, sources.prompts)
+    prompts: Input | None = sources.of_method.get("prompts")
+    if getattr(cell.method, "prompts", None) == SFT_PROMPTS:
+        prompts = conversations(cell, sources)
+    of_method = sources.of_method
+    return Ground(
+        start, preferences, reference, kl_prompts, base, sources.labelling_judge, prompts, of_method
+    )
 
 
 def _evaluations(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]]:
