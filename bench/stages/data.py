@@ -449,7 +449,7 @@ def _given_prompts(settings: FilePromptData, run: StageRun) -> Outcome:
         used = list(some)[settings.after :]
     if len(used) < settings.n:
         raise ValueError(
-            f"{source} has {len(used)} prompts after the first {settings.after}, and this iteration needs {settings.n}. "
+            f"{source}: {len(used)} prompts after the first {settings.after}, and this iteration needs {settings.n}. "
             "Add prompts, or lower method.n_prompts."
         )
     items = [
