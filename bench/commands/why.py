@@ -232,8 +232,9 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
             sources = ", ".join(name(role) for role in sorted(step.inputs) if role != TOKENIZER)
             return f"{counts['train']} train rows kept from {sources}{prompts}{_dropped(counts)}"
         case "data":
-            read = f" from {', '.join(name(role) for role in sorted(step.inputs))}" if step.inputs else ""
+            sources = ", ".join(name(role) for role in sorted(step.inputs) if role != TOKENIZER)
             more = "".join(f", {n} {what}" for what, n in counts.items() if what != "rows")
+            read = f" from {sources}" if sources else ""
             return f"{counts['rows']} rows{read}{more}"
         case "train":
             against = f", against {model_of('reference_logps')}" if "reference_logps" in step.inputs else ""
