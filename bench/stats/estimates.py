@@ -498,6 +498,20 @@ def _pooled_spread(layouts: Sequence[_Crossed]) -> SeedSpread | None:
     return SeedSpread(pooled, sum(df) / (1 + (len(usable) - 1) / 4))
 
 
+def equivalence_p(difference: Difference, margin: float) -> float | None:
+    """p of the two one-sided t tests (TOST) that the true difference lies within +-margin.
+
+    Below 0.05 where the 90 % interval lies inside the margin. None without a standard error or its degrees of
+    freedom.
+    """
+    if not margin > 0:
+        raise ValueError(f"the margin must be > 0, got {margin}")
+    if not difference.standard_error or difference.df is None:
+        return None
+    t = (margin - abs(difference.value)) / difference.standard_error
+    return float(special.stdtr(difference.df, -t))
+
+
 def compare_table(pairs: Mapping[K, tuple[BySeed, BySeed]]) -> dict[K, Comparison | None]:
     """Comparisons of one table and one metric, by row. None for a row without a common seed or scored item.
 

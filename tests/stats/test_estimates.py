@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from statsmodels.stats.proportion import proportion_confint
 from bench.stats.estimates import (
     BySeed,
     Comparison,
+    Difference,
     accuracy,
     compare_table,
+    equivalence_p,
     holm,
     indistinguishable,
     mean_estimate,
@@ -429,3 +432,15 @@ def test_rows_that_cannot_be_told_apart_from_the_best():
     p_holm = {("kto", "dpo"): 0.8, ("dpo", "simpo"): 0.001, ("dpo", "orpo"): None, ("kto", "simpo"): 0.2}
     assert indistinguishable(values, p_holm) == ("dpo", {"dpo", "kto", "orpo"})
     assert indistinguishable({"failed": None}, {}) is None
+
+
+def test_two_one_sided_tests_agree_with_the_90_percent_interval():
+    """Value 0.005, standard error 0.01, 20 degrees of freedom: t .95 is 1.725, so the interval ends at 0.02225."""
+    near = Difference(0.005, 0.01, -0.01586, 0.02586, 0.5, 20.0, 0.6, 805)
+    end = 0.005 + 1.724718 * 0.01
+    assert equivalence_p(near, end) == pytest.approx(0.05, abs=1e-6)
+    assert equivalence_p(near, 0.02) > 0.05 > equivalence_p(near, 0.03)
+    assert equivalence_p(replace(near, value=-0.005), end) == pytest.approx(0.05, abs=1e-6)
+    assert equivalence_p(replace(near, standard_error=None), 0.02) is None
+    with pytest.raises(ValueError, match="margin"):
+        equivalence_p(near, 0)
