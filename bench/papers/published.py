@@ -8,9 +8,11 @@ table; `contrasts` are pairs of roles, [better, worse], in the order that the pa
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -19,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from bench.config.base import Count, Settings
 from bench.papers.verdict import Theirs
-from bench.text_files import BadFile, read_yaml
+from bench.text_files import BadFile, describe, read_yaml
 
 FACTS = Path(__file__).parent
 Value = bool | int | float | str | list[Any] | None
@@ -108,6 +110,13 @@ class Slip(Settings):
     what: str
 
 
+class BestSetting(Settings):
+    """A metric that holds the best value of a grid, and the setting of ours that it is a value of."""
+
+    metric: str
+    setting: str
+
+
 class PublishedTable(Settings):
     """One published table, figure or list of settings."""
 
@@ -131,8 +140,8 @@ class PublishedTable(Settings):
     standard_errors: dict[str, StandardError] = {}
     seeds: SeedRows | None = None
     duel: Duel | None = None
-    argmax: str | None = None
-    """Metric that holds the best value of a grid: the table claims no order, but a best setting."""
+    argmax: BestSetting | None = None
+    """The table claims no order, but a best setting."""
     slips: list[Slip] = []
     compare: list[str] = []
     """Metrics of the contrasts. The first counts; another one has a word of its own where its sign differs."""
@@ -446,7 +455,7 @@ def _claims(table: PublishedTable) -> Iterator[str]:
         *table.compare,
         *table.standard_errors,
         *table.mean_of,
-        *([table.argmax] if table.argmax else []),
+        *([table.argmax.metric] if table.argmax else []),
     ]:
         if name not in table.metrics:
             yield f"{name} is no metric of the table"
@@ -454,3 +463,71 @@ def _claims(table: PublishedTable) -> Iterator[str]:
         yield "contrasts without a metric to compare"
     if len({tuple(pair) for pair in table.contrasts}) < len(table.contrasts):
         yield "a contrast stands twice"
+
+
+# ---- a sweep's rows beside a table --------------------------------------------------------------------------------------
+
+
+class OurRole(NamedTuple):
+    """Row of a sweep that stands for a role of a published table.
+
+    `where` selects it as an expectation does; None where there is none, and `why` says why. `differs` says what it
+    has unlike the paper's row.
+    """
+
+    where: Mapping[str, Any] | None
+    why: str = ""
+    differs: str = ""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published table beside a sweep, with the sweep's rows by value of `each` and role."""
+
+    table: PublishedTable
+    roles: Mapping[tuple[str, str], OurRole]
+
+    def role(self, name: str, value: str = "") -> OurRole:
+        return self.roles.get((value, name)) or OurRole(None, f"no row of this sweep stands for {name}")
+
+
+def beside(written: Any) -> tuple[list[Beside], list[str]]:
+    """Tables that the `published:` part of a sweep file names, and the faults of the part.
+
+    It maps each table to its roles, and each role to values of a row of ours (written as axes, and `differs: TEXT`
+    for what is unlike the paper) or to the reason why there is none. In a table with `each`, the roles stand under
+    its values.
+    """
+    if not isinstance(written, dict):
+        return [], [f"published must map published tables to their roles, got {describe(written)}"]
+    made, problems = [], []
+    for name, roles in written.items():
+        if (table := tables().get(str(name))) is None:
+            close = difflib.get_close_matches(str(name), tables(), n=1)
+            known = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(tables())}"
+            problems.append(f"unknown published table {name!r}{known}")
+            continue
+        by_value = (
+            {str(key): part for key, part in (roles or {}).items()} if table.each else {"": roles or {}}
+        )
+        found: dict[tuple[str, str], OurRole] = {}
+        for value, part in by_value.items():
+            place = f"published.{name}" + (f".{value}" if value else "")
+            if value not in table.values:
+                problems.append(f"{place}: expected one of {', '.join(table.values)}")
+            elif not isinstance(part, dict):
+                problems.append(f"{place} must map roles to rows of ours, got {describe(part)}")
+            else:
+                for role, ours in part.items():
+                    if role not in table.roles:
+                        problems.append(f"{place}: unknown role {role!r}; known: {', '.join(table.roles)}")
+                    elif isinstance(ours, str):
+                        found[value, role] = OurRole(None, ours)
+                    elif isinstance(ours, dict) and isinstance(ours.get("differs", ""), str):
+                        where = {key: item for key, item in ours.items() if key != "differs"}
+                        found[value, role] = OurRole(where, "", ours.get("differs", ""))
+                    else:
+                        what = "values of a row, or the reason why there is none"
+                        problems.append(f"{place}.{role} must be {what}, got {describe(ours)}")
+        made.append(Beside(table, found))
+    return made, problems
