@@ -22,7 +22,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bench.stats.estimates import Difference, equivalence_p
+from bench.stats.contrasts import equivalence_p
+from bench.stats.estimates import Difference
 
 MARGIN = 0.02
 MAX_UNSCORED = 0.05
