@@ -37,6 +37,7 @@ from bench.cli.judge_files import (
 from bench.cli.messages import Where, short
 from bench.cli.sweep_files import Tree
 from bench.config import (
+    SFT_PROMPTS,
     Bounds,
     Cell,
     Conversations,
@@ -55,6 +56,7 @@ from bench.config import (
     judge_facts,
     method_facts,
     misfits,
+    prompts_needed,
     user_path,
 )
 from bench.judges.asked.replies import parser_version
@@ -64,7 +66,8 @@ from bench.models.model_config import has_position_table, positions
 from bench.planning.inputs import JudgeSources, Sources
 from bench.readers import Shown, check, find_files, shown_by
 from bench.readers.completions_file import read_written
-from bench.readers.rows import read_preferences, read_prompts
+from bench.readers.prompts import read_prompts
+from bench.readers.rows import read_preferences
 from bench.records import Pair, Text, Unpaired
 from bench.store.keys import Source, file_digest, hash_long, tree_digest, tree_stamp
 
@@ -98,6 +101,7 @@ class Files:
     _data: dict[str, tuple[Path, Shown] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
     _prompts: dict[str, int | None] = field(default_factory=dict)
+    _supervised: dict[str, int | None] = field(default_factory=dict)
     _tasks: dict[str, Path | None] = field(default_factory=dict)
     _digests: dict[Path, Source] = field(default_factory=dict)
 
@@ -145,17 +149,8 @@ class Files:
             if named and "???" not in named:  # what is not set is reported elsewhere
                 read_files = partial(self._judge_files, place, partial(judge_files_of, section, self.bounds))
                 self._read_once(self._judges, judge_identity(section), read_files, where.of(place))
-        if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
-            beside = _local_path(cell["data"]) or ""
-            read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=beside)
-            n = self._read_once(
-                self._prompts,
-                _prompts_identity(method, beside),
-                lambda _: read_once(prompts),
-                where.of("method.prompts"),
-            )
-            if n is not None and (few := _too_few(method, n)):
-                self.problems.append(f"{few} ({where.of('method.n_prompts')})")
+        if isinstance(method, dict) and is_loop(method):
+            self._check_loop(method, cell, where)
         labelling = (
             method.get("labelling_judge")
             if isinstance(method, dict) and method.get("labeller") == "judge"
@@ -167,6 +162,30 @@ class Files:
                 self._judge_files, "method.labelling_judge", partial(labeller_files, labelling, self.bounds)
             )
             self._read_once(self._judges, what, read_files, where.of("method.labelling_judge"))
+
+    def _check_loop(self, method: Tree, cell: Tree, where: Where) -> None:
+        """Report problems of the files and model folders that a loop's settings name."""
+        facts, beside = method_facts(method), _local_path(cell["data"]) or ""
+        prompts = method.get("prompts")
+        if isinstance(prompts, str) and prompts != SFT_PROMPTS:
+            identity = repr([facts.demonstrates, prompts, beside])
+            read = partial(_prompts_file, prompts, facts.demonstrates, beside)
+            n = self._read_once(self._prompts, identity, lambda _: read(), where.of("method.prompts"))
+            needed = prompts_needed(method)
+            if n is not None and needed is not None and needed.n > n:
+                text = f"{needed.what} need {needed.n} prompts, and {prompts} has {n} different ones"
+                self.problems.append(f"{text} ({where.of('method.n_prompts')})")
+        for name in facts.texts:
+            if isinstance(file := method.get(name), str):
+                read_rows = partial(_supervised_file, key=f"method.{name}")
+                self._read_once(self._supervised, file, read_rows, where.of(f"method.{name}"))
+        for name, what in facts.models.items():
+            if isinstance(folder := method.get(name), str):
+                place = where.of(f"method.{name}")
+                look = partial(model_folder, bounds=self.bounds, key=f"method.{name}", what=what)
+                found = self._read_once(self._models, folder, look, place)
+                if found is not None and what == "a causal LM" and (why := no_template(found, ADD_ONE)):
+                    self.problems.append(f"{why} ({place})")
 
     def _judge_files(self, place: str, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:
         """A judge's files; its model's chat template gets a fixed date. `place`: the section's key, for messages."""
@@ -180,6 +199,7 @@ class Files:
         """Check the rows that a cell learns from. Returns whether they are messages, as far as the first rows
         show."""
         messages = isinstance(cell["data"], dict) and cell["data"].get("kind") == "world"
+        messages |= method_facts(cell["method"]).writes_judgements
         if (path := _local_path(cell["data"])) is not None:
             read = self._read_once(self._data, path, _data_file, where.of("data.path"))
             form_misfits = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []
@@ -325,14 +345,33 @@ class Files:
         own, rows, texts, before = (
             self._source(path) if path else None for path in (model, data[0] if data else None, written, base)
         )
-        file = cell.method.prompts if isinstance(cell.method, Loop) else None
-        prompts = self._source(user_path(file)) if file else None
         public, conversations = self._public(cell.data), self._public(cell.sft)
         folder = cell.forgetting.include_path if cell.forgetting else None
         tasks = self._source(user_path(folder)) if folder else None
         return Sources(
-            own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations, tasks
+            own or of_hub,
+            rows or public,
+            texts,
+            judge,
+            before,
+            labelling,
+            self._of_method(cell.method),
+            conversations,
+            tasks,
         )
+
+    def _of_method(self, method: Any) -> dict[str, Source]:
+        """Files and model folders that a loop's settings name, by setting."""
+        if not isinstance(method, Loop):
+            return {}
+        named = {name: getattr(method, name) for name in ("prompts", *method.texts)}
+        of_files = {
+            name: text for name, text in named.items() if isinstance(text, str) and text != SFT_PROMPTS
+        }
+        folders = {name: self._models[text] for name in method.models if (text := getattr(method, name))}
+        paths = {name: user_path(text) for name, text in of_files.items()}
+        paths |= {name: self._templated(folder).folder for name, folder in folders.items() if folder}
+        return {name: self._source(path) for name, path in paths.items()}
 
     def _public(self, section: Any) -> Source | None:
         dataset = (
@@ -417,17 +456,18 @@ def _dataset(
         )
         return Source(path, digest, tree_stamp(path)), shown
     assert section.hub is not None
-    at, path = section.revision, None
+    at = section.revision
+    fetched: Path | None = None
     try:
         at = at or hub.revision(lock, "datasets", section.hub)
         if fetches != "nothing":
-            path = hub.fetch("datasets", section.hub, at, (*train, *heldout))
+            fetched = hub.fetch("datasets", section.hub, at, (*train, *heldout))
     except hub.NotThere as error:
         if not (fetches == "not weights" and isinstance(error, hub.Unreachable)):
             raise ValueError(f"{error}; to use a copy of its folder, set {key}.path") from error
         away.append(str(error))
-    shown = check(path, reading, train, heldout) if path else Shown(None, False)
-    return Source(path or Path(section.hub), f"hub:datasets/{section.hub}@{at or UNLOCKED}"), shown
+    shown = check(fetched, reading, train, heldout) if fetched else Shown(None, False)
+    return Source(fetched or Path(section.hub), f"hub:datasets/{section.hub}@{at or UNLOCKED}"), shown
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
@@ -435,13 +475,9 @@ def _data_file(text: str) -> tuple[Path, Shown]:
     return path, shown_by(read_preferences(path).rows[0])
 
 
-def _prompts_identity(method: Tree, data: str) -> str:
-    return repr([method_facts(method).demonstrates, method["prompts"], data])
-
-
 def _prompts_file(text: str, answered: bool, data: str) -> int:
     """Number of different prompts in a loop's file. Raises ValueError where the data have some too."""
-    prompts = read_prompts(existing_file(text, "method.prompts"), answered)
+    prompts = read_prompts(existing_file(text, "method.prompts"), answered).different()
     path = user_path(data)
     if not data or not path.is_file():
         return len(prompts)  # the data file is reported elsewhere
@@ -449,27 +485,19 @@ def _prompts_file(text: str, answered: bool, data: str) -> int:
     if shared := [row for row in prompts if _contents(row) in known]:
         first = f"{short(shared[0].prompt[-1]['content'])} (row {shared[0].id})"
         raise ValueError(
-            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one"
+            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one file"
         )
     return len(prompts)
+
+
+def _supervised_file(text: str, key: str) -> int:
+    """Number of supervised rows in a file."""
+    return len(read_prompts(existing_file(text, key), with_completions=True).rows)
 
 
 def _contents(row: Pair | Unpaired | Text) -> tuple[str, ...]:
     """The text of a prompt, as messages or as plain text."""
     return tuple(message["content"] for message in row.prompt)
-
-
-def _too_few(method: Tree, there: int) -> str | None:
-    """The problem of a loop that needs more prompts than its file has, or None."""
-    iteration, n = method.get("iteration"), method.get("n_prompts")
-    if not isinstance(iteration, int) or not isinstance(n, int):
-        return None
-    first = method_facts(method).starts_at
-    needed = (iteration + 1 - first) * n
-    if needed <= there:
-        return None
-    there_are = f"{method['prompts']} has {there} different ones"
-    return f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {there_are}"
 
 
 def _written_file(text: str) -> Path:

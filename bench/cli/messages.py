@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Discriminator
 
 from bench.cli import sweep_files as sweeps
 from bench.cli.sweep_files import CELL_GROUPS, SESSION_GROUPS, CommandLine
@@ -106,7 +106,11 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
     siblings = list(record.model_fields)
     members: dict[Any, type[BaseModel]] = {}
     by_name: dict[Any, type[BaseModel]] = {}  # members of a union that is a dict's values
+    tagged = False  # the next part names the member of a union of plain values, such as a number or a list
     for part in location:
+        if tagged:
+            tagged = False
+            continue
         if part in members:
             here, members = members[part], {}
             siblings = list(here.model_fields)
@@ -119,6 +123,7 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
         if here is None or part not in (siblings := list(here.model_fields)):
             continue
         info = here.model_fields[str(part)]
+        tagged = any(isinstance(mark, Discriminator) for mark in info.metadata)
         kinds = get_args(info.annotation) or (info.annotation,)
         if (
             get_origin(info.annotation) is dict and get_origin(kinds[1]) is Annotated

@@ -130,8 +130,19 @@ class Sizes:
                 except NotHere as error:
                     self.uncounted[f"{error}, and conf/ records no number of its rows"] = None
                     work = Work()
-                self._known[stage] = self._sized(stage, work, shape) if work.tokens else None
+                own = self._shape(cell, stage, shape)
+                self._known[stage] = self._sized(stage, work, own) if work.tokens and own else None
         return {stage: sized for stage in cell.stages if (sized := self._known[stage])}
+
+    def _shape(self, cell: CellPlan, stage: Stage, shape: Shape) -> Shape | None:
+        """Sizes of the model that a stage runs: the cell's, or of another folder (a prompt writer, a reward
+        model); None for one that cannot be sized."""
+        model = stage.inputs.get("model")
+        if not isinstance(model, Source) or model.path == model_folder(cell) or not model.path.is_dir():
+            return shape
+        with contextlib.suppress(ValueError):
+            return read_shape(read_config(model.path))
+        return None
 
     def _work(self, cell: CellPlan, stage: Stage) -> Work:
         settings, inputs = stage.settings, stage.inputs

@@ -377,9 +377,9 @@ def test_interpolations_are_written_out_as_omegaconf_does() -> None:
             {"a": {f"k{i}": f"${{.k{i + 1}}} ${{a.k{i + 1}}}" for i in range(40)} | {"k40": "x"}},
             "expand to more than 1,000,000",
         ),
-        ({"a": "${b}", "b": "${c}", "c": "${a}"}, "contain themselves"),
-        ({"a": {"b": "${a}"}}, "contain themselves"),
-        ({"a": "${a}"}, "contain themselves"),
+        ({"a": "${b}", "b": "${c}", "c": "${a}"}, "leads back to itself"),
+        ({"a": {"b": "${a}"}}, "leads back to itself"),
+        ({"a": "${a}"}, "leads back to itself"),
         ({"a": "b", "b": "c", "d": "${${a}}"}, "must be a value or the name of a setting"),
     ],
 )
