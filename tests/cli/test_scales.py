@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -114,8 +115,8 @@ PAPERS = {
     "kto_beta": ["llama3_8b"],
     "length_bias": ["zephyr_7b"],
     "pref_tuning": ["zephyr_7b", "openhermes"],
-    "self_rewarding": ["llama2_70b"],
-    "simpo_table": ["zephyr_7b", "llama3_8b_instruct"],
+    "self_rewarding": ["llama2_70b", "llama2_7b"],
+    "simpo_table": ["zephyr_7b", "llama3_8b", "llama3_8b_instruct"],
     "spa": ["zephyr_7b", "world_quick"],
     "spa_ablation": ["zephyr_7b"],
     "spa_models": [""],
@@ -181,6 +182,14 @@ def test_a_papers_experiment_has_its_settings(sweep: str, tmp_path: Path) -> Non
     assert {scale: composed(sweep, scale, tmp_path) for scale in PAPERS[sweep]} == {
         scale: table[scale] for scale in PAPERS[sweep]
     }
+
+
+def test_every_experiment_of_the_readme_is_in_the_table() -> None:
+    rows = [line for line in (ROOT / "sweeps" / "README.md").read_text().splitlines() if "`+sweep=" in line]
+    assert len(rows) > 8
+    for row in rows:
+        (sweep, *_), scales = re.findall(r"\+sweep=(\w+)", row), re.findall(r"\bscale=(\w+)", row)
+        assert set(scales or [""]) <= set(PAPERS[sweep]), row
 
 
 def test_every_sweep_at_every_scale_is_an_experiment_or_one_line() -> None:
