@@ -182,8 +182,8 @@ class Files:
         for name, what in facts.models.items():
             if isinstance(folder := method.get(name), str):
                 place = where.of(f"method.{name}")
-                check = partial(model_folder, bounds=self.bounds, key=f"method.{name}", what=what)
-                path = self._read_once(self._models, folder, check, place)
+                read_folder = partial(model_folder, bounds=self.bounds, key=f"method.{name}", what=what)
+                path = self._read_once(self._models, folder, read_folder, place)
                 if path is not None and what == "a causal LM" and (why := no_template(path, ADD_ONE)):
                     self.problems.append(f"{why} ({place})")
 
