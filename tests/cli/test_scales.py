@@ -216,7 +216,11 @@ def test_the_table_of_every_sweep_at_every_scale_is_true(sweep: str, tmp_path: P
 if __name__ == "__main__":
     only = sys.argv[1:] or SWEEPS
     table = {
-        sweep: {scale: composed(sweep, scale, Path("/nowhere")) for scale in ("", *SCALES)} for sweep in only
+        sweep: {
+            scale: composed(sweep, scale, Path("/nowhere"))
+            for scale in sorted({*SCALES, *PAPERS.get(sweep, [])})
+        }
+        for sweep in only
     }
     whole = (json.loads(TABLE.read_text()) if TABLE.exists() else {}) | table
-    TABLE.write_text(json.dumps(dict(sorted(whole.items())), indent=1) + "\n")
+    TABLE.write_text(json.dumps({name: whole[name] for name in sorted(whole)}, indent=1) + "\n")
