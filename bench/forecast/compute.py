@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.config import Adapter, Hardware, LocalModel, WorldModel
 from bench.forecast.row_counts import ScratchData, learnt, model_folder, sample
-from bench.forecast.stage_time import n_completions, passes, token_bound
+from bench.forecast.stage_time import n_completions, of_choices, passes, token_bound
 from bench.models.hub import read_config
 from bench.models.model_size import (
     BYTES,
@@ -144,7 +144,7 @@ class Sizes:
             case BaseSettings() | SftSettings():
                 return Work(trained=token_bound(stage), context=settings.max_length)
             case ConversationSft():
-                path = next(iter(sorted(self.scratch.folder(inputs["conversations"]).glob("*.jsonl"))))
+                path = self.scratch.folder(inputs["conversations"]) / "rows.jsonl"
                 rows = [row.messages for row in read_jsonl(path, Conversation)]
                 mean = self._mean(cell, inputs["conversations"].key, sample(rows), settings.max_length)
                 return Work(trained=len(rows) * mean * settings.training.num_train_epochs, context=mean)
@@ -161,6 +161,8 @@ class Sizes:
             ):
                 n, mean = self._rows(cell, stage, settings.splits, most)
                 return Work(scored=n * mean * passes(settings), context=mean)
+            case LogpsSettings(max_length=int(most)) if of_choices(stage):
+                return Work(scored=token_bound(stage), context=most)
             case LogpsSettings() | RewardScoreSettings():
                 written = self._work(cell, _stage(inputs["completions"]))
                 return Work(scored=written.scored + written.written, context=2 * written.context)
