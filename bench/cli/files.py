@@ -34,7 +34,8 @@ from bench.cli.judge_files import (
     labeller_files,
     labeller_identity,
 )
-from bench.cli.messages import Tree, Where, short
+from bench.cli.messages import Where, short
+from bench.cli.sweep_files import Tree
 from bench.config import (
     SFT_PROMPTS,
     Bounds,
@@ -59,7 +60,7 @@ from bench.config import (
     user_path,
 )
 from bench.judges.asked.replies import parser_version
-from bench.models import hub
+from bench.models import hub, recorded
 from bench.models.hub import read_config
 from bench.models.model_config import has_position_table, positions
 from bench.planning.inputs import JudgeSources, Sources
@@ -73,6 +74,7 @@ from bench.store.keys import Source, file_digest, hash_long, tree_digest, tree_s
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 Fetches = Literal["all", "not weights", "nothing"]
+UNLOCKED = "newest"  # In place of a revision that a plan could not ask for; no result has such a key.
 
 
 ANY = sys.maxsize
@@ -90,6 +92,7 @@ class Files:
     lock: Path = Path(hub.LOCK)  # file of the hub's locked revisions
     fetches: Fetches = "nothing"  # the part of the hub's files that the command reads
     bounds: Bounds = NO_BOUNDS
+    away: list[str] = field(default_factory=list)  # why a plan has to do without models or rows of the hub
     _datasets: dict[str, tuple[Source, Shown] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
     _hub_models: dict[str, Source | None] = field(default_factory=dict)
@@ -285,26 +288,29 @@ class Files:
         Raises ValueError where it cannot be fetched.
         """
         assert section.hub is not None
+        at = section.revision
         try:
-            at = section.revision or hub.revision(self.lock, "models", section.hub)
+            at = at or hub.revision(self.lock, "models", section.hub)
             read = self.fetches != "nothing"
             path = (
                 hub.fetch_model(section.hub, at, weights=self.fetches == "all") if read else Path(section.hub)
             )
         except hub.NotThere as error:
-            raise ValueError(f"{error}; to use a copy of its folder, set model.path") from error
+            planned = self.fetches == "not weights" and isinstance(error, hub.Unreachable)
+            if not (planned and recorded.sizes(section.hub)):
+                raise ValueError(f"{error}; to use a copy of its folder, set model.path") from error
+            path = Path(section.hub)  # do=plan goes by the recorded sizes
+            self.away.append(str(error))
         if path.is_dir():
             check_model(path, self.bounds, self.fetches == "all")
-        return Source(path, f"hub:models/{section.hub}@{at}")
+        return Source(path, f"hub:models/{section.hub}@{at or UNLOCKED}")
 
     def _dataset(self, section: DatasetData | Sft, where: str) -> Shown:
         """A look at the rows of a public dataset, which is read once."""
         if section.path is None and section.hub is None:  # reported by misfits
             return Shown(None, False)
-        fetches = self.fetches != "nothing"
-        dataset = self._read_once(
-            self._datasets, _dataset_identity(section), lambda _: _dataset(section, self.lock, fetches), where
-        )
+        read = partial(_dataset, section, self.lock, self.fetches, self.away)
+        dataset = self._read_once(self._datasets, _dataset_identity(section), lambda _: read(), where)
         return dataset[1] if dataset else Shown(None, False)
 
     def _read_once(
@@ -425,11 +431,13 @@ def _dataset_identity(section: DatasetData | Sft) -> str:
     return repr([getattr(section, name, None) for name in names])
 
 
-def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Source, Shown]:
+def _dataset(
+    section: DatasetData | Sft, lock: Path, fetches: Fetches, away: list[str]
+) -> tuple[Source, Shown]:
     """A public dataset's source and a look at its rows. Raises ValueError where it cannot be fetched or read.
 
     A copy is identified by its files' content. A dataset of the hub is identified by its revision, so a
-    command that reads no rows needs no files.
+    command that reads no rows needs no files; a plan says what it cannot count without them.
     """
     reading = section.reading if isinstance(section, DatasetData) else Conversations(reader="conversations")
     train, heldout = section.train_files, section.heldout_files if isinstance(section, DatasetData) else ()
@@ -449,14 +457,18 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
         )
         return Source(path, digest, tree_stamp(path)), shown
     assert section.hub is not None
+    at = section.revision
+    fetched: Path | None = None
     try:
-        at = section.revision or hub.revision(lock, "datasets", section.hub)
-        if not fetches:
-            return Source(Path(section.hub), f"hub:datasets/{section.hub}@{at}"), Shown(None, False)
-        path = hub.fetch("datasets", section.hub, at, (*train, *heldout))
+        at = at or hub.revision(lock, "datasets", section.hub)
+        if fetches != "nothing":
+            fetched = hub.fetch("datasets", section.hub, at, (*train, *heldout))
     except hub.NotThere as error:
-        raise ValueError(f"{error}; to use a copy of its folder, set {key}.path") from error
-    return Source(path, f"hub:datasets/{section.hub}@{at}"), check(path, reading, train, heldout)
+        if not (fetches == "not weights" and isinstance(error, hub.Unreachable)):
+            raise ValueError(f"{error}; to use a copy of its folder, set {key}.path") from error
+        away.append(str(error))
+    shown = check(fetched, reading, train, heldout) if fetched else Shown(None, False)
+    return Source(fetched or Path(section.hub), f"hub:datasets/{section.hub}@{at or UNLOCKED}"), shown
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
@@ -474,7 +486,7 @@ def _prompts_file(text: str, answered: bool, data: str) -> int:
     if shared := [row for row in prompts if _contents(row) in known]:
         first = f"{short(shared[0].prompt[-1]['content'])} (row {shared[0].id})"
         raise ValueError(
-            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one"
+            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one file"
         )
     return len(prompts)
 

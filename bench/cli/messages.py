@@ -15,7 +15,6 @@ from bench.config import NAME_WORDS
 
 GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
 MEMBERS = "judge.judges"
-Tree = dict[str, Any]  # A composed config as plain containers, with its interpolations unresolved.
 
 BOUNDS = {
     "greater_than": ("gt", ">"),
@@ -164,12 +163,3 @@ def short(value: Any) -> str:
 def one_line(error: Exception) -> str:
     """An error's text on one line."""
     return " ".join(str(error).split())
-
-
-def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every value in nested sections."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

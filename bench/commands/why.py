@@ -256,7 +256,7 @@ def _labeller(step: Step, name: Any, model_of: Any) -> str:
         case "tuned_judge":
             return f"labelled by the {model_of('choice_logps')}"
         case "self":
-            return f"labelled by what {model_of('replies')} wrote as the judge ({step.settings['prompt']})"
+            return f"labelled by the judgements of {model_of('replies')} (prompt {step.settings['prompt']})"
         case "reward_model":
             return f"labelled by {'your reward model' if (model := model_of('rewards')) == 'your model' else f'the {model}'}"
         case "gold":
@@ -264,7 +264,7 @@ def _labeller(step: Step, name: Any, model_of: Any) -> str:
         case "human":
             return "the demonstration is chosen"
         case labeller:
-            return f"labelled by nobody ({labeller})"
+            return f"labelled by a rule ({labeller})"
 
 
 def _ties(counts: Mapping[str, int]) -> str:

@@ -118,7 +118,7 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         (
             re.sub(r"^judge\b", f"judge.judges.{label}", key),
             re.sub(r"\bjudge\.", f"judge.judges.{label}.", text).replace(
-                "take judge=none", f"leave {label} out"
+                "use judge=none", f"leave {label} out"
             ),
         )
         for label, problems in by_label.items()
@@ -144,7 +144,7 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         )
     if model.get("kind") == "world" and not in_world:
         text = f"model={model.get('name')} knows only the controlled world's words and needs its data, got data={data.get('name')}"
-        problems.append(("model", f"{text}; take model=local model.path=DIR"))
+        problems.append(("model", f"{text}; use model=local model.path=DIR"))
     members = judge.get("judges") if isinstance(judge.get("judges"), Mapping) else {}
     gold = {
         label: member
@@ -160,7 +160,7 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             problems.append((f"judge.judges.{label}", text))
     if judge.get("name") == "gold" and not in_world:
         text = f"judge=gold knows the truth of the controlled world only and needs its data, got data={data.get('name')}"
-        problems.append(("judge", f"{text}; take judge=none"))
+        problems.append(("judge", f"{text}; use judge=none"))
     if model.get("kind") == "none" and facts is not Written:
         text = f"method={method.get('name')} needs a model, got model=none"
         problems.append(
@@ -168,14 +168,14 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         )
     if model.get("kind") != "none" and facts is Written:
         problems.append(
-            ("model", f"a file of completions needs no model, got model={model.get('name')}; take model=none")
+            ("model", f"a file of completions needs no model, got model={model.get('name')}; use model=none")
         )
     if in_world and data.get("completions_by") == "sft" and _opponent(judge) == "chosen":
         text = "opponent=chosen needs data.completions_by=writer, which gives all models the same opponent, got sft"
         problems.append(("judge.preference.opponent", text))
     thinned = [key for key in ("desirable_fraction", "undesirable_fraction") if data.get(key, 1) != 1]
     if thinned and data.get("form") == "paired":
-        text = f"data.{thinned[0]} drops rows of one label, and a pair has both: take unpaired data (data.form=unpaired)"
+        text = f"data.{thinned[0]} drops rows of one label, and a pair has both: use unpaired data (data.form=unpaired)"
         problems.append((f"data.{thinned[0]}", text))
     if judge.get("items", "") is None and not in_world:
         text = f"judge={judge.get('name')} takes the controlled world's prompts unless judge.items is set, got data={data.get('name')}"
@@ -184,11 +184,11 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         problems.append(
             (
                 "judge.n_items",
-                "judge.n_items must be a number where judge.items is null: the world has no last prompt",
+                "judge.n_items must be a number where judge.items is null: the controlled world can make any number of prompts",
             )
         )
     if data.get("form") == "unpaired" and facts.needs_pairs():
-        text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
+        text = f"method={method['name']} learns from pairs, got unpaired rows; use method=kto, csft or offline_ppo, or paired data"
         problems.append(("data.form", text))
     if data.get("fraction") == 0 and facts.reads_labels(method):
         way_out = f"; set {facts.without_labels}" if facts.without_labels else ""
@@ -227,14 +227,14 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         text = f"method.prompts is for data=local, got data={data.get('name')}, which has its own prompts: leave it out"
         problems.append(("method.prompts", text))
     if method.get("labeller") == "gold" and not in_world:
-        text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; take another method.labeller"
+        text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; use another method.labeller"
         problems.append(("method.labeller", text))
     if method.get("labeller") == "tuned_judge" and in_world:
         text = f"labeller=tuned_judge asks a model about texts of yours, got data={data.get('name')}"
         problems.append(("method.labeller", f"{text}; in the world take method=self_rewarding"))
     if cell.get("sft") is not None and model.get("kind") != "local":
         text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
-        problems.append(("sft", f"{text}; take model=DIR or sft=none"))
+        problems.append(("sft", f"{text}; use model=DIR or sft=none"))
     for key, section in (("data", data), ("sft", cell.get("sft")), ("model", model)):
         if (
             isinstance(section, Mapping)
@@ -242,7 +242,7 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             and section.get("hub") is None
             and section.get("path") is None
         ):
-            text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or what the hub has as {key}.hub"
+            text = f"{key}.path or {key}.hub must be set: {key}.path to your folder or file, or {key}.hub to its name on the hub"
             problems.append((f"{key}.path", text))
     if facts is Spin and in_world:
         needed, there = prompts_needed(method), data.get("n_demonstrations")
@@ -251,7 +251,7 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             problems.append(("method.n_prompts", text))
     if cell.get("forgetting") is not None and facts.control is not None:
         text = f"method={method['name']} needs a control token after every prompt, and lm_eval does not write one"
-        problems.append(("forgetting", f"{text}; leave it out of the sweep or take forgetting=none"))
+        problems.append(("forgetting", f"{text}; leave it out of the sweep or use forgetting=none"))
     adapter = cell.get("adapter")
     if (
         isinstance(adapter, Mapping)
@@ -261,19 +261,19 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         text = f"method.judge_init=previous trains the whole policy as a judge, got adapter={adapter.get('name')}"
         problems.append(("method.judge_init", f"{text}; take adapter=none or judge_init=start"))
     if isinstance(adapter, Mapping) and adapter.get("name") != "none" and facts.whole is not None:
-        text = f"method={method['name']} trains {facts.whole}, got adapter={adapter.get('name')}; take adapter=none"
+        text = f"method={method['name']} trains {facts.whole}, got adapter={adapter.get('name')}; use adapter=none"
         problems.append(("adapter", text))
     engine, adapter = (
         cell[key] if isinstance(cell.get(key), Mapping) else {} for key in ("engine", "adapter")
     )
     if engine.get("name") == "vllm" and adapter.get("name") == "qlora":
-        text = "engine=vllm loads the base model unquantized, but adapter=qlora was trained on four bits; take engine=transformers"
+        text = "engine=vllm loads the base model unquantized, but adapter=qlora was trained on four bits; use engine=transformers"
         problems.append(("engine", text))
     if engine.get("logps") == "vllm" and adapter.get("name") == "lora":
         problems.append(
             (
                 "engine.logps",
-                "engine.logps=vllm cannot score completions of a LoRA adapter; take engine.logps=transformers",
+                "engine.logps=vllm cannot score completions of a LoRA adapter; use engine.logps=transformers",
             )
         )
     if facts.chooses:
@@ -305,10 +305,10 @@ def _self_rewarding_misfits(
             (f"method.{own[0]}", f"{text}, whose tiny models know the world's words: leave it out")
         )
     if in_world and method.get("new_prompts") == "self_instruct":
-        text = "the world's tiny models cannot write prompts, and gold rewards only the world's own: take method.new_prompts=family"
+        text = "self_instruct needs a model that can write prompts, and the world's models cannot: use method.new_prompts=family"
         problems.append(("method.new_prompts", text))
     if not in_world and method.get("new_prompts") == "family" and method.get("prompts") is None:
-        text = f"new prompts of the family are the controlled world's, got data={data.get('name')}; take method.new_prompts=self_instruct"
+        text = f"new prompts of the family are the controlled world's, got data={data.get('name')}; use method.new_prompts=self_instruct"
         problems.append(("method.new_prompts", f"{text}, or name a file by method.prompts"))
     return problems
 
@@ -339,9 +339,15 @@ def _opponent(judge: Mapping[str, Any]) -> Any:
     return preference.get("opponent") if isinstance(preference, Mapping) else None
 
 
+Kind = Literal["world", "real"]
+
+
 class Scale(Settings):
     """Values that a scale preset gives to other sections, by interpolation: `${scale.batch_size}`."""
 
+    kind: Kind
+    """The models it is for: the controlled world's (world), or pretrained ones (real). A sweep file's parts
+    `world:` and `real:` go by it."""
     learning_rate: dict[str, Positive]
     """Peak learning rates by method, from `rates` in conf/method/*.yaml."""
     num_train_epochs: Positive
@@ -377,5 +383,5 @@ class Scale(Settings):
     """Axis of the sweeps over model sizes (halos, simpo_table)."""
     seeds: Annotated[tuple[Seed, ...], AsList]
     """Axis of the sweeps that compare methods."""
-    brings: dict[Literal["model", "data"], str]
-    """Choices of model and data that come with this scale where the command makes none."""
+    brings: dict[Literal["model", "data", "sft"], str]
+    """Choices of model, data and sft that come with this scale where the command makes none."""

@@ -189,7 +189,7 @@ class Certificate:
             for keys, facts in self.within.items()
         ]
         lines += [
-            f"Not comparable, because each {k} has its own: {', '.join(facts)}."
+            f"These facts cannot be compared, because each {k} has its own: {', '.join(facts)}."
             for k, facts in self.apart.items()
         ]
         lines += [

@@ -279,7 +279,7 @@ def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
         (("method=spa", "method.iteration=-1"), "method.iteration must be >= 0, got -1"),
     ],
 )
-def test_what_cannot_be_is_said_at_the_door(
+def test_what_cannot_be_is_refused_before_a_run(
     words: tuple[str, ...], said: str, problems: Callable[..., list[str]]
 ) -> None:
     assert said in "\n".join(problems(*words))
