@@ -521,8 +521,8 @@ class IterativeDpo(Loop):
     """Model that the tuned judge is trained from: the start model, once (start), or the policy that writes
     the samples, anew in each iteration (previous, SPA's table 11)."""
     judge_training: SftEpochs | None = None
-    """Fine-tuning of the tuned judge; null with other labellers. SPA: 2e-5, 3 epochs, 32 questions a step;
-    its warm-up is not given."""
+    """Fine-tuning of the tuned judge (null: none); SPA has 2e-5, 3 epochs, 32 questions a step and gives no
+    warm-up."""
 
     @classmethod
     def reads_labels(cls, method: Mapping[str, Any]) -> bool:

@@ -177,7 +177,8 @@ class Sizes:
 
     def _writing(self, cell: CellPlan, stage: Stage, settings: GenerateSettings | SampleSettings) -> Work:
         draws = settings.draws if isinstance(settings, SampleSettings) else settings.best_of
-        n, new = n_completions(stage.inputs["items"]) * draws, settings.decoding.max_new_tokens
+        asked = n_completions(stage.inputs["items"]) or self._made(stage.inputs["items"])
+        n, new = asked * draws, settings.decoding.max_new_tokens
         prompt = self._prompt(cell, stage.inputs["items"])
         at_once = VLLM_SEQUENCES if settings.engine == "vllm" else settings.batch_size
         return Work(
@@ -225,6 +226,12 @@ class Sizes:
                 * self._mean(cell, f"{preferences.key}/{split}", learnt(sample(rows)), most)
             )
         return n, total / n if n else 0.0
+
+    def _made(self, items: Stage | Source) -> int:
+        """Number of items that are made of files alone; 0 where a model has to write their inputs first."""
+        with contextlib.suppress(OSError, ValueError):
+            return len(read_items(self.scratch.folder(items)))
+        return 0
 
     def _prompt(self, cell: CellPlan, items: Stage | Source) -> float:
         """Mean tokens of a prompt. 0 where the prompts are not known yet, and in the controlled world."""

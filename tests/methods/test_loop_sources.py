@@ -13,9 +13,13 @@ import pytest
 from published import publish
 from tiny import bench, make_model, make_preferences, make_reward_model, plans, write_rows
 
+from bench.cli.compose import CheckedCommand
 from bench.commands import why
 from bench.config import prompt_ranges
+from bench.forecast.compute import Sizes
 from bench.forecast.stage_time import token_bound
+from bench.models.hub import read_config
+from bench.models.model_size import read_shape
 from bench.planning.inputs import CellPlan
 from bench.readers.prompts import read_prompts
 from bench.readers.rows import BadRows
@@ -225,7 +229,7 @@ def test_spa_takes_other_numbers_of_prompts_in_each_iteration(room: Path, proble
 
 
 def test_self_rewarding_learns_from_ones_own_files_and_another_model_writes_its_prompts(
-    room: Path, tmp_path: Path
+    room: Path, tmp_path: Path, opened: Callable[..., CheckedCommand]
 ) -> None:
     """Section 3.1: IFT and EFT, a fixed model that writes prompts, another number of them in each iteration."""
     files = [f"method.{name}={room}/{name}.jsonl" for name in ("ift", "eft")]
@@ -233,7 +237,8 @@ def test_self_rewarding_learns_from_ones_own_files_and_another_model_writes_its_
     words = own(
         room, *SELF, *files, *writer, "method.n_prompts=[4,6]", "method.iteration=3", "data.fraction=0"
     )
-    stages = labelled(plans(*words)[-1])
+    cell = plans(*words)[-1]
+    stages = labelled(cell)
     first = stages["iteration 1 policy (self_rewarding)"].inputs
     assert (first["demonstrations"], first["evaluations"]) == (stages["instructions"], stages["evaluations"])
     for name in ("instructions", "evaluations"):
@@ -243,6 +248,10 @@ def test_self_rewarding_learns_from_ones_own_files_and_another_model_writes_its_
     assert len({stage.inputs["model"].key for stage in by_writer}) == 1
     assert by_writer[0].inputs["model"] != stages["iteration 1 policy (self_rewarding)"].inputs["model"]
     assert [getattr(stages[f"iteration {t} prompts"].settings, "n", 0) for t in (2, 3)] == [4, 6]
+    sizes = Sizes(Store(tmp_path), opened(*words).session.hardware)  # type: ignore[arg-type]
+    work = sizes.of(cell, read_shape({**read_config(room / "model"), "num_hidden_layers": 10**6}))
+    sizes.close()
+    assert work[by_writer[0]].flops < 1e-3 * work[stages["iteration 2 samples"]].flops  # its own size
     (request, *_) = read_items(made(stages["iteration 2 requests for prompts"], tmp_path))
     assert "ift " in request.turns[0] and "please name" not in request.turns[0]
 
