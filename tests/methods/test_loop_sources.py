@@ -426,10 +426,28 @@ def test_every_method_of_the_comparisons_plans_from_one_pretrained_start(room: P
     assert all(cell.cell.method.optimizer == "rmsprop" for cell in trained)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("words", "trained"),
+    [
+        (["method=spin", "method.loss=spin,sft", "method.prompts={room}/prompts.jsonl"], ["dpo", "sft_chosen"]),
+        (["method=spa", "method.prompts={room}/prompts.jsonl"], ["spa"]),
+        ([*SELF, "method.learns_from=pairs,best", "method.prompts={room}/prompts.jsonl"], ["dpo", "sft_chosen"]),
+    ],
+)  # fmt: skip
+def test_losses_of_loops_plan_on_a_model_of_ones_own(
+    words: list[str], trained: list[str], room: Path
+) -> None:
+    more = ["scale=zephyr_7b", "method.iteration=2", "method.n_prompts=4"]
+    cells = plans(*own(room, *(word.replace("{room}", str(room)) for word in words), *more))
+    policies = (labelled(cell).get(f"iteration 2 policy ({cell.cell.method.name})") for cell in cells)
+    assert [policy.settings.method.name for policy in policies if policy] == trained  # type: ignore[attr-defined]
+
+
 LABELLERS: Sequence[tuple[str, list[str]]] = (
     ("random", []),
     ("implicit", ["method.judging_reference=previous"]),
     ("reward_model", ["method.reward_fraction=0.5"]),
+    ("tuned_judge", ["method.judge_init=previous"]),
     ("judge", ["judge@method.labelling_judge=reward_model", "method.labelling_judge.model={room}/rewards"]),
     ("judge", ["judge@method.labelling_judge=pair_ranker", "method.labelling_judge.model={room}/rewards"]),
     ("judge", ["judge@method.labelling_judge=alpaca_eval", "method.labelling_judge.model=m"]),
