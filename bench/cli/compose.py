@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from bench import secrets
+from bench import papers, secrets
 from bench.cli import sweep_files as sweeps
 from bench.cli.checks import problems_of
 from bench.cli.files import Fetches, Files
@@ -81,6 +81,7 @@ class CheckedCommand:
     sources: list[Sources]  # one for each cell
     expectations: tuple[Expectation, ...] = ()  # from the sweep file
     axes: tuple[str, ...] = ()  # keys and groups that differ between the cells on purpose
+    published: Tree = field(default_factory=dict)  # the sweep file's part of that name, see papers.beside
 
 
 def open_command(words: Sequence[str]) -> CheckedCommand:
@@ -135,6 +136,7 @@ class _Opening:
             self.files.fetches = FETCHED.get(session.do.name, "nothing")
             self.files.bounds = session.bounds
         expectations = self._expectations(*base) if base else ()
+        published = self._published(*base) if base else {}
         cells: dict[Cell, None] = {}
         cell_points = self._cell_points(grids, of_cells, session.max_cells if session else MAX_CELLS)
         for point in cell_points:
@@ -164,6 +166,7 @@ class _Opening:
             sources,
             expectations,
             axes,
+            published,
         )
 
     def _cell_points(
@@ -280,6 +283,13 @@ class _Opening:
             for item in written
             if (expectation := self._valid(Expectation, item, where, "expect"))
         )
+
+    def _published(self, tree: Tree, where: Where) -> Tree:
+        """The sweep file's part on published tables, as written."""
+        written = tree.get("published") or {}
+        _, problems = papers.beside(written)
+        self.problems += [f"{problem} ({where.of('published')})" for problem in problems]
+        return {} if problems else written
 
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
         """The composed config of one point and the places its values come from; values that cannot be set are
@@ -460,7 +470,7 @@ class _Opening:
 
     def _cell(self, tree: Tree, where: Where) -> Cell | None:
         """The cell of a composed config, or None; all its problems are reported."""
-        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}):
+        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "published", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
             else:

@@ -52,15 +52,15 @@ RANGES = {
 }
 UNITS = {"percent": 0.01, "fraction": 1.0}  # Of a rate in [0, 1].
 KINDS = {
-    "win_rate": "win rate",
-    "lc_win_rate": "length-controlled win rate",
+    "win_rate": "a win rate",
+    "lc_win_rate": "a length-controlled win rate",
     "duel": "wins in a head to head",
-    "rating": "rating",
+    "rating": "a rating",
     "task": "accuracy on a task",
-    "judge_accuracy": "accuracy of the policy as a judge",
-    "human": "judgements of human raters",
-    "other": "rate of another kind",
-    "length": "length",
+    "judge_accuracy": "the accuracy of the policy as a judge",
+    "human": "of human raters",
+    "other": "a rate of another kind",
+    "length": "a length",
 }
 
 
