@@ -217,9 +217,8 @@ class _Opening:
             self.problems.append(f"{path} {why}")
             return
         try:
-            self.parts = sweeps.parts_of(
-                OmegaConf.to_container(sweeps.load_sweep(path)), sweeps.sweep_label(path)
-            )
+            written: Any = OmegaConf.to_container(sweeps.load_sweep(path))
+            self.parts = sweeps.parts_of(written, sweeps.sweep_label(path))
         except sweeps.BadSweep as error:
             self.problems.append(str(error))
             return
@@ -314,7 +313,7 @@ class _Opening:
             self.problems.append(
                 unknown(group, groups[group], self._options(group), f"{group} in {self.sweep_file}")
             )
-        if strange or (composed := self._compose(self._brought(groups) | groups)) is None:
+        if strange or (composed := self._compose({**self._brought(groups), **groups})) is None:
             return None
         tree, choices = copy.deepcopy(composed[0]), composed[1]
         kind = str(tree["scale"].get("kind"))
@@ -505,7 +504,8 @@ class _Opening:
     def _cell(self, tree: Tree, where: Where) -> Cell | None:
         """The cell of a composed config, or None; all its problems are reported."""
         if why := self._in_toy_world(tree, where):
-            return self._report(why)
+            self._report(why)
+            return None
         for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "published", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
@@ -566,7 +566,9 @@ def _unshared(name: str, judges: Tree, where: Where) -> str:
             (label for label, section in judges.items() if name in section), next(iter(judges), "LABEL")
         )
         own = f"{MEMBERS}.{owner}.{name}"
-        return f"{key} cannot be set for all evaluations, because each has its own: set {own} ({where.of(key)})"
+        return (
+            f"{key} cannot be set for all evaluations, because each has its own: set {own} ({where.of(key)})"
+        )
     known = sorted({key for section in judges.values() for key in section})
     return unknown("key", key, known, where.of(key), "judge")
 

@@ -456,17 +456,18 @@ def _dataset(
         )
         return Source(path, digest, tree_stamp(path)), shown
     assert section.hub is not None
-    at, path = section.revision, None
+    at = section.revision
+    fetched: Path | None = None
     try:
         at = at or hub.revision(lock, "datasets", section.hub)
         if fetches != "nothing":
-            path = hub.fetch("datasets", section.hub, at, (*train, *heldout))
+            fetched = hub.fetch("datasets", section.hub, at, (*train, *heldout))
     except hub.NotThere as error:
         if not (fetches == "not weights" and isinstance(error, hub.Unreachable)):
             raise ValueError(f"{error}; to use a copy of its folder, set {key}.path") from error
         away.append(str(error))
-    shown = check(path, reading, train, heldout) if path else Shown(None, False)
-    return Source(path or Path(section.hub), f"hub:datasets/{section.hub}@{at or UNLOCKED}"), shown
+    shown = check(fetched, reading, train, heldout) if fetched else Shown(None, False)
+    return Source(fetched or Path(section.hub), f"hub:datasets/{section.hub}@{at or UNLOCKED}"), shown
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
