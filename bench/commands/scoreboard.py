@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import OmegaConf
 
@@ -20,6 +20,7 @@ from bench.cli import sweep_files
 from bench.cli.compose import CheckedCommand
 from bench.cli.words import SWEEPS
 from bench.commands import OK, SOME_FAILED
+from bench.config import Kind
 from bench.output_files import OutputFiles
 from bench.papers import PublishedTable, Word
 from bench.records import grouped
@@ -95,9 +96,10 @@ def scoreboard(folder: Path) -> tuple[list[ScoreboardLine], list[str]]:
     runs, problems = _runs(folder)
     lines: dict[str, list[ScoreboardLine]] = {}
     for path in sorted(SWEEPS.glob("*.yaml")):
-        written: Any = OmegaConf.to_container(sweep_files.load_sweep(path))
-        for name, roles in (written.get("published") or {}).items():
-            lines.setdefault(name, []).append(_best_run(path.stem, {name: roles}, runs))
+        parts = {kind: _published(path, kind) for kind in get_args(Kind)}
+        of_sweep = [run for run in runs if run.sweep == path.stem]
+        for name in dict.fromkeys(name for part in parts.values() for name in part):
+            lines.setdefault(name, []).append(_line(path.stem, name, parts, of_sweep))
     shown = [table for table in papers.tables().values() if table.article and not table.is_settings]
     of_articles = sorted(shown, key=lambda table: ARTICLES.index(str(table.article)))
     return [
@@ -114,6 +116,10 @@ class _Run:
     folder: Path
     numbers: published.SweepNumbers
 
+    @property
+    def kind(self) -> str:
+        return "world" if any(row.in_world for row in self.numbers.rows) else "real"
+
 
 def _runs(folder: Path) -> tuple[list[_Run], list[str]]:
     runs, problems = [], []
@@ -127,19 +133,39 @@ def _runs(folder: Path) -> tuple[list[_Run], list[str]]:
     return runs, problems
 
 
-def _best_run(sweep: str, part: dict[str, Any], runs: Sequence[_Run]) -> ScoreboardLine:
-    """The line of a sweep and a table, from the folder that ran most of its rows, at most seeds."""
-    compared = [(_compared(part, run.numbers), run) for run in runs if run.sweep == sweep]
+def _published(path: Path, kind: str) -> dict[str, Any]:
+    """The part on published tables that a sweep file has at scales of a kind."""
+    written: Any = OmegaConf.to_container(sweep_files.load_sweep(path))
+    parts = sweep_files.parts_of(written, path.name)
+    return sweep_files.merged(parts.common, parts.of_kind.get(kind, {})).get("published", {})
+
+
+def _line(sweep: str, name: str, parts: Mapping[str, dict[str, Any]], runs: Sequence[_Run]) -> ScoreboardLine:
+    """The line of a sweep and a table, from the folder that ran most of the table's rows, at most seeds."""
+    compared = [
+        (_compared({name: part[name]}, run.numbers), run) for run in runs if name in (part := parts[run.kind])
+    ]
     ran = [(table, run) for table, run in compared if table.rows_run]
     if not ran:
-        table = _compared(part, NOTHING_RUN)
-        return ScoreboardLine(table.table, table, sweep, command=f"python -m bench +sweep={sweep}")
+        kind, part = next((kind, part) for kind, part in parts.items() if name in part)
+        table = _compared({name: part[name]}, NOTHING_RUN)
+        models = [f" model={model}" for model in _models(part[name])] if kind == "real" else []
+        commands = [f"python -m bench +sweep={sweep}{model}" for model in models or [""]]
+        return ScoreboardLine(table.table, table, sweep, command="; ".join(commands))
     table, run = max(
         ran, key=lambda pair: (pair[0].rows_run, sum(len(row.cells) for row in pair[1].numbers.rows))
     )
     words = dict(word.split("=", 1) for word in shlex.split(run.command) if "=" in word)
-    scale = words.get("scale", "world")
-    return ScoreboardLine(table.table, table, sweep, scale, f"python -m bench {run.command}", run.folder)
+    command = f"python -m bench {run.command}"
+    return ScoreboardLine(table.table, table, sweep, words.get("scale", "world"), command, run.folder)
+
+
+def _models(part: Any) -> list[str]:
+    """Models that the rows of a table's part have."""
+    if not isinstance(part, dict):
+        return []
+    own = [part["model"]] if isinstance(part.get("model"), str) else []
+    return list(dict.fromkeys([*own, *(model for value in part.values() for model in _models(value))]))
 
 
 def _compared(part: dict[str, Any], numbers: published.SweepNumbers) -> ComparedTable:
@@ -210,7 +236,7 @@ def markdown(lines: Sequence[ScoreboardLine]) -> str:
             line.scale,
             line.rows,
             line.verdicts,
-            line.command if line.command == "-" else f"`{line.command}`",
+            "; ".join(command if command == "-" else f"`{command}`" for command in line.command.split("; ")),
         ]
         for line in lines
     ]
