@@ -28,6 +28,7 @@ IN_THE_WORLD = (
     "In the controlled world these are directions only: neither sizes nor ratios compare with a paper's."
 )
 OF_JUDGING = {"decoding", "items", "judge", "votes without log-probs"}  # Words of the certificate.
+SHOWN = 3  # Most published metrics of a row; the compared ones are first.
 SHORT = 8  # Most contrasts of all tables on a terminal.
 # Our measure of a published kind. Wins less losses of a head to head have the sign of a difference of two win rates.
 MEASURES = {"win_rate": "win_rate", "duel": "win_rate", "judge_accuracy": "judge_pair_accuracy"}
@@ -401,7 +402,8 @@ def markdown(tables: Sequence[ComparedTable]) -> str:
         parts.append(
             f"### {one.table.title}\n\n{one.table.source}. {count_words([one])[:1].upper()}{count_words([one])[1:]}.\n"
         )
-        names = [name for name in one.table.metrics if metrics()[name].kind in KINDS][:3]
+        others = [name for name in one.table.metrics if metrics()[name].kind in KINDS]
+        names = list(dict.fromkeys([*one.table.compare, *others]))[:SHOWN]
         rows = [
             [" ".join(filter(None, (value, name)))]
             + [_values(one.table, name, value, metric) for metric in names]
