@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -285,7 +286,10 @@ def _show(lines: Sequence[ScoreboardLine], results: Path) -> None:
     for some in grouped((line.table.file, line) for line in lines).values():
         console.plain(str(some[0].table.paper), "bold", soft_wrap=fit)
         for line in some:
-            run = f"{line.sweep} at scale={line.scale}, {line.rows} rows; " if line.is_run else ""
-            console.plain(f"  {line.table.id}: {run}{line.verdicts}", soft_wrap=fit)
+            run = f" ({line.sweep} at scale={line.scale}, {line.rows} rows)" if line.is_run else ""
+            console.plain(f"  {line.table.id}{run}", soft_wrap=fit)
+            width = 10_000 if fit else console.width
+            for part in textwrap.wrap(line.verdicts, width - 4):
+                console.plain(f"    {part}", soft_wrap=fit)
     console.print()
     console.plain(f"table    {results}/scoreboard.md .csv")
