@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from bench import secrets
+from bench import papers, secrets
 from bench.cli import sweep_files as sweeps
 from bench.cli.checks import problems_of
 from bench.cli.files import Fetches, Files
@@ -82,6 +82,7 @@ class CheckedCommand:
     expectations: tuple[Expectation, ...] = ()  # from the sweep file
     axes: tuple[str, ...] = ()  # keys and groups that differ between the cells on purpose
     away: tuple[str, ...] = ()  # why a plan has to do without models or rows of the hub
+    published: Tree = field(default_factory=dict)  # the sweep file's part of that name, see papers.beside
 
 
 def open_command(words: Sequence[str]) -> CheckedCommand:
@@ -144,6 +145,7 @@ class _Opening:
             self.files.fetches = FETCHED.get(session.do.name, "nothing")
             self.files.bounds = session.bounds
         expectations = self._expectations(*base) if base else ()
+        published = self._published(*base) if base else {}
         cells: dict[Cell, None] = {}
         cell_points = self._cell_points(grids, of_cells, session.max_cells if session else MAX_CELLS)
         for point in cell_points:
@@ -174,6 +176,7 @@ class _Opening:
             expectations,
             axes,
             tuple(self.files.away),
+            published,
         )
 
     def _cell_points(
@@ -294,6 +297,13 @@ class _Opening:
             for item in written
             if (expectation := self._valid(Expectation, item, where, "expect"))
         )
+
+    def _published(self, tree: Tree, where: Where) -> Tree:
+        """The sweep file's part on published tables, as written."""
+        written = tree.get("published") or {}
+        _, problems = papers.beside(written)
+        self.problems += [f"{problem} ({where.of('published')})" for problem in problems]
+        return {} if problems else written
 
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
         """The composed config of one point and the places its values come from; values that cannot be set are
@@ -502,7 +512,7 @@ class _Opening:
         if why := self._in_toy_world(tree, where):
             self._report(why)
             return None
-        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}):
+        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "published", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
             else:

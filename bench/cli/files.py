@@ -199,7 +199,8 @@ class Files:
         """Check the rows that a cell learns from. Returns whether they are messages, as far as the first rows
         show."""
         messages = isinstance(cell["data"], dict) and cell["data"].get("kind") == "world"
-        messages |= method_facts(cell["method"]).writes_judgements
+        if isinstance(method := cell["method"], dict):
+            messages |= method_facts(method).asks_in_messages(method)
         if (path := _local_path(cell["data"])) is not None:
             read = self._read_once(self._data, path, _data_file, where.of("data.path"))
             form_misfits = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []

@@ -253,6 +253,8 @@ def _labeller(step: Step, name: Any, model_of: Any) -> str:
             return f"labelled by {name('verdicts').partition(' of ')[2]}, {step.counts['asked']} asked{mute}"
         case "implicit":
             return f"labelled by the implicit reward of {model_of('policy_logps')} against {model_of('reference_logps')}"
+        case "tuned_judge":
+            return f"labelled by the {model_of('choice_logps')}"
         case "self":
             return f"labelled by the judgements of {model_of('replies')} (prompt {step.settings['prompt']})"
         case "reward_model":

@@ -229,6 +229,9 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if method.get("labeller") == "gold" and not in_world:
         text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; use another method.labeller"
         problems.append(("method.labeller", text))
+    if method.get("labeller") == "tuned_judge" and in_world:
+        text = f"labeller=tuned_judge asks a model about texts of yours, got data={data.get('name')}"
+        problems.append(("method.labeller", f"{text}; in the world take method=self_rewarding"))
     if cell.get("sft") is not None and model.get("kind") != "local":
         text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
         problems.append(("sft", f"{text}; use model=DIR or sft=none"))
@@ -250,6 +253,13 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         text = f"method={method['name']} needs a control token after every prompt, and lm_eval does not write one"
         problems.append(("forgetting", f"{text}; leave it out of the sweep or use forgetting=none"))
     adapter = cell.get("adapter")
+    if (
+        isinstance(adapter, Mapping)
+        and adapter.get("name") != "none"
+        and method.get("judge_init") == "previous"
+    ):
+        text = f"method.judge_init=previous trains the whole policy as a judge, got adapter={adapter.get('name')}"
+        problems.append(("method.judge_init", f"{text}; take adapter=none or judge_init=start"))
     if isinstance(adapter, Mapping) and adapter.get("name") != "none" and facts.whole is not None:
         text = f"method={method['name']} trains {facts.whole}, got adapter={adapter.get('name')}; use adapter=none"
         problems.append(("adapter", text))

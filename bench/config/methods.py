@@ -27,6 +27,7 @@ from bench.config.base import (
     by_name,
     misfit,
 )
+from bench.config.data import SftEpochs
 from bench.config.judges import ModelledJudge
 from bench.config.world import SftTraining, Writer
 
@@ -52,8 +53,6 @@ class MethodSettings(Settings):
     """Settings that may name a file of prompts with completions."""
     models: ClassVar[Mapping[str, str]] = {}
     """Settings that may name a model's folder, with the kind of model."""
-    writes_judgements: ClassVar[bool] = False
-    """Whether its policy gets questions as messages, whatever the rows are."""
     chooses: ClassVar[bool] = False
     """Whether it picks among samples of the start model by a reward model, and trains no policy."""
     control: ClassVar[str | None] = None
@@ -86,6 +85,11 @@ class MethodSettings(Settings):
     def reads_labels(cls, method: Mapping[str, Any]) -> bool:
         """Whether a method's section, valid or not, makes every training learn from labelled rows."""
         return cls.needs_labels and method.get("seed_training", ...) is not None
+
+    @classmethod
+    def asks_in_messages(cls, method: Mapping[str, Any]) -> bool:
+        """Whether a method's section, valid or not, asks a model in messages, whatever the rows are."""
+        return False
 
 
 class Training(MethodSettings):
@@ -492,9 +496,10 @@ class IterativeDpo(Loop):
     """DPO on the labelled pairs before the first iteration; null: the loop starts from the start model."""
     draws: Annotated[int, Field(ge=2)]
     """Number of samples of each prompt; the best and the worst make a pair. The papers take 2 to 4."""
-    labeller: Literal["gold", "reward_model", "implicit", "judge", "random", "shorter"]
+    labeller: Literal["gold", "reward_model", "implicit", "judge", "tuned_judge", "random", "shorter"]
     """Labeller of the samples: gold (the world's annotator), reward_model (trained on the labelled pairs),
-    implicit (the policy's log-ratio), judge (labelling_judge); controls: random, shorter."""
+    implicit (the policy's log-ratio), judge (labelling_judge), tuned_judge (fine-tuned to choose on the
+    labelled pairs); controls: random, shorter."""
     labelling_judge: ModelledJudge | None = Field(discriminator="name")
     """Judge for labeller=judge, a judge's section; its items, n_items and decoding are not used. Choose it by
     judge@method.labelling_judge=alpaca_eval."""
@@ -512,6 +517,20 @@ class IterativeDpo(Loop):
     reward_fraction: Fraction | None
     """Share of the labelled pairs that the reward model learns from; null: data.fraction, the pairs of the
     seed."""
+    judge_init: Literal["start", "previous"] = "start"
+    """Model that the tuned judge is trained from: the start model, once (start), or the policy that writes
+    the samples, anew in each iteration (previous, SPA's table 11)."""
+    judge_training: SftEpochs | None = None
+    """Fine-tuning of the tuned judge (null: none); SPA has 2e-5, 3 epochs, 32 questions a step and gives no
+    warm-up."""
+
+    @classmethod
+    def reads_labels(cls, method: Mapping[str, Any]) -> bool:
+        return super().reads_labels(method) or method.get("labeller") == "tuned_judge"
+
+    @classmethod
+    def asks_in_messages(cls, method: Mapping[str, Any]) -> bool:
+        return method.get("labeller") == "tuned_judge"
 
     @model_validator(mode="after")
     def _has_a_judge(self) -> IterativeDpo:
@@ -531,6 +550,9 @@ class IterativeDpo(Loop):
                     "labeller=reward_model needs seed_training, the settings of its training, got null",
                 )
             )
+        if self.labeller == "tuned_judge" and self.judge_training is None:
+            text = "labeller=tuned_judge needs judge_training, the settings of its fine-tuning, got null"
+            raise misfit(("judge_training", text))
         return self
 
 
@@ -540,6 +562,7 @@ OF_ONE_LABELLER: dict[str, tuple[str, Any]] = {
     "reward_fraction": ("reward_model", None),
     "judging_reference": ("implicit", "start"),
     "length_penalty": ("implicit", 0.0),
+    "judge_init": ("tuned_judge", "start"),
 }
 
 
@@ -659,7 +682,6 @@ class SelfRewarding(Loop):
     without_labels = "method.ift=FILE and method.eft=FILE or false"
     texts = ("ift", "eft")
     models = {"prompt_writer": "a causal LM", "reward_model": "a reward model"}
-    writes_judgements = True
 
     name: Literal["self_rewarding"]
     iteration: Annotated[int, Field(ge=0)]
@@ -724,8 +746,12 @@ class SelfRewarding(Loop):
 
     @classmethod
     def reads_labels(cls, method: Mapping[str, Any]) -> bool:
-        own = method.get("labeller") != "reward_model" or method.get("reward_model") is not None
-        return not own or method.get("ift") is None or method.get("eft") is True
+        trains_rewards = method.get("labeller") == "reward_model" and method.get("reward_model") is None
+        return trains_rewards or method.get("ift") is None or method.get("eft") is True
+
+    @classmethod
+    def asks_in_messages(cls, method: Mapping[str, Any]) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _settings_are_read(self) -> SelfRewarding:

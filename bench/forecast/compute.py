@@ -23,7 +23,7 @@ from typing import Any
 
 from bench.config import Adapter, Hardware, LocalModel, WorldModel
 from bench.forecast.row_counts import NotHere, ScratchData, learnt, model_folder, sample
-from bench.forecast.stage_time import n_completions, passes, token_bound
+from bench.forecast.stage_time import n_completions, of_choices, passes, token_bound
 from bench.models import recorded
 from bench.models.hub import read_config
 from bench.models.model_size import (
@@ -42,6 +42,7 @@ from bench.records import Conversation, completion_columns, read_items, read_jso
 from bench.store.keys import Source, Stage
 from bench.store.stage_settings import (
     BaseSettings,
+    ChoiceData,
     ConversationSft,
     GenerateSettings,
     LocalPairData,
@@ -165,6 +166,8 @@ class Sizes:
             ):
                 n, mean = self._rows(cell, stage, settings.splits, most)
                 return Work(scored=n * mean * passes(settings), context=mean)
+            case LogpsSettings(max_length=int(most)) if of_choices(stage):
+                return Work(scored=token_bound(stage), context=most)
             case LogpsSettings() | RewardScoreSettings():
                 written = self._work(cell, _stage(inputs["completions"]))
                 return Work(scored=written.scored + written.written, context=2 * written.context)
@@ -174,7 +177,8 @@ class Sizes:
 
     def _writing(self, cell: CellPlan, stage: Stage, settings: GenerateSettings | SampleSettings) -> Work:
         draws = settings.draws if isinstance(settings, SampleSettings) else settings.best_of
-        n, new = n_completions(stage.inputs["items"]) * draws, settings.decoding.max_new_tokens
+        asked = n_completions(stage.inputs["items"]) or self._made(stage.inputs["items"])
+        n, new = asked * draws, settings.decoding.max_new_tokens
         prompt = self._prompt(cell, stage.inputs["items"])
         at_once = VLLM_SEQUENCES if settings.engine == "vllm" else settings.batch_size
         return Work(
@@ -186,10 +190,13 @@ class Sizes:
     def _conversations(self, cell: CellPlan, data: Stage, most: int) -> tuple[float, float]:
         """(number of conversations, mean tokens of one)."""
         try:
-            path = next(iter(sorted(self.scratch.folder(data).glob("*.jsonl"))))
+            path = self.scratch.folder(data) / "rows.jsonl"
         except NotHere as error:
             if (known := recorded.rows(error.repo)) is None:
                 raise
+            if isinstance(data.settings, ChoiceData):  # Each labelled pair is asked about in two orders.
+                pairs: Any = _stage(_stage(data.inputs["items"]).inputs["preferences"]).settings
+                return 2 * known["train"] * pairs.fraction, most
             return known["train"] * data.settings.fraction, most  # type: ignore[attr-defined]
         rows = [row.messages for row in read_jsonl(path, Conversation)]
         return len(rows), self._mean(cell, data.key, sample(rows), most)
@@ -219,6 +226,12 @@ class Sizes:
                 * self._mean(cell, f"{preferences.key}/{split}", learnt(sample(rows)), most)
             )
         return n, total / n if n else 0.0
+
+    def _made(self, items: Stage | Source) -> int:
+        """Number of items that are made of files alone; 0 where a model has to write their inputs first."""
+        with contextlib.suppress(OSError, ValueError):
+            return len(read_items(self.scratch.folder(items)))
+        return 0
 
     def _prompt(self, cell: CellPlan, items: Stage | Source) -> float:
         """Mean tokens of a prompt. 0 where the prompts are not known yet, and in the controlled world."""

@@ -92,6 +92,8 @@ class ScratchData:
 
     def _make(self, stage: Stage) -> tuple[Path, Counts]:
         writes = self.stand_in is not None and isinstance(stage.settings, GenerateSettings | SampleSettings)
+        if stage.kind != "data" and not writes and not isinstance(stage.settings, WrittenCompletions):
+            raise ValueError(f"{stage.label or stage.kind}: a model has to run first")
         inputs = {
             role: self.folder(source)
             for role, source in stage.inputs.items()

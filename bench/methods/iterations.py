@@ -41,6 +41,8 @@ from bench.planning.inputs import Ground, Policy
 from bench.store.keys import Input, Inputs, Stage
 from bench.store.stage_settings import (
     TOKENIZER,
+    ChoiceData,
+    ConversationSft,
     DemonstratedData,
     DrawnData,
     Dtype,
@@ -51,6 +53,7 @@ from bench.store.stage_settings import (
     NewPromptData,
     NextPromptData,
     PairData,
+    RankedData,
     RankLabels,
     RewardModelSettings,
     RewardScoreSettings,
@@ -381,6 +384,39 @@ def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     return _ranked(cell, round_, "judge", {"verdicts": verdicts})
 
 
+def tuned_judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
+    """Labels by a model that was fine-tuned to choose between the completions of the labelled pairs.
+
+    It is asked about each two samples of a prompt, in both orders. The more probable reply counts.
+    """
+    settings = cell.method
+    assert isinstance(settings, IterativeDpo) and settings.judge_training is not None
+    limits, max_length = row_limits(ground), pieces.max_length(cell)
+
+    def choices(inputs: Inputs, answered: bool, label: str) -> Stage:
+        of = ChoiceData(answered=answered, max_length=max_length)
+        return stage("data", of, inputs | limits.inputs, label)
+
+    pairs = rankings(ground, "train")
+    questions = choices({"items": pairs, "completions": pairs}, True, "labelled pairs as questions")
+    anew = settings.judge_init == "previous"
+    judge = stage(
+        "sft",
+        ConversationSft(training=settings.judge_training, **pieces.training_settings(cell)),
+        {"model": round_.policy if anew else ground.start, "conversations": questions},
+        round_.label("judge") if anew else "tuned judge",
+    )
+    asked = choices(dict(_sampled(round_)), False, round_.label("questions to the judge"))
+    logps = pieces.text_logps(cell, judge, asked, round_.label("log-probs of the judge's replies"))
+    return _ranked(cell, round_, "tuned_judge", {"choice_logps": logps})
+
+
+def rankings(ground: Ground, split: Literal["train", "heldout"]) -> Stage:
+    """The labelled pairs of a split as rankings."""
+    settings = RankedData(split=split)
+    return stage("data", settings, {"preferences": ground.preferences}, f"{split} pairs as rankings")
+
+
 def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter", "human"]) -> Stage:
     """Labels without a judge: by a coin, by length (shorter wins), or for the demonstration."""
     return _ranked(cell, round_, labeller, {})
@@ -389,7 +425,7 @@ def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter
 def _ranked(
     cell: Cell,
     round_: Round,
-    labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"],
+    labeller: Literal["reward_model", "implicit", "judge", "tuned_judge", "random", "shorter", "human"],
     scores: dict[str, Stage],
     beta: float | None = None,
     length_penalty: float = 0.0,

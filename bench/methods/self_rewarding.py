@@ -54,7 +54,6 @@ from bench.store.stage_settings import (
     JudgeQuestionData,
     KeptEvaluationData,
     PromptRequestData,
-    RankedData,
     SelfJudgeSettings,
     SelfLabels,
     SftSettings,
@@ -122,7 +121,7 @@ def _instructions(cell: Cell, ground: Ground) -> Stage:
     if "ift" in ground.of_method:
         return _of_file(ground, "ift", "instructions")
     if not isinstance(cell.data, WorldData):
-        return _rankings(ground, "train")
+        return iterations.rankings(ground, "train")
     data = DemonstrationData(
         family=pieces.family(cell),
         writer=cell.data.demonstrations,
@@ -155,7 +154,7 @@ def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructio
         answers = stage("data", written, {"items": samples["items"]}, "answers of every quality")
         return stage("data", truth, {**samples, "answers": answers}, "evaluations by the truth")
     baseline = _tuned(cell, ground, settings, {"demonstrations": instructions}, "SFT baseline")
-    rankings = _rankings(ground, "train")
+    rankings = iterations.rankings(ground, "train")
     ranked = {"items": rankings, "completions": rankings}
     questions, replies = _judgements(cell, settings, baseline, ranked, "labelled pairs")
     kept = KeptEvaluationData(prompt=prompt, n=n, seed=seed, reading=SELF_JUDGE_READING)
@@ -223,7 +222,7 @@ def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Input)
         )
         completions = _written(cell, ground.start, items, decoding, RANKED, "held-out samples to rank")
     else:
-        items = completions = _rankings(ground, "heldout")
+        items = completions = iterations.rankings(ground, "heldout")
     ranked = {"items": items, "completions": completions}
     _, replies = _judgements(cell, settings, policy, ranked, "held-out rankings")
     gold = cell.world.gold if cell.world else None
@@ -232,11 +231,6 @@ def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Input)
 
 
 # Prompts ----------------------------------------------------------------------------------------------------
-
-
-def _rankings(ground: Ground, split: str) -> Stage:
-    settings = RankedData.model_validate({"split": split})
-    return stage("data", settings, {"preferences": ground.preferences}, f"{split} pairs as rankings")
 
 
 def _new_prompts(cell: Cell, ground: Ground, settings: SelfRewarding) -> Callable[[int], Stage]:

@@ -374,6 +374,19 @@ def completion_logps(
     return stage("logps", settings, inputs, label)
 
 
+def text_logps(cell: Cell, model: Input, texts: Stage, label: str) -> Stage:
+    """Log-probs of given texts, tokenised as in training: items and completions of one data stage."""
+    settings = LogpsSettings(
+        rows="completions",
+        splits=(),
+        mismatched=False,
+        max_length=max_length(cell),
+        loading=loading(cell),
+        **inference_settings(cell),
+    )
+    return stage("logps", settings, read_model(model) | {"completions": texts, "items": texts}, label)
+
+
 def generate(
     cell: Cell, policy: Policy, items: Stage, decoding: Decoding, label: str, judged: bool = False
 ) -> Stage:

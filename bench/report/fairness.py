@@ -52,6 +52,7 @@ class Fact:
 LABELS = (
     "labeller",
     "labelling_judge",
+    "judge_init",
     "judge_prompt",
     "learns_from",
     "eft",

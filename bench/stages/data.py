@@ -18,6 +18,7 @@ from bench.judges.canaries import make_canaries
 from bench.judges.formats import mt_bench
 from bench.judges.formats.alpaca_eval import read_pairs
 from bench.judges.formats.items import cut, read_benchmark_items
+from bench.judges.self_judge import CHOICES, questions
 from bench.readers import read_conversations
 from bench.readers.conversations import first_turn
 from bench.readers.kl_partners import with_partners
@@ -31,6 +32,7 @@ from bench.records import (
     Conversation,
     Item,
     Labelled,
+    Message,
     Pair,
     Record,
     Shared,
@@ -42,6 +44,7 @@ from bench.records import (
     read_completions,
     read_items,
     read_jsonl,
+    read_rewards,
     read_rows,
     write_jsonl,
 )
@@ -51,6 +54,7 @@ from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
     TOKENIZER,
     CanaryData,
+    ChoiceData,
     ChosenData,
     ConversationData,
     CorpusData,
@@ -110,6 +114,8 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _given_prompts(settings, run)
         case SupervisedData():
             return _supervised(settings, run)
+        case ChoiceData():
+            return _choices(settings, run)
         case DrawnData():
             items, judged = as_judged(settings, self_judging_data.with_draws(run.inputs))
             write_jsonl(run.out / "completions.jsonl", judged)
@@ -212,6 +218,35 @@ def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
             texts = [write(Turn.from_json(turn), settings.writer, rng) for turn in item.task or []]
             completions.append(Completion(item.id, item.turns, texts, [], [True] * len(texts), draw))
     return _write(out / "completions.jsonl", completions)
+
+
+def _choices(settings: ChoiceData, run: StageRun) -> Outcome:
+    """Writes pairwise questions, both replies to each, and with rewards the right reply."""
+    check = _learn_check(settings.max_length, run)
+    rewards = read_rewards(run.inputs["completions"]) if settings.answered else {}
+    items, replies, rows, too_long = [], [], [], 0
+    for item, draws in self_judging_data.with_draws(run.inputs):
+        for question in questions("pairwise", item, draws):
+            if check is not None and check(question.messages, CHOICES) is not None:
+                too_long += 1
+                continue
+            asked = self_judging_data.as_item(question.name, question.messages)
+            items.append(asked)
+            replies += [
+                Completion(asked.id, asked.turns, [reply], [], [], draw) for draw, reply in enumerate(CHOICES)
+            ]
+            first, second = (rewards.get(draw_name(completion)) for completion in question.about)
+            if first is not None and second is not None and first != second:
+                right: Message = {"role": "assistant", "content": CHOICES[first < second]}
+                rows.append(Conversation(question.name, [*question.messages, right]))
+    if settings.answered and not rows:
+        raise ValueError(
+            f"No labelled pair fits into a question of model.max_length={settings.max_length}. Raise it."
+        )
+    write_jsonl(run.out / "completions.jsonl", replies)
+    write_jsonl(run.out / "rows.jsonl", rows)
+    write_jsonl(run.out / "items.jsonl", items)
+    return Outcome({"rows": len(items), "answered": len(rows), "too_long": too_long})
 
 
 def _canaries(settings: CanaryData, run: StageRun) -> Outcome:

@@ -229,6 +229,17 @@ class JudgeQuestionData(Settings):
     prompt: JudgePrompt
 
 
+class ChoiceData(Settings):
+    """Pairwise questions about the input's completions, each with its two possible replies as draws 0 and 1.
+
+    `answered`: the completions have rewards, and supervised conversations with the right reply are made too.
+    """
+
+    source: Literal["choices"] = "choices"
+    answered: bool
+    max_length: Count  # Questions that are longer than it for the input `tokenizer` are left out.
+
+
 class TrueEvaluationData(Settings):
     """Supervised rows: questions about completions, with judgements made from the world's true rewards.
 
@@ -423,7 +434,7 @@ class RankLabels(Settings):
     item's baseline is set against the sample.
     """
 
-    labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"]
+    labeller: Literal["reward_model", "implicit", "judge", "tuned_judge", "random", "shorter", "human"]
     beta: Positive | None  # An implicit reward is beta times the log-ratio.
     truth: GoldWeights | None  # The counts compare labels with it. None where it is unknown.
     seed: int
@@ -651,6 +662,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         LoopPairData,
         RankedData,
         JudgeQuestionData,
+        ChoiceData,
         TrueEvaluationData,
         KeptEvaluationData,
         PromptRequestData,

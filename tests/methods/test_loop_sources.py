@@ -13,15 +13,22 @@ import pytest
 from published import publish
 from tiny import bench, make_model, make_preferences, make_reward_model, plans, write_rows
 
+from bench.cli.compose import CheckedCommand
 from bench.commands import why
 from bench.config import prompt_ranges
+from bench.forecast.compute import Sizes
 from bench.forecast.stage_time import token_bound
+from bench.models.hub import read_config
+from bench.models.model_size import read_shape
 from bench.planning.inputs import CellPlan
 from bench.readers.prompts import read_prompts
 from bench.readers.rows import BadRows
 from bench.records import (
+    Completion,
     Conversation,
+    Item,
     Labelled,
+    Logps,
     Pair,
     Text,
     read_items,
@@ -30,10 +37,10 @@ from bench.records import (
     write_jsonl,
 )
 from bench.runner.worker import describe, run_stage
-from bench.stages import data
+from bench.stages import data, label
 from bench.store.keys import Source, Stage
 from bench.store.stage_run import Progress, StageRun
-from bench.store.stage_settings import LoopPairData, NextPromptData
+from bench.store.stage_settings import LoopPairData, NextPromptData, RankLabels
 from bench.store.store import Store
 
 Problems = Callable[..., list[str]]
@@ -222,7 +229,7 @@ def test_spa_takes_other_numbers_of_prompts_in_each_iteration(room: Path, proble
 
 
 def test_self_rewarding_learns_from_ones_own_files_and_another_model_writes_its_prompts(
-    room: Path, tmp_path: Path
+    room: Path, tmp_path: Path, opened: Callable[..., CheckedCommand]
 ) -> None:
     """Section 3.1: IFT and EFT, a fixed model that writes prompts, another number of them in each iteration."""
     files = [f"method.{name}={room}/{name}.jsonl" for name in ("ift", "eft")]
@@ -230,7 +237,8 @@ def test_self_rewarding_learns_from_ones_own_files_and_another_model_writes_its_
     words = own(
         room, *SELF, *files, *writer, "method.n_prompts=[4,6]", "method.iteration=3", "data.fraction=0"
     )
-    stages = labelled(plans(*words)[-1])
+    cell = plans(*words)[-1]
+    stages = labelled(cell)
     first = stages["iteration 1 policy (self_rewarding)"].inputs
     assert (first["demonstrations"], first["evaluations"]) == (stages["instructions"], stages["evaluations"])
     for name in ("instructions", "evaluations"):
@@ -240,6 +248,10 @@ def test_self_rewarding_learns_from_ones_own_files_and_another_model_writes_its_
     assert len({stage.inputs["model"].key for stage in by_writer}) == 1
     assert by_writer[0].inputs["model"] != stages["iteration 1 policy (self_rewarding)"].inputs["model"]
     assert [getattr(stages[f"iteration {t} prompts"].settings, "n", 0) for t in (2, 3)] == [4, 6]
+    sizes = Sizes(Store(tmp_path), opened(*words).session.hardware)  # type: ignore[arg-type]
+    work = sizes.of(cell, read_shape({**read_config(room / "model"), "num_hidden_layers": 10**6}))
+    sizes.close()
+    assert work[by_writer[0]].flops < 1e-3 * work[stages["iteration 2 samples"]].flops  # its own size
     (request, *_) = read_items(made(stages["iteration 2 requests for prompts"], tmp_path))
     assert "ift " in request.turns[0] and "please name" not in request.turns[0]
 
@@ -315,6 +327,83 @@ def test_judging_requests_need_a_chat_template(tmp_path: Path, room: Path, probl
     assert problems(*words, "model.chat_template=zephyr") == []
 
 
+# SPA's judge that is taught to choose ----------------------------------------------------------------------------------
+
+
+def test_a_tuned_judge_learns_the_labelled_pairs_and_is_asked_about_samples(
+    room: Path, tmp_path: Path, problems: Problems
+) -> None:
+    """SPA, section 5.1 and table 11: taught once from the start model, or anew from the policy of each iteration."""
+    words = own(
+        room, "method=iterative_dpo", "method.labeller=tuned_judge", f"method.prompts={room}/prompts.jsonl"
+    )
+    words += ["method.n_prompts=4", "method.iteration=2"]
+    once, anew = (labelled(plans(*words, f"method.judge_init={init}")[-1]) for init in ("start", "previous"))
+    judges = [once[f"iteration {t} log-probs of the judge's replies"].inputs["model"] for t in (1, 2)]
+    assert judges == [once["tuned judge"]] * 2 and isinstance(once["tuned judge"].inputs["model"], Source)
+    for t, before in ((1, "seed policy (dpo)"), (2, "iteration 1 policy (iterative_dpo)")):
+        assert anew[f"iteration {t} judge"].inputs["model"] == anew[before]
+        assert (
+            anew[f"iteration {t} log-probs of the judge's replies"].inputs["model"]
+            == anew[f"iteration {t} judge"]
+        )
+    # 4 prompts, two samples in two orders, two replies, of at most 256 tokens
+    assert token_bound(once["iteration 1 log-probs of the judge's replies"]) == 4 * 2 * 2 * 256
+    questions = made(once["labelled pairs as questions"], tmp_path)
+    pairs = list(read_rows(tmp_path / "data" / once["preferences"].key / "train.jsonl"))
+    taught = list(read_jsonl(questions / "rows.jsonl", Conversation))
+    assert len(taught) == 2 * len(pairs) > 0
+    for row, pair in zip(taught, (pair for pair in pairs for _ in range(2)), strict=True):
+        asked, reply = (message["content"] for message in row.messages)
+        assert isinstance(pair, Pair) and {pair.chosen, pair.rejected} <= set(asked.splitlines())
+        first = asked.index(f"\n{pair.chosen}\n") < asked.index(f"\n{pair.rejected}\n")
+        assert reply == f"Better: {'first' if first else 'second'}"
+    for more, said in (
+        (
+            ["method.labeller=random", "method.judge_init=previous"],
+            "judge_init is only used with labeller=tuned_judge",
+        ),
+        (
+            ["adapter=lora", "method.judge_init=previous"],
+            "trains the whole policy as a judge, got adapter=lora",
+        ),
+        (["method.judge_training=null"], "labeller=tuned_judge needs judge_training"),
+        (["data.fraction=0", "method.seed_training=null"], "learns from labelled rows"),
+    ):
+        kept = [
+            word for word in words if word.partition("=")[0] not in {new.partition("=")[0] for new in more}
+        ]
+        assert said in "\n".join(problems(*kept, *more))
+    assert "labeller=tuned_judge asks a model about texts of yours" in "\n".join(
+        problems("method=iterative_dpo", "method.labeller=tuned_judge")
+    )
+
+
+def test_the_likelier_reply_of_a_tuned_judge_counts_in_both_orders(tmp_path: Path) -> None:
+    """σ(1) = 0.731 in one order, 0.5 in the other: 0.6155 for the first. Equal texts tie; without a question no label."""
+    texts = {"a": ("one", "two"), "b": ("same", "same"), "c": ("long", "longer")}
+    asked = {"a>a/1#0": -1.0, "a>a/1#0/1": -2.0, "a/1>a#0": -1.5, "a/1>a#0/1": -1.5}
+    for name in ("items", "completions", "logps", "out"):
+        (tmp_path / name).mkdir()
+    write_jsonl(tmp_path / "items" / "items.jsonl", [Item(name, None, [f"{name}?"]) for name in texts])
+    drawn = [
+        Completion(name, [f"{name}?"], [text], [], [], draw)
+        for name, both in texts.items()
+        for draw, text in enumerate(both)
+    ]
+    write_jsonl(tmp_path / "completions" / "completions.jsonl", drawn)
+    write_jsonl(tmp_path / "logps" / "logps.jsonl", [Logps(name, value, 3) for name, value in asked.items()])
+    inputs = {name: tmp_path / name for name in ("items", "completions")} | {
+        "choice_logps": tmp_path / "logps"
+    }
+    settings = RankLabels(labeller="tuned_judge", beta=None, truth=None, seed=0)
+    label.run(settings, StageRun(inputs, tmp_path / "out", Progress(tmp_path / "progress")))
+    a, b, c = read_jsonl(tmp_path / "out" / "labels.jsonl", Labelled)
+    assert (a.first, a.first_preferred) == ("one", True) and a.p_first == pytest.approx(0.615529)
+    assert (b.first_preferred, b.unscored, b.p_first) == (None, None, 0.5)
+    assert c.first_preferred is None and "fewer than two samples" in str(c.unscored)
+
+
 # The articles' grids, each on folders of its own --------------------------------------------------------------------------
 
 COMPARED = "sft_chosen,csft,slic,dpo,cdpo,robust,ipo,ipo_summed,hinge,simpo,orpo,cpo,kto,kto_pair,offline_ppo,best_of_n"
@@ -337,10 +426,28 @@ def test_every_method_of_the_comparisons_plans_from_one_pretrained_start(room: P
     assert all(cell.cell.method.optimizer == "rmsprop" for cell in trained)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("words", "trained"),
+    [
+        (["method=spin", "method.loss=spin,sft", "method.prompts={room}/prompts.jsonl"], ["dpo", "sft_chosen"]),
+        (["method=spa", "method.prompts={room}/prompts.jsonl"], ["spa"]),
+        ([*SELF, "method.learns_from=pairs,best", "method.prompts={room}/prompts.jsonl"], ["dpo", "sft_chosen"]),
+    ],
+)  # fmt: skip
+def test_losses_of_loops_plan_on_a_model_of_ones_own(
+    words: list[str], trained: list[str], room: Path
+) -> None:
+    more = ["scale=zephyr_7b", "method.iteration=2", "method.n_prompts=4"]
+    cells = plans(*own(room, *(word.replace("{room}", str(room)) for word in words), *more))
+    policies = (labelled(cell).get(f"iteration 2 policy ({cell.cell.method.name})") for cell in cells)
+    assert [policy.settings.method.name for policy in policies if policy] == trained  # type: ignore[attr-defined]
+
+
 LABELLERS: Sequence[tuple[str, list[str]]] = (
     ("random", []),
     ("implicit", ["method.judging_reference=previous"]),
     ("reward_model", ["method.reward_fraction=0.5"]),
+    ("tuned_judge", ["method.judge_init=previous"]),
     ("judge", ["judge@method.labelling_judge=reward_model", "method.labelling_judge.model={room}/rewards"]),
     ("judge", ["judge@method.labelling_judge=pair_ranker", "method.labelling_judge.model={room}/rewards"]),
     ("judge", ["judge@method.labelling_judge=alpaca_eval", "method.labelling_judge.model=m"]),
