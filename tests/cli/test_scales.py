@@ -13,7 +13,7 @@ from typing import Any
 if __name__ == "__main__":  # before the hub's client is imported
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nowhere"}
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from test_compose import write_sweep
 
