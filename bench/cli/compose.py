@@ -511,7 +511,6 @@ class _Opening:
         """The cell of a composed config, or None; all its problems are reported."""
         if why := self._in_toy_world(tree, where):
             self._report(why)
-            return None
         for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "published", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
