@@ -177,7 +177,7 @@ def _nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_nothing_here")
 @pytest.mark.parametrize("sweep", PAPERS)
 def test_a_papers_experiment_has_its_settings(sweep: str, tmp_path: Path) -> None:
-    """The table in golden/scales.json; `python tests/cli/test_scales.py [SWEEP ...] [SCALE ...]` writes it anew, and the commit says why."""
+    """The table in golden/scales.json, which `python tests/cli/test_scales.py [SWEEP ...] [SCALE ...]` writes anew."""
     table = json.loads(TABLE.read_text())[sweep]
     assert {scale: composed(sweep, scale, tmp_path) for scale in PAPERS[sweep]} == {
         scale: table[scale] for scale in PAPERS[sweep]
