@@ -320,7 +320,7 @@ def _against_start(
     pairs = {key: (_values(members[key], of), _values(start, of)) for key, start in starts.items()}
     return {
         key: _bootstrapped(comparison, *pairs[key])
-        for key, comparison in estimates.compare_table(pairs).items()
+        for key, comparison in estimates.compare_table(pairs, screened=True).items()
     }
 
 

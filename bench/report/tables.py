@@ -410,7 +410,7 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
     n = [int(row.metrics["n_scored"]) for row in scored]
     ratings, turns = _sum(scored, "n_ratings_unscored"), _sum(scored, "n_turns_unscored")
     unrated = (f" and {ratings} ratings" if ratings else "") + (
-        f" and {turns} turns of others" if turns else ""
+        f" and {turns} turns of scored items" if turns else ""
     )
     unscored = f"{_sum(scored, 'n_unscored')} verdicts{unrated} are unscored and left out of the means"
     brackets = "Square brackets are 95 % intervals over seeds (t)."
@@ -432,7 +432,7 @@ def _contrast_notes(number: str, seeds: int) -> list[str]:
         pooled = " The variance between seeds is pooled over the rows."
     return [
         f"vs start is the {number} minus the start model's {number} on the same seeds and prompts. {interval}",
-        f"SEs is that difference in standard errors.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
+        f"SEs is vs start divided by its standard error.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
         f"A * marks the highest {number} and every row that does not differ from it significantly. ≈ marks rows that do not differ "
         "significantly from the start model (both at 5 %, corrected).",
     ]
