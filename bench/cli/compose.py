@@ -292,6 +292,7 @@ class _Opening:
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
         """The composed config of one point and the places its values come from; values that cannot be set are
         reported and left out."""
+        given = point
         try:
             point = sweeps.full_point(point)
         except sweeps.BadSweep as error:
@@ -312,6 +313,10 @@ class _Opening:
             self._report(f"{text}: use scales of one kind, got scale={choices['scale']} too")
             return None
         tree = self.parts.merged(tree, kind)
+        if isinstance(judges := tree.get("judge"), list):  # a part's evaluations of every cell
+            if "judge" not in groups:
+                return self._point({"judge": judges, **given})
+            tree["judge"] = self._section("judge", groups["judge"])
         where = Where(self.command, self.sweep_file, self.in_sweep | self.parts.keys(kind), choices)
         if (
             file := point.pop(sweeps.COMPLETIONS, None)
