@@ -27,6 +27,7 @@ from bench.config import (
     Vllm,
     Why,
     Written,
+    evaluated,
     user_path,
 )
 from bench.engines.lm_eval import INSTALL
@@ -88,6 +89,11 @@ def _check_rescore(do: Rescore, command: CommandLine, where: Where) -> Iterator[
 
 def _check_audit(do: Audit, cells: Sequence[Cell], where: Where) -> Iterator[str]:
     """Check the judges, the completions to judge, and that the files can be read and fit the judge."""
+    judged: list[Cell] = []  # One for each judge that has a passport of its own.
+    for cell in cells:
+        every = list(evaluated(cell).values())
+        judged += [one for one in every if not isinstance(one.judge, JuryJudge | NoJudge)] or every[:1]
+    cells = judged
     for cell in cells:
         judge, brings_items = cell.judge, getattr(cell.judge, "items", None) is not None
         if isinstance(judge, JuryJudge):

@@ -308,6 +308,7 @@ class _Opening:
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
         """The composed config of one point and the places its values come from; values that cannot be set are
         reported and left out."""
+        given = point
         try:
             point = sweeps.full_point(point)
         except sweeps.BadSweep as error:
@@ -328,6 +329,10 @@ class _Opening:
             self._report(f"{text}: use scales of one kind, got scale={choices['scale']} too")
             return None
         tree = self.parts.merged(tree, kind)
+        if isinstance(judges := tree.get("judge"), list):  # a part's evaluations of every cell
+            if "judge" not in groups:
+                return self._point({"judge": judges, **given})
+            tree["judge"] = self._section("judge", groups["judge"])
         where = Where(self.command, self.sweep_file, self.in_sweep | self.parts.keys(kind), choices)
         if (
             file := point.pop(sweeps.COMPLETIONS, None)
@@ -540,7 +545,7 @@ class _Opening:
     def _valid(self, record: type[M], plain: Tree, where: Where, section: str = "") -> M | None:
         """The record of a part of the config, or None; all its problems are reported."""
         missing = [key for key, value in leaves(plain, section) if value == "???"]
-        self.problems += [f"{key} must be set: add {key}=... ({where.of(key)})" for key in missing]
+        self.problems += [f"{key} must be set: add {key}=... ({where.of(key)})" for key in _to_set(missing)]
         try:
             return record.model_validate(plain)
         except ValidationError as error:
@@ -562,6 +567,16 @@ class _Opening:
 def _choices(group: str, value: Any) -> list[Any]:
     """The choices of a group in one value: several evaluations are a list."""
     return value if group == "judge" and isinstance(value, list) else [value]
+
+
+def _to_set(keys: Sequence[str]) -> list[str]:
+    """The keys to set for missing ones: one that several evaluations of a suite lack is set for all."""
+    lacking: dict[str, list[str]] = {}
+    for key in keys:
+        name = key.removeprefix(f"{MEMBERS}.").partition(".")[2] if key.startswith(f"{MEMBERS}.") else ""
+        shared = name and "." not in name and name not in OF_A_BENCHMARK
+        lacking.setdefault(f"judge.{name}" if shared else key, []).append(key)
+    return [key if len(some) > 1 else some[0] for key, some in lacking.items()]
 
 
 def _unshared(name: str, judges: Tree, where: Where) -> str:

@@ -199,10 +199,11 @@ def _lines_of_cell(cell: CellPlan, scratch: ScratchData) -> Iterator[str]:
         yield f"  {same} share their prompt with a held-out row: dropped from the train rows"
     if same := _same("items", counts):
         yield f"  {same} have a prompt that the judge uses too: dropped (data.overlap={settings.overlap})"
-    if (overlap := cell.roles.get("overlap")) is not None and (
-        same := _same("items", scratch.load(overlap)[1])
-    ):
-        yield f"  {same} have a prompt that the judge uses too: they are trained on"
+    for role, overlap in cell.roles.items():
+        label = role.rpartition("/")[0]
+        if role.endswith("overlap") and (same := _same("items", scratch.load(overlap)[1])):
+            judge = f"the judge of {label}" if label else "the judge"
+            yield f"  {same} have a prompt that {judge} uses too: they are trained on"
 
 
 def _reads_files(stage: Stage) -> bool:

@@ -96,6 +96,17 @@ def single(cells: Iterable[CellPlan]) -> list[CellPlan]:
     return [one for cell in cells for one in (cell.evaluations.values() or (cell,))]
 
 
+def evaluation_of(cells: Iterable[CellPlan]) -> dict[Stage, str]:
+    """The evaluation of each judge stage, by label."""
+    return {
+        stage: label
+        for cell in cells
+        for label, plan in cell.evaluations.items()
+        for stage in plan.stages
+        if stage.kind == "judge"
+    }
+
+
 def evaluated_sources(cell: Cell, sources: Sources) -> dict[str, tuple[Cell, Sources]]:
     """Each evaluation of a cell with the files that it reads, by label; "" where the cell has one judge."""
     cells = evaluated(cell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from bench.config import FITTED, Cell, Expectation, GoldJudge, NoMethod, WorldData, evaluated
 from bench.planning.cells import start_cell
 from bench.planning.inputs import CellPlan, single
-from bench.records import Result, TaskResult, Verdict, read_jsonl
+from bench.records import Result, TaskResult, Verdict, grouped, read_jsonl, read_verdicts
 from bench.scoring import calibration as calibrations
 from bench.scoring.suite import joined
 from bench.stats import estimates
@@ -44,8 +45,8 @@ class Sweep:
 class CellRow:
     """One cell with its numbers, or the reason why it has none.
 
-    `preferences` and `lc` (contributions to the length-controlled rate) are by item id, for paired
-    comparisons.
+    `preferences`, `lc` (contributions to the length-controlled rate) and, of a judge that only rates,
+    `ratings` are by item id, for paired comparisons.
     """
 
     cell: CellPlan
@@ -59,6 +60,7 @@ class CellRow:
     recorded: Sequence[Mapping[str, Any]] = ()  # Versions and device of every stage behind the numbers.
     calibration: str | None = None  # Digest of the calibration that length control used.
     tasks: Sequence[TaskResult] = ()  # Shown results of the forgetting check.
+    ratings: Mapping[str, float | None] = field(default_factory=dict)  # None where a turn has no rating.
     # The evaluations of a suite by label, each as if its judge were the only one.
     evaluations: Mapping[str, CellRow] = field(default_factory=dict)
     suite: Cell | None = None  # The cell with all its evaluations, if this is the row of one.
@@ -164,6 +166,10 @@ def _suite_row(cell: CellPlan, rows: Mapping[str, CellRow]) -> CellRow:
     all are."""
     failed = {label: row.failed for label, row in rows.items() if row.failed}
     everywhere = len(failed) == len(rows) and len(set(failed.values())) == 1
+    whys = [
+        why if everywhere or why.startswith(f"{label}: ") else f"{label}: {why}"
+        for label, why in failed.items()
+    ]
     done = {label: row for label, row in rows.items() if row.done}
     numbers = joined({label: Result(dict(row.metrics), dict(row.missing)) for label, row in done.items()})
     absent = {
@@ -176,9 +182,7 @@ def _suite_row(cell: CellPlan, rows: Mapping[str, CellRow]) -> CellRow:
     some = next(iter(done.values()), None)
     return CellRow(
         cell,
-        next(iter(failed.values()))
-        if everywhere
-        else "; ".join(f"{label}: {why}" for label, why in failed.items()) or None,
+        "; ".join(dict.fromkeys(whys)) or None,
         len(done) == len(rows),
         numbers.metrics,
         numbers.missing | absent,
@@ -233,4 +237,16 @@ def _row(
         [store.recorded(stage) for stage in cell.stages],
         result.calibration,
         [task for task in shown if task.shown],
+        ratings={} if verdicts else _ratings(cell, store),
     )
+
+
+def _ratings(cell: CellPlan, store: Store) -> dict[str, float | None]:
+    """Mean rating of each item's turns; None where a turn has none. Empty for a judge that does not rate."""
+    if not store.is_done(stage := cell.roles.get("rating_verdicts")):
+        return {}
+    by_item = grouped((v.item_id, v.rating) for v in read_verdicts(store.folder(stage)))
+    return {
+        item: None if None in ratings else statistics.fmean(r for r in ratings if r is not None)
+        for item, ratings in by_item.items()
+    }

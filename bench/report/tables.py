@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +42,11 @@ class Table:
     notes: Notes
     # Labels of evaluations; a column of one is named LABEL/NAME.
     evaluations: tuple[str, ...] = ()
+
+    def placed(self, column: str) -> tuple[str, str]:
+        """(label of the evaluation, name) of a column; the label is "" for one of no evaluation."""
+        label, _, name = column.partition("/")
+        return (label, name) if label in self.evaluations else ("", column)
 
     @property
     def note_lines(self) -> list[str]:
@@ -111,9 +117,8 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
     ]
     seeds = max((len(group.done) for group in groups), default=0)
     verified = {
-        label: [_expected(verify(expectation, part), seeds) for expectation in expectations]
+        label: [_expected(verify(expectation, part), seeds, part.groups[0]) for expectation in expectations]
         for label, part in pooled.parts.items()
-        if not label or any("win_rate" in row.metrics for group in part.groups for row in group.done)
     }
     notes = _notes(pooled) | {EXPECTATIONS: together(verified)}
     shown = [[row[i] for i in kept] for row in cells]
@@ -148,19 +153,14 @@ def _counted(value: Callable[[Group], str], part_of: Callable[[Group], Group | N
 
 def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Column]]:
     """(columns of one evaluation, those that stand behind the training's where it is the only one)."""
-    # Beside a win rate the rating is one of several columns; its interval would make the table too wide.
-    compared = any("win_rate" in row.metrics for group in groups for row in group.done)
-    columns: list[Column] = [
-        ("win rate %", lambda g: _percent("win_rate", g) + (" *" if g.among_best else "")),
-        ("LC win rate %", partial(_percent, "lc_win_rate")),
-        ("Arena-Hard %", partial(_percent, "arena_win_rate")),
-        ("style-controlled %", partial(_percent, "style_win_rate")),
-        *((f"{label} %", partial(_percent, f"win_rate_{label}")) for label in members(groups)),
+    contrast: list[Column] = [
         ("vs start", _difference),
-        ("over seeds", lambda g: _part(g.against_start.seeds if g.against_start else None)),
+        ("over seeds", lambda g: _part(g.against_start.seeds if g.against_start else None, g)),
         (
             "over prompts",
-            lambda g: _part(g.against_start.prompts if g.against_start and g.against_start.seeds else None),
+            lambda g: _part(
+                g.against_start.prompts if g.against_start and g.against_start.seeds else None, g
+            ),
         ),
         (
             "SEs",
@@ -169,9 +169,25 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
             ),
         ),
         ("p (Holm)", lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
-        ("rating", partial(_number if compared else _with_interval, "rating", 2, 1)),
-        ("expected rating", partial(_number, "expected_rating", 2, 1)),
     ]
+    preferred: list[Column] = [
+        ("win rate %", partial(_best, partial(_percent, "win_rate"))),
+        ("LC win rate %", partial(_percent, "lc_win_rate")),
+        ("Arena-Hard %", partial(_percent, "arena_win_rate")),
+        ("style-controlled %", partial(_percent, "style_win_rate")),
+        *((f"{label} %", partial(_percent, f"win_rate_{label}")) for label in members(groups)),
+    ]
+    rated: list[Column] = [
+        ("rating", partial(_best, partial(_with_interval, "rating", 2, 1))),
+        ("turn 1", partial(_number, "rating_turn1", 2, 1)),
+        ("turn 2", partial(_number, "rating_turn2", 2, 1)),
+    ]
+    # Beside a win rate the rating is one of several columns; its interval would make the table too wide.
+    beside: list[Column] = [("rating", lambda g: MISSING if g.only_rates else _number("rating", 2, 1, g))]
+    expected: Column = ("expected rating", partial(_number, "expected_rating", 2, 1))
+    only = [g.only_rates for g in groups]
+    columns = [*(() if all(only) and only else preferred), *(rated if any(only) else ()), *contrast]
+    columns += [*(() if any(only) else beside), expected]
     return columns, [("length", partial(_number, "mean_length", 1, 1))]
 
 
@@ -292,32 +308,40 @@ def _with_interval(metric: str, digits: int, factor: float, group: Group) -> str
     return f"{text} [{factor * interval[0]:.{digits}f}, {factor * interval[1]:.{digits}f}]"
 
 
+def _best(value: Callable[[Group], str], group: Group) -> str:
+    return value(group) + (" *" if group.among_best else "")
+
+
 def _difference(group: Group) -> str:
     comparison = group.against_start
     if comparison is None:
         return MISSING
     fewer = f" (n={comparison.n_seeds})" if comparison.n_seeds < len(group.done) else ""
     apart = comparison.p_holm is not None and comparison.p_holm < ALPHA
-    return f"{_signed(comparison.lead)}{fewer}{'' if apart else ' ≈'}"
+    return f"{_signed(comparison.lead, group)}{fewer}{'' if apart else ' ≈'}"
 
 
-def _part(difference: estimates.Difference | None) -> str:
-    """Interval of a difference, in percentage points."""
+def _part(difference: estimates.Difference | None, group: Group) -> str:
+    """Interval of a difference, in percentage points or points of the rating."""
     if difference is None or difference.low is None or difference.high is None:
         return MISSING
-    return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"[{_points(difference.low, group)}, {_points(difference.high, group)}]"
 
 
-def _signed(difference: estimates.Difference) -> str:
-    """Difference of two rates with its interval, in percentage points."""
-    return f"{100 * difference.value:+.1f} {_part(difference)}".removesuffix(f" {MISSING}")
+def _points(value: float, group: Group) -> str:
+    return f"{value:+.2f}" if group.only_rates else f"{100 * value:+.1f}"
+
+
+def _signed(difference: estimates.Difference, group: Group) -> str:
+    """A difference with its interval, in percentage points or points of the rating."""
+    return f"{_points(difference.value, group)} {_part(difference, group)}".removesuffix(f" {MISSING}")
 
 
 def _p_words(p: float | None) -> str:
     return MISSING if p is None else "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def _expected(verified: Verified, seeds: int) -> str:
+def _expected(verified: Verified, seeds: int, group: Group) -> str:
     """One line with the expectation written before the sweep ran and the measured result."""
     head = f"Expected: {verified.better} above {verified.worse}. Result:"
     lead = verified.difference
@@ -328,7 +352,8 @@ def _expected(verified: Verified, seeds: int) -> str:
     verdict += " for this one training" if significant and seeds == 1 else ""
     errors = "" if lead.t is None else f", {lead.t:+.1f} standard errors"
     p = f"p {_p_words(verified.p_holm)}, Holm-corrected over all pairs of rows; the interval is for this pair alone"
-    return f"{head} {verdict}, difference {_signed(lead)} percentage points{errors} ({p})."
+    points = "points" if group.only_rates else "percentage points"
+    return f"{head} {verdict}, difference {_signed(lead, group)} {points}{errors} ({p})."
 
 
 def together(lines: Mapping[str, Sequence[str]]) -> list[str]:
@@ -347,11 +372,11 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
     """Lines under the table by heading."""
     groups = pooled.groups
     done = [row for group in groups for row in group.done]
-    reading = together({label: _part_notes(part.groups) for label, part in pooled.parts.items()})
+    reading = together({label: _part_notes(part.groups, label) for label, part in pooled.parts.items()})
     if pooled.evaluations:
         reading.append(
-            "A column begins with the label of its evaluation. Each evaluation is tested alone: its p-values are corrected over its own "
-            "rows, not over the evaluations."
+            "A column begins with the label of its evaluation, whose first number is the win rate or the rating. Each evaluation is tested "
+            "alone: its p-values are corrected over its own rows, not over the evaluations."
         )
     reading += [*_tasks_notes(done), *_missing(done)]
     absent = [row for group in groups for row in group.rows if not row.done]
@@ -369,14 +394,16 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
     return {HOW_TO_READ: [*reading, EXPLAINED_IN], JUDGES: together(judges), FAIRNESS: _mixed(some)}
 
 
-def _part_notes(groups: Sequence[Group]) -> list[str]:
-    """Lines on the numbers of one evaluation."""
+def _part_notes(groups: Sequence[Group], label: str) -> list[str]:
+    """Lines on the numbers of one evaluation; those on its differences name no number where it is one of several."""
     done = [row for group in groups for row in group.done]
     scored = [row for row in done if "win_rate" in row.metrics]
     seeds = max((len(group.done) for group in groups), default=0)
-    if scored:
-        return _win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups))
-    return _ratings_notes(done, seeds)
+    number = "first number" if label else "win rate" if scored else "rating"
+    contrast = _contrast_notes(number, seeds) if scored or any(row.ratings for row in done) else []
+    if not scored:
+        return [*_ratings_notes(done, seeds), *contrast]
+    return [*_win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups)), *contrast]
 
 
 def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: bool) -> list[str]:
@@ -387,20 +414,27 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
         f" and {turns} turns of scored items" if turns else ""
     )
     unscored = f"{_sum(scored, 'n_unscored')} verdicts{unrated} are unscored and left out of the means"
+    brackets = "Square brackets are 95 % intervals over seeds (t)."
     if seeds > 1:
-        brackets = "Square brackets are 95 % intervals over seeds (t)."
         brackets += " Rows with one finished seed have intervals over prompts." if some_with_one_seed else ""
-        interval = "Its 95 % interval covers seeds and prompts together; the columns over seeds (t) and over prompts cover one alone."
-        pooled = " The variance between seeds is pooled over the rows."
     else:
         brackets = "Square brackets are 95 % intervals over prompts (bootstrap). One seed says nothing about another training."
-        interval, pooled = "Its 95 % interval is over prompts (paired bootstrap).", ""
     return [
         f"Each cell was judged on {_span(n)} prompts; {unscored}.",
         brackets,
-        f"vs start is the win rate minus the start model's win rate on the same seeds and prompts. {interval}",
+    ]
+
+
+def _contrast_notes(number: str, seeds: int) -> list[str]:
+    """How differences and marks of a number are meant."""
+    interval, pooled = "Its 95 % interval is over prompts (paired bootstrap).", ""
+    if seeds > 1:
+        interval = "Its 95 % interval covers seeds and prompts together; the columns over seeds (t) and over prompts cover one alone."
+        pooled = " The variance between seeds is pooled over the rows."
+    return [
+        f"vs start is the {number} minus the start model's {number} on the same seeds and prompts. {interval}",
         f"SEs is vs start divided by its standard error.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
-        "A * marks the highest win rate and every row that does not differ from it significantly. ≈ marks rows that do not differ "
+        f"A * marks the highest {number} and every row that does not differ from it significantly. ≈ marks rows that do not differ "
         "significantly from the start model (both at 5 %, corrected).",
     ]
 
@@ -423,7 +457,7 @@ def _missing(rows: Sequence[CellRow]) -> list[str]:
         (name, why, row.cell.key)
         for row in rows
         for name, why in row.missing.items()
-        if why not in reasons.BY_DESIGN
+        if why not in (reasons.BY_DESIGN if not row.evaluations else reasons.BY_EVALUATION)
     ]
     alike = grouped(((name, NUMBERS.sub(COUNT, why)), (key, why)) for name, why, key in lacking)
     names: dict[tuple[str, int], list[str]] = {}
@@ -568,11 +602,33 @@ def print_titled(title: str, table: RichTable, notes: Notes) -> None:
 
 def markdown(title: str, command: str, table: Table) -> str:
     """table.md: the question, its command, the table, and the lines under it as lists with headings."""
-    lines = [f"# {title}", "", f"`{command}`", "", _line(table.columns), _line(["---"] * len(table.columns))]
-    lines += [_line(row) for row in table.rows]
+    lines = [f"# {title}", "", f"`{command}`"]
+    for part in _for_paper(table):
+        lines += ["", _line(part.columns), _line(["---"] * len(part.columns)), *map(_line, part.rows)]
     for heading, notes in table.notes.items():
         lines += ["", f"### {heading}", "", *(f"- {_escaped(note)}" for note in notes)]
     return "\n".join([*lines, ""])
+
+
+# Columns of an evaluation that have a table of their own, because one of them all is too wide to read.
+DETAILS = ("over seeds", "over prompts", "SEs", "length")
+
+
+def _for_paper(table: Table) -> list[Table]:
+    """The table, and with several evaluations a second one with the details of each."""
+    names = [table.placed(column) for column in table.columns]
+    details = [k for k, (label, name) in enumerate(names) if label and name in DETAILS]
+    if not details:
+        return [table]
+    main = [k for k in range(len(names)) if k not in details]
+    return [
+        replace(
+            table,
+            columns=[table.columns[k] for k in kept],
+            rows=[[row[k] for k in kept] for row in table.rows],
+        )
+        for kept in (main, [0, 1, *details])
+    ]
 
 
 def _escaped(note: str) -> str:
@@ -585,7 +641,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def latex(table: Table) -> str:
-    """Booktabs tabular with the lines under the table as comments."""
+    """Booktabs tabulars with the lines under the table as comments."""
     escape = {
         "%": r"\%",
         "&": r"\&",
@@ -603,7 +659,26 @@ def latex(table: Table) -> str:
     lines = []
     for heading, notes in table.notes.items():
         lines += [f"% {heading}", *(f"% - {note}" for note in notes)]
-    lines += [rf"\begin{{tabular}}{{rl{'r' * (len(table.columns) - 2)}}}", r"\toprule"]
-    lines += [" & ".join(map(tex, table.columns)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(tex, row)) + r" \\" for row in table.rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    for part in _for_paper(table):
+        lines += [
+            rf"\begin{{tabular}}{{rl{'r' * (len(part.columns) - 2)}}}",
+            r"\toprule",
+            *_tex_labels(part, tex),
+        ]
+        lines += [" & ".join(tex(part.placed(column)[1]) for column in part.columns) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(tex, row)) + r" \\" for row in part.rows]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, ""])
+
+
+def _tex_labels(table: Table, tex: Callable[[str], str]) -> list[str]:
+    """A line with the labels of the evaluations over their columns, and the rules under it."""
+    if not table.evaluations:
+        return []
+    heads, rules, place = [], [], 1
+    for label, columns in itertools.groupby(table.columns, lambda column: table.placed(column)[0]):
+        n = len(list(columns))
+        heads.append(rf"\multicolumn{{{n}}}{{c}}{{{tex(label)}}}")
+        rules += [rf"\cmidrule(lr){{{place}-{place + n - 1}}}"] if label else []
+        place += n
+    return [" & ".join(heads) + r" \\", " ".join(rules)]

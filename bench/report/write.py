@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from bench.output_files import OutputFiles
+from bench.records import grouped
 from bench.report import fairness, figures, findings, published
 from bench.report.completions import samples
 from bench.report.csv_rows import flat_rows
@@ -150,7 +151,7 @@ def _labelled(label: str, pooled: Grid) -> dict[str, str]:
 def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> list[Path]:
     """Paths of the PNGs written. Figures that this sweep no longer has are removed."""
     drawn = figures.draw(pooled, title)
-    for path in folder.glob("win_rate_by_*") if folder.is_dir() and not folder.is_symlink() else ():
+    for path in folder.glob("*_by_*") if folder.is_dir() and not folder.is_symlink() else ():
         if path.name not in drawn:
             out.remove(path)
     written = [folder / name for name, content in drawn.items() if out.write(folder / name, content)]
@@ -274,19 +275,25 @@ MATTERS = (
 def columns_that_fit(table: Table, width: int) -> list[int]:
     """Indices of the columns that fit in `width` characters, in table order.
 
-    The columns of MATTERS are taken first.
+    The row's first columns and the first number of each evaluation are taken first, then the settings, then
+    the columns of MATTERS.
     """
-    widths = [max(map(len, texts)) + 2 for texts in zip(table.columns, *table.rows, strict=True)]
+    widths = [max(map(len, texts)) + 2 for texts in zip(_heads(table), *table.rows, strict=True)]
+    names = [table.placed(column)[1] for column in table.columns]
     n_settings = table.columns.index("seeds") + 1 if "seeds" in table.columns else 2
+    of_label: dict[str, list[int]] = {}
+    for k, column in enumerate(table.columns):
+        of_label.setdefault(table.placed(column)[0], []).append(k)
+    headlines = [of_label[label][0] for label in table.evaluations if label in of_label]
     order = sorted(
         range(len(widths)),
         key=lambda k: (
             k >= n_settings,
-            MATTERS.index(name) if (name := table.columns[k]) in MATTERS else len(MATTERS),
+            MATTERS.index(names[k]) if names[k] in MATTERS else len(MATTERS),
             k,
         ),
     )
-    first = [k for k in order if table.columns[k] in MATTERS[:3]]
+    first = [k for k in order if table.columns[k] in MATTERS[:3]] + headlines
     chosen: list[int] = []
     for k in [*first, *(k for k in order if k not in first)]:
         if sum(widths[one] for one in chosen) + widths[k] - 2 <= width:
@@ -294,11 +301,24 @@ def columns_that_fit(table: Table, width: int) -> list[int]:
     return sorted(chosen)
 
 
+def _heads(table: Table) -> list[str]:
+    """The longest line of each column's head."""
+    return [max(table.placed(column), key=len) for column in table.columns]
+
+
+def _named(table: Table, columns: Sequence[str]) -> str:
+    """Names of columns in words, each evaluation's after its label."""
+    by_label = grouped(table.placed(column) for column in columns)
+    return "; ".join(
+        f"{label}: {', '.join(names)}" if label else ", ".join(names) for label, names in by_label.items()
+    )
+
+
 def print_table(title: str, table: Table, where: str = "") -> None:
     """Print a title, the table and the lines under it.
 
     A terminal shows only the columns that fit, and names the others and the file (`where`) with all columns.
-    Piped output has all columns.
+    Piped output has all columns. The label of an evaluation stands above the names of its columns.
     """
     console = Terminal(soft_wrap=True)
     if console.is_terminal and where:
@@ -306,7 +326,7 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         left = [column for k, column in enumerate(table.columns) if k not in kept]
         rows = [[row[k] for k in kept] for row in table.rows]
         hidden = (
-            [f"Columns that do not fit on this screen: {', '.join(left)}. All columns are in {where}."]
+            [f"Columns that do not fit on this screen: {_named(table, left)}. All columns are in {where}."]
             if left
             else []
         )
@@ -316,7 +336,10 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         )
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in table.columns:
-        shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+        head = "\n".join(filter(None, table.placed(column)))
+        shown.add_column(
+            head, justify="left" if column == "method" else "right", no_wrap=True, vertical="bottom"
+        )
     for row in table.rows:
         shown.add_row(*row)
     print_titled(title, shown, table.notes)
