@@ -4,6 +4,7 @@ imported."""
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from bench.config import (
     as_name,
     is_name,
     judge_facts,
+    method_facts,
     misfits,
     name_of,
     unread,
@@ -56,6 +58,7 @@ SECTIONS = (
     "keep",
     "bounds",
     "hardware",
+    "max_cut",
     "max_cells",
 )
 OF_THE_JURY = ("items", "n_items", "decoding")
@@ -311,6 +314,8 @@ class _Opening:
         for key, value in point.items():
             if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
                 self.problems.append(problem)
+        if problem := _fit_answers(tree, where):
+            self.problems.append(problem)
         self._fill_jury(tree.get("judge"), where)
         self.problems += [
             problem for key, value in later.items() if (problem := _set(tree, key, value, where))
@@ -389,7 +394,17 @@ class _Opening:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
-        names = ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
+        names = (
+            "do",
+            "tracker",
+            "accelerate",
+            "results",
+            "keep",
+            "bounds",
+            "hardware",
+            "max_cut",
+            "max_cells",
+        )
         sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain and not self._has_credentials(plain) else None
@@ -451,6 +466,37 @@ class _Opening:
             problems += [f"{text} ({where.of(key)})" for key, text in misfits(plain)]
         self.problems += problems
         return None
+
+
+OF_BENCHMARK = re.compile(r"(\$\{scale\.judged_\w+\.)\w+\}")  # a decoding that the scale gives, by benchmark
+
+
+def _fit_answers(tree: Tree, where: Where) -> str | None:
+    """Give the world's own prompts the world's decoding, at any scale. Returns a problem where a user's items
+    would be answered in the world's length; a length that was set is left alone."""
+    judge, scale = tree.get("judge"), tree["scale"]
+    decoding = judge.get("decoding") if isinstance(judge, dict) else None
+    if not isinstance(decoding, dict) or not OF_BENCHMARK.match(str(decoding.get("max_new_tokens"))):
+        return None
+    assert isinstance(judge, dict)
+    if judge.get("items") is None:
+        if isinstance(tree["data"], dict) and tree["data"].get("kind") == "world":
+            own = {key: OF_BENCHMARK.sub(r"\1world}", str(value)) for key, value in decoding.items()}
+            judge["decoding"] = {
+                key: own[key] if own[key] != str(value) else value for key, value in decoding.items()
+            }
+        return None
+    benchmark = str(decoding["max_new_tokens"]).rpartition(".")[2].removesuffix("}")
+    tokens = scale["judged_tokens"]
+    facts = method_facts(tree["method"]) if isinstance(tree.get("method"), dict) else None
+    if facts is Written or tokens[benchmark] > tokens["world"]:
+        return None
+    own_length = judge_facts(judge).answer_tokens
+    return (
+        f"judge.items={judge['items']} would be answered in {tokens[benchmark]} tokens, the controlled world's length "
+        f"({where.of('scale')}), and its benchmark's answers have up to {own_length}: take scale=llm or a scale of your "
+        f"model, or set judge.decoding.max_new_tokens={own_length}"
+    )
 
 
 def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:

@@ -241,6 +241,8 @@ class Files:
         )
         decoding = judge.get("decoding") if isinstance(judge.get("decoding"), dict) else {}
         lengths = {"judge.decoding.max_new_tokens": decoding.get("max_new_tokens")}
+        if isinstance(cell.get("data"), dict):
+            lengths["data.kl_max_new_tokens"] = cell["data"].get("kl_max_new_tokens")
         lengths |= {
             f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")
         }

@@ -76,6 +76,7 @@ def is_session(key: str) -> bool:
         "keep",
         "bounds",
         "hardware",
+        "max_cut",
         "max_cells",
         "hydra",
     )

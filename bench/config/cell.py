@@ -305,6 +305,13 @@ class Scale(Settings):
     """Number of new prompts in an iteration of a loop."""
     max_new_tokens: Count
     """Longest sample of a loop, or judgement that a policy writes, in tokens."""
+    judged_tokens: dict[str, Count]
+    """Longest completion that is judged, in tokens, by benchmark: AlpacaEval's models 2,048, FastChat 1,024,
+    Arena-Hard 4,096; world: the controlled world's own prompts."""
+    judged_temperature: dict[str, float]
+    """Sampling temperature of the completions that are judged, by benchmark: AlpacaEval gives none for all
+    models (0.7 in most), FastChat 0.7 outside its categories, Arena-Hard 0; world: the controlled world's own
+    prompts."""
     judge_prompt: str
     """Form in which a policy of this scale can write judgements (method.judge_prompt)."""
     n_items: Count

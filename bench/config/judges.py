@@ -28,7 +28,7 @@ class Decoding(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)]
     """Probability mass that nucleus sampling keeps, above 0 to 1; usual 0.9 to 1."""
     max_new_tokens: Count
-    """Longest completion in tokens; AlpacaEval: 2048, MT-Bench: 1024, the world's: 48."""
+    """Longest completion in tokens; by default what the benchmark gives (scale.judged_tokens)."""
 
 
 class PreferenceJudging(Settings):
@@ -67,6 +67,8 @@ class JudgeSettings(Settings):
     """Turns of an item."""
     classifier: ClassVar[str | None] = None
     """Kind of model that it needs, where that is a classifier."""
+    answer_tokens: ClassVar[int | None] = None
+    """Longest answer in tokens where its benchmark generates them; None: it is no benchmark."""
     manner_in_name: ClassVar[bool] = False
     """Whether tables name its manner of verdict with it, since it could give another."""
 
@@ -188,6 +190,7 @@ class LanguageJudge(JudgeSettings, Asking):
     """Settings of every judge that is a language model."""
 
     item_files: ClassVar[tuple[str, ...]] = ("items",)
+    answer_tokens = 2048
 
     model: str = Field(min_length=1)
     """Name of the judge's model as the endpoint knows it, or its folder where server is in_process or vllm.
@@ -235,6 +238,7 @@ class MtBenchJudge(LanguageJudge):
 
     item_files = ("items", "references", "baseline")
     turns = 2
+    answer_tokens = 1024
     manner_in_name = True
 
     name: Literal["mt_bench"]
@@ -263,6 +267,7 @@ class ArenaHardJudge(LanguageJudge):
     """Games against a fixed opponent as in Arena-Hard-Auto: each pair in both orders, five verdicts."""
 
     item_files = ("items", "baseline")
+    answer_tokens = 4096
 
     name: Literal["arena_hard"]
     prompts: str | None
@@ -284,6 +289,7 @@ class ModelJudge(JudgeSettings):
     """Settings of a judge that is a classifier in a folder."""
 
     item_files = ("items",)
+    answer_tokens = 2048
     classifier = "a sequence classifier of one output"
 
     model: str = Field(min_length=1)
@@ -336,6 +342,7 @@ class JuryJudge(JudgeSettings):
     and decoding are the jury's."""
 
     item_files = ("items",)
+    answer_tokens = 2048
 
     name: Literal["jury"]
     judges: dict[str, Annotated[Member, Field(discriminator="name")]]

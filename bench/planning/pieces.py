@@ -382,9 +382,10 @@ def generate(
 
 
 def _kl_decoding(cell: Cell) -> Decoding:
-    """Decoding of samples for KL: the policy's own distribution, with the judge's max_new_tokens."""
-    decoding = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
-    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=decoding.max_new_tokens)
+    """Decoding of samples for KL: the policy's own distribution, in the data's length."""
+    judged = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
+    longest = cell.data.kl_max_new_tokens or judged.max_new_tokens
+    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=longest)
 
 
 def _judge_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sources: Sources) -> Stage:

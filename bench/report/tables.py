@@ -9,9 +9,9 @@ from functools import partial
 
 from rich.table import Table as RichTable
 
-from bench.config import FITTED, Expectation, JuryJudge
+from bench.config import FITTED, MAX_CUT, Expectation, JuryJudge
 from bench.records import grouped, task_number
-from bench.report.groups import Grid, Group, Verified, method_name, settings, short_name, verify
+from bench.report.groups import Grid, Group, Verified, method_name, row_words, settings, short_name, verify
 from bench.report.rows import ALPHA, CellRow
 from bench.scoring import reasons
 from bench.stats import estimates
@@ -37,6 +37,7 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     notes: Notes
+    above: Sequence[str] = ()  # Lines above the numbers, about faults of all of them.
 
     @property
     def note_lines(self) -> list[str]:
@@ -49,7 +50,9 @@ class Table:
         return replace(self, notes={heading: lines for heading, lines in merged.items() if lines})
 
 
-def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> Table:
+def comparison_table(
+    pooled: Grid, expectations: Sequence[Expectation] = (), max_cut: float = MAX_CUT
+) -> Table:
     """Table with one row per group.
 
     Columns without a value are left out; missing numbers are explained under the table.
@@ -133,9 +136,53 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
     notes = _notes(groups) | {
         EXPECTATIONS: [_expected(verify(expectation, pooled), seeds) for expectation in expectations]
     }
-    return Table([columns[i][0] for i in kept], [[row[i] for i in kept] for row in cells], {}).with_notes(
-        notes
+    shown = [[row[i] for i in kept] for row in cells]
+    return Table([columns[i][0] for i in kept], shown, {}, _cut(groups, max_cut)).with_notes(notes)
+
+
+def _cut(groups: Sequence[Group], most: float) -> list[str]:
+    """One line on the rows whose judged completions were cut too often; none where there are none."""
+    shares = {
+        group.number: max(share for row in group.done for share in judged_cut(row))
+        for group in groups
+        if any(judged_cut(row) for row in group.done)
+    }
+    over = {number: share for number, share in shares.items() if share > most}
+    if not over:
+        return []
+    span = " to ".join(
+        dict.fromkeys(f"{100 * share:.3g}" for share in (min(over.values()), max(over.values())))
     )
+    return [
+        f"CUT: in {row_words(list(over))} {span} % of the judged completions were cut at their longest length, more than "
+        f"max_cut={most:g}. Verdicts and lengths measure this limit too: set a larger judge.decoding.max_new_tokens."
+    ]
+
+
+def judged_cut(row: CellRow) -> list[float]:
+    """Shares of cut completions by evaluation."""
+    counted = [share for name, share in row.cut.items() if name != "kl"]
+    return counted or [row.metrics[name] for name in ("unfinished",) if name in row.metrics]
+
+
+def _kl_notes(done: Sequence[CellRow]) -> list[str]:
+    """One line on the length of the samples on which KL is measured, and how many of them were cut."""
+    measured = [row for row in done if "kl" in row.metrics and row.kl_tokens]
+    if not measured:
+        return []
+    cut = [100 * row.cut["kl"] for row in measured if "kl" in row.cut]
+    lengths = _span([row.kl_tokens for row in measured if row.kl_tokens])
+    span = " to ".join(dict.fromkeys(f"{share:.3g}" for share in (min(cut), max(cut)))) if cut else ""
+    of = (
+        "how many were cut there was not counted"
+        if not cut
+        else f"{span} % were cut there, and theirs is the KL of the beginning"
+        if max(cut)
+        else "none was cut, so it is the KL of whole completions"
+    )
+    return [
+        f"KL nats is measured on the policy's own samples of up to {lengths} tokens, at temperature 1; {of}."
+    ]
 
 
 RATES = ("acc", "exact_match", "em", "f1", "pass@")  # Metrics of tasks with these prefixes are in [0, 1].
@@ -288,7 +335,7 @@ def _notes(groups: Sequence[Group]) -> dict[str, list[str]]:
         if scored
         else _ratings_notes(done, seeds)
     )
-    reading += [*_tasks_notes(done), *_missing(done)]
+    reading += [*_kl_notes(done), *_tasks_notes(done), *_missing(done)]
     absent = [row for group in groups for row in group.rows if not row.done]
     by_reason = grouped((row.failed.splitlines()[0] if row.failed else None, row.cell.name) for row in absent)
     for reason, names in by_reason.items():
@@ -463,14 +510,16 @@ def _mixed(done: Sequence[CellRow]) -> list[str]:
     ]
 
 
-ALARMS = ("FAILED", "REFUSED", "FAULT")  # Lines that begin with these are red on a terminal.
+ALARMS = ("FAILED", "REFUSED", "FAULT", "CUT")  # Lines that begin with these are red on a terminal.
 
 
-def print_titled(title: str, table: RichTable, notes: Notes) -> None:
-    """Print a title, a table and the lines under it, grouped under their headings."""
+def print_titled(title: str, table: RichTable, notes: Notes, above: Sequence[str] = ()) -> None:
+    """Print a title, a table, the lines `above` it and those under it, grouped under their headings."""
     console = Terminal(soft_wrap=True)
     console.print()
     console.plain(title, "bold")
+    for line in above:
+        console.plain(line, "red", soft_wrap=not console.is_terminal)
     console.whole(table)
     for heading, lines in notes.items():
         console.print()
@@ -488,7 +537,16 @@ def print_titled(title: str, table: RichTable, notes: Notes) -> None:
 
 def markdown(title: str, command: str, table: Table) -> str:
     """table.md: the question, its command, the table, and the lines under it as lists with headings."""
-    lines = [f"# {title}", "", f"`{command}`", "", _line(table.columns), _line(["---"] * len(table.columns))]
+    above = [part for line in table.above for part in (f"**{line}**", "")]
+    lines = [
+        f"# {title}",
+        "",
+        f"`{command}`",
+        "",
+        *above,
+        _line(table.columns),
+        _line(["---"] * len(table.columns)),
+    ]
     lines += [_line(row) for row in table.rows]
     for heading, notes in table.notes.items():
         lines += ["", f"### {heading}", "", *(f"- {_escaped(note)}" for note in notes)]
@@ -520,7 +578,7 @@ def latex(table: Table) -> str:
     def tex(text: str) -> str:
         return "".join(escape.get(letter, letter) for letter in text)
 
-    lines = []
+    lines = [f"% {line}" for line in table.above]
     for heading, notes in table.notes.items():
         lines += [f"% {heading}", *(f"% - {note}" for note in notes)]
     lines += [rf"\begin{{tabular}}{{rl{'r' * (len(table.columns) - 2)}}}", r"\toprule"]

@@ -64,9 +64,9 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     pooled = pool(rows)
     store = Store(results / "store")
     cells = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
-    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
+    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store, sweep.max_cut)
     finding_lines = findings.lines(pooled.groups, of_cell)
-    table = comparison_table(pooled, sweep.expectations)
+    table = comparison_table(pooled, sweep.expectations, sweep.max_cut)
     marks = [
         f" {fairness.MARK}" if any(r.cell.key in certificate.differs for r in group.rows) else ""
         for group in pooled.groups
@@ -224,7 +224,7 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
 
 
 def print_comparison(sweep: Sweep, rows: Sequence[CellRow]) -> None:
-    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
+    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations, sweep.max_cut))
 
 
 MATTERS = (
@@ -289,4 +289,4 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for row in table.rows:
         shown.add_row(*row)
-    print_titled(title, shown, table.notes)
+    print_titled(title, shown, table.notes, table.above)

@@ -396,3 +396,39 @@ def test_every_trained_cell_finds_its_start_model_in_the_table(sweep: str) -> No
     """Also where another cell's start model is the same one: data that differ in their annotator share it."""
     cells = [plan.cell for plan in _cells(f"+sweep={sweep}")]
     assert {seedless(start_cell(cell)) for cell in cells} <= {seedless(cell) for cell in cells}
+
+
+def test_completions_cut_too_often_are_said_above_the_numbers(rows: list[CellRow]) -> None:
+    """Of the second evaluation's turns 8 % are cut in one seed: more than 5 %, less than 10."""
+    cut = [replace(row, cut={"preference": 0.01, "kl": 0.5}, kl_tokens=256) for row in rows]
+    assert comparison_table(pool(cut)).above == []
+    cut[-1] = replace(cut[-1], cut={"preference": 0.01, "rating": 0.08})
+    table = comparison_table(pool(cut))
+    (line,) = table.above
+    last = pool(cut).groups[-1].number
+    assert line.startswith(f"CUT: in row {last} 8 % of the judged completions were cut")
+    lines = markdown("T", "c", table).split("\n")
+    assert lines.index(f"**{line}**") < next(i for i, text in enumerate(lines) if text.startswith("| row"))
+    assert latex(table).startswith(f"% {line}")
+    assert comparison_table(pool(cut), max_cut=0.1).above == []
+    first = replace(
+        rows[0], metrics=dict(rows[0].metrics) | {"unfinished": 0.25}
+    )  # of a stage that counted no cuts
+    (line,) = comparison_table(pool([first, *rows[1:]])).above
+    assert "in row 1 25 % of the judged completions" in line
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        ({"kl": 0.0}, "none was cut, so it is the KL of whole completions"),
+        ({"kl": 0.25}, "25 % were cut there, and theirs is the KL of the beginning"),
+        ({}, "how many were cut there was not counted"),
+    ],
+)
+def test_the_length_of_kls_samples_is_said(rows: list[CellRow], cut: dict[str, float], words: str) -> None:
+    with_kl = [replace(row, metrics={**row.metrics, "kl": 1.0}, cut=cut, kl_tokens=256) for row in rows]
+    lines = [line for line in comparison_table(pool(with_kl)).note_lines if line.startswith("KL nats")]
+    assert lines == [
+        f"KL nats is measured on the policy's own samples of up to 256 tokens, at temperature 1; {words}."
+    ]
