@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import warm
 from endpoint import Endpoint
 
-from bench.cli.compose import BadConfig, Opened, open_command
+from bench.cli.compose import BadConfig, CheckedCommand, open_command
 from bench.config import Cell
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +93,7 @@ def run_bench(tmp_path: Path) -> RunBench:
 
 
 @pytest.fixture(scope="session")
-def opened() -> Callable[..., Opened]:
+def opened() -> Callable[..., CheckedCommand]:
     """What the door makes of the words of a command; asked once, composing takes 0.1 s."""
     return lru_cache(maxsize=None)(lambda *words: open_command(words))
 

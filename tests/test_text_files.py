@@ -255,7 +255,9 @@ def test_lines_are_numbered_whatever_the_chunk(
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "f"
     path.write_bytes(end.join(rows))
-    if path.read_bytes().startswith((MARK, b"\x1f\x8b")):  # a mark is dropped, and gzip without its name refused
+    if path.read_bytes().startswith(
+        (MARK, b"\x1f\x8b")
+    ):  # a mark is dropped, and gzip without its name refused
         return
     expected = [(n, row) for n, row in enumerate(rows, 1) if row.strip()]
     whole = text_files.CHUNK

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import smoke, smoke_cell, smoke_cells
 
-from bench.cli.compose import BadConfig, Opened, open_command
+from bench.cli.compose import BadConfig, CheckedCommand, open_command
 from bench.commands import bundle, carry_out
 from bench.runner import evict
 from bench.store.keys import Stage, file_digest
@@ -44,7 +44,7 @@ def results(whole: Path, tmp_path: Path) -> Path:
 
 
 @functools.cache
-def smoke_door(*words: str) -> Opened:
+def smoke_door(*words: str) -> CheckedCommand:
     """What the door makes of the smoke sweep and a verb, which is the same for every results folder."""
     return open_command(["+sweep=smoke", *words, "tracker=none", "keep=numbers"])
 

@@ -247,6 +247,7 @@ def load_sweep(path: Path) -> DictConfig:
     except Exception as error:  # errors of YAML, OmegaConf and the file system
         reason = " ".join(str(error).removeprefix(f"{path}: ").split())
         raise BadSweep(f"{sweep_label(path)} cannot be read: {reason}") from error
+    node = with_evaluations(node)
     if not isinstance(node, DictConfig):
         raise BadSweep(
             f"{sweep_label(path)} cannot be read: expected sections by name (axes, grids, ...), got a list"
@@ -256,6 +257,19 @@ def load_sweep(path: Path) -> DictConfig:
     if why := secrets.refusal("", written):
         raise BadSweep(f"{sweep_label(path)}: {why}")
     return node
+
+
+def with_evaluations(node: Any) -> Any:
+    """A sweep file with its top-level `judge: [a, b]`, the evaluations of every cell, as an axis of one value."""
+    written = OmegaConf.to_container(node) if isinstance(node, DictConfig) else {}
+    if not isinstance(written, dict) or not isinstance(judges := written.get("judge"), list):
+        return node
+    del written["judge"]
+    grids = written["grids"] if isinstance(written.get("grids"), list) else [written.setdefault("axes", {})]
+    for grid in grids:
+        if isinstance(grid, dict):
+            grid.setdefault("judge", [judges])
+    return OmegaConf.create(written)
 
 
 def load_foreign(path: Path) -> Any:
@@ -279,7 +293,9 @@ class ForeignConfigs(FileConfigSource):
             raise ConfigLoadError(f"Config not found : {path}")
         header = ConfigSource._get_header_dict(read_text(path)[:512])
         return ConfigResult(
-            config=load_foreign(path),
+            config=with_evaluations(load_foreign(path))
+            if path.parent.name == "sweep"
+            else load_foreign(path),
             path=f"{self.scheme()}://{self.path}",
             provider=self.provider,
             header=header,
@@ -565,10 +581,15 @@ def is_path(group: str, value: Any) -> bool:
 
 
 def full_point(point: Point) -> dict[str, Any]:
-    """A point with the short form `model=DIR` expanded to settings of a cell."""
+    """A point with the short forms `model=DIR` and `judge=[a,b]` expanded to settings of a cell. Raises
+    BadSweep for a list of judges that names one twice, or none."""
     full: dict[str, Any] = {}
     for key, value in point.items():
-        if is_path(key, value):
+        if key == "judge" and isinstance(value, list):
+            full |= _evaluations(value)
+        elif key == "judge.judges" and isinstance(value, dict) and isinstance(full.get(key), dict):
+            full[key] = {label: full[key].get(label, {}) | own for label, own in value.items()}
+        elif is_path(key, value):
             full |= {"model": "local", "model.path": value}
             full.setdefault("model.name", as_name(user_path(value).name))
         elif key == "model.hub" and isinstance(value, str):
@@ -580,6 +601,18 @@ def full_point(point: Point) -> dict[str, Any]:
         ):  # a command with both is refused elsewhere
             full[key] = value
     return full
+
+
+def _evaluations(judges: list[Any]) -> dict[str, Any]:
+    """Settings of a cell with several evaluations, each with the name of its judge as its label."""
+    if len(judges) == 1:
+        return {"judge": judges[0]}
+    twice = [judge for n, judge in enumerate(judges) if judge in judges[:n]]
+    if not judges or twice:
+        what = f"names {twice[0]} twice" if twice else "names no judge"
+        way_out = "judge=suite 'judge.judges={a: {judge: NAME}, b: {judge: NAME}}'"
+        raise BadSweep(f"a list of judges {what}: to use one judge twice, give labels, {way_out}")
+    return {"judge": "suite", "judge.judges": {str(judge): {"judge": judge} for judge in judges}}
 
 
 def unfold(grids: Sequence[Grid]) -> list[Point]:

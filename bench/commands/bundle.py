@@ -36,7 +36,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bench import methods, report, secrets
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.cli.sweep_files import sweep_path
 from bench.commands import OK, SOME_FAILED
 from bench.commands.cell_states import BUNDLE_FILE
@@ -73,7 +73,7 @@ their checksums.
 """
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     do, results = opened.session.do, opened.session.results_dir
     assert isinstance(do, Bundle)
     store, sweep = Store(results / "store"), sweep_of(opened)
@@ -84,7 +84,7 @@ def main(opened: Opened) -> int:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def opened_from(opened: Opened) -> Opened:
+def opened_from(opened: CheckedCommand) -> CheckedCommand:
     """The command with the cells of a bundle, if its results folder is one and it names no cells; else
     unchanged.
     """
@@ -94,7 +94,7 @@ def opened_from(opened: Opened) -> Opened:
     return read(results, opened)
 
 
-def read(results: Path, opened: Opened) -> Opened:
+def read(results: Path, opened: CheckedCommand) -> CheckedCommand:
     """The command with the cells of the bundle in `results`.
 
     Raises BadConfig for a bundle of another version of bench, or one that bench did not write. Raises Unsound
@@ -208,10 +208,10 @@ def nameless_command(command: str) -> str:
 
 def write(
     do: Bundle,
-    opened: Opened,
+    opened: CheckedCommand,
     sweep: report.Sweep,
     store: Store,
-    make_sweep: Callable[[Opened], report.Sweep],
+    make_sweep: Callable[[CheckedCommand], report.Sweep],
 ) -> list[str]:
     """Write the archive; returns lines about its contents, for the screen.
 
@@ -319,7 +319,7 @@ def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
 
 
 def bundle_facts(
-    opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store
+    opened: CheckedCommand, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store
 ) -> dict[str, Any]:
     """Content of `bundle.json`. `copied`: paths in the bundle of the user's files, by digest."""
 

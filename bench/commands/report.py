@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from bench import report
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import OK, SOME_FAILED, bundle
 from bench.commands.faults import fault_lines, print_faults, print_lines
 from bench.commands.planned_sweep import sweep_of
@@ -17,7 +17,7 @@ from bench.store.store import Store
 from bench.terminal import say
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     opened = bundle.opened_from(opened)
     results = opened.session.results_dir
     make_results(results, store=False)

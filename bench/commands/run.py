@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench import report
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.commands import OK, OVER_BUDGET, SOME_FAILED
 from bench.commands.planned_sweep import sweep_of
 from bench.config import Session
 from bench.config.errors import BadConfig
 from bench.forecast.row_counts import data_refusals
 from bench.forecast.stage_time import estimates
+from bench.planning.inputs import single
 from bench.planning.to_do import Plan, make_plan
 from bench.runner import evict, launchers
 from bench.runner.cell_folders import write_cell
@@ -28,7 +29,7 @@ from bench.store.store import Store
 from bench.tracking.tracker import open_tracker
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     session = opened.session
     make_results(session.results_dir, store=True)
     store = Store(session.results_dir / "store")
@@ -87,7 +88,9 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         over_budget = run_stages(session, sweep, plan, store, screen, forecast, failures, ended, progressed)
         ended()
         rows = report.collect(
-            sweep, store, {cell.key: why for cell in sweep.cells if (why := failure_of(cell, failures))}
+            sweep,
+            store,
+            {cell.key: why for cell in single(sweep.cells) if (why := failure_of(cell, failures))},
         )
         paths = report.write_files(sweep, rows, results)
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import report
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import OK, SOME_FAILED
 from bench.commands.why import read_cell
 from bench.judges.asked import journal
@@ -35,7 +35,7 @@ KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")  # name of a stage's folder
 REPORT_AGAIN = "run do=report +sweep=... of its sweep to write it again"
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     results = opened.session.results_dir
     return OK if show(results, Store(results / "store")) else SOME_FAILED
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import OK
 from bench.config import Why, is_name
 from bench.records import read_detections
@@ -25,7 +25,7 @@ SHORT = 8  # number of digits of a key on the screen
 FEWEST = 4  # least number of digits that names a cell
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     do, results = opened.session.do, opened.session.results_dir
     assert isinstance(do, Why)
     explain(do, results, Store(results / "store"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
 from bench.config.data import DatasetData, LocalData, Sft, WorldData
 from bench.config.forgetting import Forgetting
-from bench.config.judges import AnyJudge
+from bench.config.judges import AnyJudge, SuiteJudge, judge_facts
 from bench.config.methods import AnyMethod, SelfRewarding, Spin, Written, is_loop, method_facts
 from bench.config.world import LocalModel, NoModel, World, WorldModel
 
@@ -90,9 +91,34 @@ class Cell(Settings):
         return self
 
 
+def evaluated(cell: Cell) -> dict[str, Cell]:
+    """The cell with one judge for each evaluation, by label; the cell itself under "" where it has no suite."""
+    if not isinstance(cell.judge, SuiteJudge):
+        return {"": cell}
+    return {label: cell.model_copy(update={"judge": judge}) for label, judge in cell.judge.judges.items()}
+
+
 def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     """Combinations of a cell's sections that are impossible, each with its key; single sections may have
     faults of their own."""
+    judge = cell["judge"]
+    if judge_facts(judge) is not SuiteJudge or not isinstance(judge.get("judges"), Mapping):
+        return _misfits(cell)
+    by_label = {label: _misfits({**cell, "judge": one}) for label, one in judge["judges"].items()}
+    placed = (
+        (
+            re.sub(r"^judge\b", f"judge.judges.{label}", key),
+            re.sub(r"\bjudge\.", f"judge.judges.{label}.", text).replace(
+                "take judge=none", f"leave {label} out"
+            ),
+        )
+        for label, problems in by_label.items()
+        for key, text in problems
+    )
+    return list(dict.fromkeys(placed))
+
+
+def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     model, method, data, judge = (
         {} if not isinstance(cell[key], Mapping) else cell[key]
         for key in ("model", "method", "data", "judge")

@@ -23,13 +23,15 @@ from bench.config import (
     RefinedDpo,
     Serving,
     SftTraining,
+    SuiteJudge,
     Trained,
     Vllm,
     WorldData,
     WorldModel,
     Writer,
+    evaluated,
 )
-from bench.planning.inputs import Policy, Sources
+from bench.planning.inputs import Policy, Sources, evaluated_sources
 from bench.readers import version
 from bench.store.keys import Input, Inputs, Stage
 from bench.store.stage_settings import (
@@ -131,7 +133,10 @@ def pair_settings(cell: Cell) -> LocalPairData:
     own = {name: getattr(data, name) for name in DatasetRows.model_fields.keys() - {"version"}}
     rows = DatasetRows(version=version(data.reading.reader), **own)
     # Held-out prompts cannot overlap with train rows.
-    overlap = data.overlap if not isinstance(cell.judge, NoJudge | GoldJudge) else "report"
+    judges = (one.judge for one in evaluated(cell).values())
+    overlap = (
+        data.overlap if not all(isinstance(judge, NoJudge | GoldJudge) for judge in judges) else "report"
+    )
     of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, **_tokenizer_checks(cell, data)}
     return LocalPairData(
         heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_fractions(data)
@@ -146,8 +151,14 @@ def _tokenizer_checks(cell: Cell, data: LocalData | DatasetData) -> dict[str, An
 
 def rows_read(cell: Cell, sources: Sources) -> Inputs:
     """Inputs of the rows: file, tokenizer, and the judge's items if overlapping train rows are dropped."""
-    items = _benchmark_items(cell, sources) if pair_settings(cell).overlap != "report" else None
-    return _file(cell, sources) | ({} if items is None else {"items": items})
+    if pair_settings(cell).overlap == "report":
+        return _file(cell, sources)
+    items = dict.fromkeys(
+        items
+        for one, of_one in evaluated_sources(cell, sources).values()
+        if (items := _benchmark_items(one, of_one)) is not None
+    )
+    return _file(cell, sources) | {f"items{n or ''}": of_one for n, of_one in enumerate(items)}
 
 
 def _file(cell: Cell, sources: Sources) -> Inputs:
@@ -383,6 +394,7 @@ def generate(
 
 def _kl_decoding(cell: Cell) -> Decoding:
     """Decoding of samples for KL: the policy's own distribution, in the data's length."""
+    assert not isinstance(cell.judge, SuiteJudge)
     judged = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
     longest = cell.data.kl_max_new_tokens or judged.max_new_tokens
     return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=longest)

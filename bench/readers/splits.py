@@ -38,18 +38,18 @@ class Divided:
 
 
 def divide(
-    settings: LocalPairData, path: Path, items: Sequence[Item] = (), look: LearnCheck | None = None
+    settings: LocalPairData, path: Path, items: Sequence[Item] = (), learn_check: LearnCheck | None = None
 ) -> Divided:
     """Rows of a dataset by use: train, held-out, prompts of later iterations.
 
     `items`: the judge's items; train rows with the same questions are dropped or refused (data.overlap).
-    `look` checks that a model learns from a row; the other rows are dropped or refused. Raises ValueError for
-    an empty split, a refused overlap, and rows that the chat template cannot write.
+    `learn_check` checks that a model learns from a row; the other rows are dropped or refused. Raises
+    ValueError for an empty split, a refused overlap, and rows that the chat template cannot write.
     """
     divided = (
-        _of_dataset(settings, settings.dataset, path, look)
+        _of_dataset(settings, settings.dataset, path, learn_check)
         if settings.dataset
-        else _of_file(settings, path, look)
+        else _of_file(settings, path, learn_check)
     )
     train, counts = divided.train, divided.counts
     if items:
@@ -94,32 +94,34 @@ def _dropped(counts: Mapping[str, int]) -> str:
 FILE = "file"  # first part of the names of counts of a file's rows, before they are split
 
 
-def _of_file(settings: LocalPairData, path: Path, look: LearnCheck | None) -> Divided:
+def _of_file(settings: LocalPairData, path: Path, learn_check: LearnCheck | None) -> Divided:
     preferences = read_preferences(path)
     rows: list[Any] = list(preferences.rows)
     counts = {f"{FILE}/read": len(rows)} | {
         f"{FILE}/noted/{words}": n for words, n in sorted(preferences.noted.items())
     }
     _note(counts, FILE, OPPOSITE, opposites(rows))
-    if look is not None:
-        rows = _learnable(rows, look, settings, path, FILE, counts)
+    if learn_check is not None:
+        rows = _learnable(rows, learn_check, settings, path, FILE, counts)
     train, heldout = split_heldout(rows, settings.heldout_fraction)
     return Divided(train, heldout, [], counts)
 
 
 def _of_dataset(
-    settings: LocalPairData, dataset: DatasetRows, path: Path, look: LearnCheck | None
+    settings: LocalPairData, dataset: DatasetRows, path: Path, learn_check: LearnCheck | None
 ) -> Divided:
     splits = read_dataset(path, dataset.reading, dataset.train_files, dataset.heldout_files)
     counts = dict(splits.counts)
     for split, rows in (("train", splits.train), ("heldout", splits.heldout or [])):
         if rows and row_form(rows[0]) is not None:
             _note(counts, split, OPPOSITE, opposites(rows))
-    if look is not None:
+    if learn_check is not None:
         of_train, of_heldout = splits.train, splits.heldout
         splits = Splits(
-            _learnable(of_train, look, settings, path, "train", counts),
-            None if of_heldout is None else _learnable(of_heldout, look, settings, path, "heldout", counts),
+            _learnable(of_train, learn_check, settings, path, "train", counts),
+            None
+            if of_heldout is None
+            else _learnable(of_heldout, learn_check, settings, path, "heldout", counts),
             counts,
         )
     if splits.heldout is None:
@@ -149,7 +151,12 @@ def _of_dataset(
 
 
 def _learnable(
-    rows: list[Any], look: LearnCheck, settings: LocalPairData, path: Path, split: str, counts: dict[str, int]
+    rows: list[Any],
+    learn_check: LearnCheck,
+    settings: LocalPairData,
+    path: Path,
+    split: str,
+    counts: dict[str, int],
 ) -> list[Any]:
     """The rows that a model learns from. The others are counted in `counts`.
 
@@ -157,10 +164,10 @@ def _learnable(
     """
     kept, refused = [], []
     for row in rows:
-        problem = look(row.prompt, own_completions(row))
+        problem = learn_check(row.prompt, own_completions(row))
         if problem is None:
             kept.append(row)
-            for mark in look.special_tokens(row.prompt, own_completions(row)):
+            for mark in learn_check.special_tokens(row.prompt, own_completions(row)):
                 _note(counts, split, f"with {mark} {AS_CONTROL}", 1)
         elif problem.reason == UNWRITABLE and settings.unwritable == "refuse":
             refused.append((row, problem.why))

@@ -11,10 +11,10 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from bench.config import MAX_CUT, Cell, GoldJudge, NoMethod, Written, method_facts
+from bench.config import MAX_CUT, Cell, GoldJudge, NoMethod, SuiteJudge, Written, method_facts
 from bench.judges.asked.journal import JOURNAL_DROPPED
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import AS_CONTROL
@@ -89,6 +89,7 @@ class Evidence:
     max_cut: float = MAX_CUT  # Share of completions that may be cut (max_cut of the command).
     # Longest answer in tokens: ours, and the benchmark's. None where ours is as long.
     answer_tokens: tuple[int, int] | None = None
+    evaluations: Mapping[str, Evidence] = field(default_factory=dict)  # By label, where a cell has several.
 
     def both(self, name: str) -> tuple[float | None, float | None]:
         """(the cell's, the start model's) value of a metric."""
@@ -96,8 +97,16 @@ class Evidence:
 
 
 def find(evidence: Evidence) -> list[Finding]:
-    """Every finding, in a fixed order."""
-    return [finding for check in CHECKS if (finding := check(evidence)) is not None]
+    """Every finding, in a fixed order. Findings of one evaluation are named LABEL/NAME."""
+    parts = evidence.evaluations or {"": evidence}
+    return [
+        replace(finding, name=f"{label}/{finding.name}", says=f"{label}: {finding.says}")
+        if label
+        else finding
+        for check in CHECKS
+        for label, part in (parts.items() if check in OF_EVALUATIONS else (("", evidence),))
+        if (finding := check(part)) is not None
+    ]
 
 
 # Log-probabilities of held-out completions ------------------------------------------------------------------------------
@@ -476,6 +485,7 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     other_prompts,
     dropped_replies,
 )
+OF_EVALUATIONS = (length_drift, repetition, unfinished, dropped_replies)  # Each evaluation has its own.
 
 
 def _numbers(metrics: Metrics, *names: str, prefix: str = "") -> dict[str, float]:
@@ -518,24 +528,39 @@ def of_rows(rows: Sequence[CellRow], store: Store, max_cut: float = MAX_CUT) -> 
     Start models have only findings that compare with no start model.
     """
     starts = {
-        (row.group_key, row.cell.cell.seed): row.metrics
-        for row in rows
-        if isinstance(row.cell.cell.method, NoMethod)
+        (row.group_key, row.cell.cell.seed): row for row in rows if isinstance(row.cell.cell.method, NoMethod)
     }
-    of_cell = {}
-    for row in rows:
-        if row.done:
-            method = row.cell.cell.method
-            start = starts.get((row.start_key, row.cell.cell.seed), {}) if method.trains else {}
-            noted = noted_rows(row.cell, store, trained=method.trains)
-            curve = read_curve(row.cell, store)
-            shorter = _shorter_answers(row.cell.cell)
-            of_cell[row.cell.key] = find(
-                Evidence(
-                    curve, row.metrics, start, method.name, known_start(row.cell), noted, max_cut, shorter
-                )
+
+    def evidence(row: CellRow, start: CellRow | None) -> Evidence:
+        method = row.cell.cell.method
+        noted = noted_rows(row.cell, store, trained=method.trains)
+        parts = {
+            label: evidence(part, start.evaluations.get(label) if start else None)
+            for label, part in row.evaluations.items()
+        }
+        curve = read_curve(row.cell, store)
+        metrics = start.metrics if start else {}
+        return Evidence(
+            curve,
+            row.metrics,
+            metrics,
+            method.name,
+            known_start(row.cell),
+            noted,
+            max_cut,
+            None if parts else _shorter_answers(row.cell.cell),
+            parts,
+        )
+
+    return {
+        row.cell.key: find(
+            evidence(
+                row, starts.get((row.start_key, row.cell.cell.seed)) if row.cell.cell.method.trains else None
             )
-    return of_cell
+        )
+        for row in rows
+        if row.done
+    }
 
 
 def _shorter_answers(cell: Cell) -> tuple[int, int] | None:
@@ -547,7 +572,7 @@ def _shorter_answers(cell: Cell) -> tuple[int, int] | None:
         or judge.answer_tokens is None
     ):
         return None
-    assert not isinstance(judge, GoldJudge)  # The world's items are in no file.
+    assert not isinstance(judge, GoldJudge | SuiteJudge)  # The world's items are in no file.
     ours = judge.decoding.max_new_tokens
     return (ours, judge.answer_tokens) if ours < judge.answer_tokens else None
 

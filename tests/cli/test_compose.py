@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny import make_model, make_preferences, write_rows
 
-from bench.cli.compose import Opened, open_command
+from bench.cli.compose import CheckedCommand, open_command
 from bench.cli.folders import with_template
 from bench.config import METHODS, NAME_WORDS
 from bench.store.keys import tree_stamp
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
 Problems = Callable[..., list[str]]
-Open = Callable[..., Opened]
+Open = Callable[..., CheckedCommand]
 
 
 def write_sweep(folder: Path, text: str, name: str = "mine") -> str:
@@ -867,7 +867,7 @@ def test_what_an_adapter_does_not_hold_is_refused(problems: Problems) -> None:
 
 
 def test_a_default_length_is_cut_to_the_models_positions_and_one_that_was_asked_for_is_refused(
-    opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path
+    opened: Callable[..., CheckedCommand], problems: Problems, model_folder: Path, pairs_file: Path
 ) -> None:
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"]
     (model_folder / "config.json").write_text('{"max_position_embeddings": 96}')
@@ -879,7 +879,7 @@ def test_a_default_length_is_cut_to_the_models_positions_and_one_that_was_asked_
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
 def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
-    opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path
+    opened: Callable[..., CheckedCommand], problems: Problems, model_folder: Path, pairs_file: Path
 ) -> None:
     words = [
         "model=local",
@@ -894,7 +894,7 @@ def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
 
 
 def test_qlora_without_its_package_is_refused_and_can_be_planned(
-    opened: Callable[..., Opened],
+    opened: Callable[..., CheckedCommand],
     problems: Problems,
     model_folder: Path,
     pairs_file: Path,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny import make_model
 
 from bench import methods
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.cli.sweep_files import (
     BadSweep,
     parse_command_line,
@@ -32,10 +32,10 @@ from bench.report.rows import seedless
 ROOT = Path(__file__).parent.parent.parent
 SWEEPS = sorted((ROOT / "sweeps").glob("**/*.yaml"))
 
-Open = Callable[..., Opened]
+Open = Callable[..., CheckedCommand]
 
 
-def names(done: Opened) -> set[str]:
+def names(done: CheckedCommand) -> set[str]:
     return {
         plan_cell(cell, sources, methods.chain).name
         for cell, sources in zip(done.cells, done.sources, strict=True)

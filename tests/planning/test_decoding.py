@@ -10,13 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from bench import methods
-from bench.cli.compose import Opened, open_command
+from bench.cli.compose import open_command
 from bench.cli.words import CONF
-from bench.config import JUDGES
+from bench.config import JUDGES, evaluated
 from bench.planning.cells import plan_cell
 from bench.store.stage_settings import GenerateSettings
 
-Open = Callable[..., Opened]
 Problems = Callable[..., list[str]]
 
 SCALES = sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
@@ -73,7 +72,15 @@ def judged_by(judge: str, model: Path, tmp_path: Path) -> list[str]:
 
 
 def test_every_judge_is_listed_here() -> None:
-    assert {path.stem for path in (CONF / "judge").glob("*.yaml")} == {*BENCHMARKS, "gold", "none"}
+    assert {path.stem for path in (CONF / "judge").glob("*.yaml")} - {
+        "suite",
+        "alignment_suite",
+        "open_suite",
+    } == {
+        *BENCHMARKS,
+        "gold",
+        "none",
+    }
 
 
 @pytest.mark.parametrize("judge", BENCHMARKS)
@@ -146,3 +153,24 @@ def test_a_length_that_is_set_wins_and_kl_keeps_its_own(own: tuple[str, ...], tm
     (longer,) = generated(*words, "data.kl_max_new_tokens=2048")
     assert longer["samples for KL"].decoding.max_new_tokens == 2048
     assert longer["rating completions"].decoding.max_new_tokens == 1024
+
+
+def test_each_evaluation_of_a_suite_has_its_own_length(
+    own: tuple[str, ...], tmp_path: Path, problems: Problems
+) -> None:
+    names = ("alpaca_eval", "mt_bench", "arena_hard")
+    words = [*own, f"judge=[{','.join(names)}]", "judge.model=x"]
+    for name in names:
+        judged_by(name, tmp_path, tmp_path)
+        words.append(f"judge.judges.{name}.items={tmp_path / name}.json")
+    (cell,) = open_command(words).cells
+    assert {label: one.judge.decoding.max_new_tokens for label, one in evaluated(cell).items()} == {
+        name: BENCHMARKS[name][0] for name in names
+    }
+    found = problems(*words, "scale=world")
+    assert [problem.partition("=")[0] for problem in found] == [
+        f"judge.judges.{name}.items" for name in names
+    ]
+    of_world = [word for word in words if ".items=" not in word and not word.startswith(("data", "scale"))]
+    (cell,) = open_command([*of_world, "data=world"]).cells
+    assert {one.judge.decoding.max_new_tokens for one in evaluated(cell).values()} == {48}
