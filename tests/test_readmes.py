@@ -67,6 +67,8 @@ def own(tmp_path: Path, model_folder: Path, pairs_file: Path) -> dict[str, str]:
         "data.path=FILE": pairs_file,
         "COPY": write_rows(tmp_path / "shp.jsonl", [shp(f"Why {k}?", "So.", "No.") for k in range(20)]),
         "completions=FILE": write_rows(tmp_path / "completions.jsonl", completions),
+        "method.ift=FILE": tmp_path / "completions.jsonl",
+        "method.eft=FILE": tmp_path / "completions.jsonl",
         "PROMPTS": write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"New {k}?"} for k in range(5000)]),
         "QUESTIONS": write_rows(tmp_path / "question.jsonl", [question]),
         "REFERENCES": write_rows(tmp_path / "reference.jsonl", [answer]),

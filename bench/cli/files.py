@@ -34,8 +34,10 @@ from bench.cli.judge_files import (
     labeller_files,
     labeller_identity,
 )
-from bench.cli.messages import Tree, Where, short
+from bench.cli.messages import Where, short
+from bench.cli.sweep_files import Tree
 from bench.config import (
+    SFT_PROMPTS,
     Bounds,
     Cell,
     Conversations,
@@ -54,22 +56,25 @@ from bench.config import (
     judge_facts,
     method_facts,
     misfits,
+    prompts_needed,
     user_path,
 )
 from bench.judges.asked.replies import parser_version
-from bench.models import hub
+from bench.models import hub, recorded
 from bench.models.hub import read_config
 from bench.models.model_config import has_position_table, positions
 from bench.planning.inputs import JudgeSources, Sources
 from bench.readers import Shown, check, find_files, shown_by
 from bench.readers.completions_file import read_written
-from bench.readers.rows import read_preferences, read_prompts
+from bench.readers.prompts import read_prompts
+from bench.readers.rows import read_preferences
 from bench.records import Pair, Text, Unpaired
 from bench.store.keys import Source, file_digest, hash_long, tree_digest, tree_stamp
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 Fetches = Literal["all", "not weights", "nothing"]
+UNLOCKED = "newest"  # In place of a revision that a plan could not ask for; no result has such a key.
 
 
 ANY = sys.maxsize
@@ -87,6 +92,7 @@ class Files:
     lock: Path = Path(hub.LOCK)  # file of the hub's locked revisions
     fetches: Fetches = "nothing"  # the part of the hub's files that the command reads
     bounds: Bounds = NO_BOUNDS
+    away: list[str] = field(default_factory=list)  # why a plan has to do without models or rows of the hub
     _datasets: dict[str, tuple[Source, Shown] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
     _hub_models: dict[str, Source | None] = field(default_factory=dict)
@@ -95,6 +101,7 @@ class Files:
     _data: dict[str, tuple[Path, Shown] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
     _prompts: dict[str, int | None] = field(default_factory=dict)
+    _supervised: dict[str, int | None] = field(default_factory=dict)
     _tasks: dict[str, Path | None] = field(default_factory=dict)
     _digests: dict[Path, Source] = field(default_factory=dict)
 
@@ -142,17 +149,8 @@ class Files:
             if named and "???" not in named:  # what is not set is reported elsewhere
                 read_files = partial(self._judge_files, place, partial(judge_files_of, section, self.bounds))
                 self._read_once(self._judges, judge_identity(section), read_files, where.of(place))
-        if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
-            beside = _local_path(cell["data"]) or ""
-            read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=beside)
-            n = self._read_once(
-                self._prompts,
-                _prompts_identity(method, beside),
-                lambda _: read_once(prompts),
-                where.of("method.prompts"),
-            )
-            if n is not None and (few := _too_few(method, n)):
-                self.problems.append(f"{few} ({where.of('method.n_prompts')})")
+        if isinstance(method, dict) and is_loop(method):
+            self._check_loop(method, cell, where)
         labelling = (
             method.get("labelling_judge")
             if isinstance(method, dict) and method.get("labeller") == "judge"
@@ -164,6 +162,30 @@ class Files:
                 self._judge_files, "method.labelling_judge", partial(labeller_files, labelling, self.bounds)
             )
             self._read_once(self._judges, what, read_files, where.of("method.labelling_judge"))
+
+    def _check_loop(self, method: Tree, cell: Tree, where: Where) -> None:
+        """Report problems of the files and model folders that a loop's settings name."""
+        facts, beside = method_facts(method), _local_path(cell["data"]) or ""
+        prompts = method.get("prompts")
+        if isinstance(prompts, str) and prompts != SFT_PROMPTS:
+            identity = repr([facts.demonstrates, prompts, beside])
+            read = partial(_prompts_file, prompts, facts.demonstrates, beside)
+            n = self._read_once(self._prompts, identity, lambda _: read(), where.of("method.prompts"))
+            needed = prompts_needed(method)
+            if n is not None and needed is not None and needed.n > n:
+                text = f"{needed.what} need {needed.n} prompts, and {prompts} has {n} different ones"
+                self.problems.append(f"{text} ({where.of('method.n_prompts')})")
+        for name in facts.texts:
+            if isinstance(file := method.get(name), str):
+                read_rows = partial(_supervised_file, key=f"method.{name}")
+                self._read_once(self._supervised, file, read_rows, where.of(f"method.{name}"))
+        for name, what in facts.models.items():
+            if isinstance(folder := method.get(name), str):
+                place = where.of(f"method.{name}")
+                look = partial(model_folder, bounds=self.bounds, key=f"method.{name}", what=what)
+                found = self._read_once(self._models, folder, look, place)
+                if found is not None and what == "a causal LM" and (why := no_template(found, ADD_ONE)):
+                    self.problems.append(f"{why} ({place})")
 
     def _judge_files(self, place: str, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:
         """A judge's files; its model's chat template gets a fixed date. `place`: the section's key, for messages."""
@@ -177,6 +199,7 @@ class Files:
         """Check the rows that a cell learns from. Returns whether they are messages, as far as the first rows
         show."""
         messages = isinstance(cell["data"], dict) and cell["data"].get("kind") == "world"
+        messages |= method_facts(cell["method"]).writes_judgements
         if (path := _local_path(cell["data"])) is not None:
             read = self._read_once(self._data, path, _data_file, where.of("data.path"))
             form_misfits = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []
@@ -266,26 +289,29 @@ class Files:
         Raises ValueError where it cannot be fetched.
         """
         assert section.hub is not None
+        at = section.revision
         try:
-            at = section.revision or hub.revision(self.lock, "models", section.hub)
+            at = at or hub.revision(self.lock, "models", section.hub)
             read = self.fetches != "nothing"
             path = (
                 hub.fetch_model(section.hub, at, weights=self.fetches == "all") if read else Path(section.hub)
             )
         except hub.NotThere as error:
-            raise ValueError(f"{error}; to use a copy of its folder, set model.path") from error
+            planned = self.fetches == "not weights" and isinstance(error, hub.Unreachable)
+            if not (planned and recorded.sizes(section.hub)):
+                raise ValueError(f"{error}; to use a copy of its folder, set model.path") from error
+            path = Path(section.hub)  # do=plan goes by the recorded sizes
+            self.away.append(str(error))
         if path.is_dir():
             check_model(path, self.bounds, self.fetches == "all")
-        return Source(path, f"hub:models/{section.hub}@{at}")
+        return Source(path, f"hub:models/{section.hub}@{at or UNLOCKED}")
 
     def _dataset(self, section: DatasetData | Sft, where: str) -> Shown:
         """A look at the rows of a public dataset, which is read once."""
         if section.path is None and section.hub is None:  # reported by misfits
             return Shown(None, False)
-        fetches = self.fetches != "nothing"
-        dataset = self._read_once(
-            self._datasets, _dataset_identity(section), lambda _: _dataset(section, self.lock, fetches), where
-        )
+        read = partial(_dataset, section, self.lock, self.fetches, self.away)
+        dataset = self._read_once(self._datasets, _dataset_identity(section), lambda _: read(), where)
         return dataset[1] if dataset else Shown(None, False)
 
     def _read_once(
@@ -321,14 +347,33 @@ class Files:
         own, rows, texts, before = (
             self._source(path) if path else None for path in (model, data[0] if data else None, written, base)
         )
-        file = cell.method.prompts if isinstance(cell.method, Loop) else None
-        prompts = self._source(user_path(file)) if file else None
         public, conversations = self._public(cell.data), self._public(cell.sft)
         folder = cell.forgetting.include_path if cell.forgetting else None
         tasks = self._source(user_path(folder)) if folder else None
         return Sources(
-            own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations, tasks
+            own or of_hub,
+            rows or public,
+            texts,
+            judge,
+            before,
+            labelling,
+            self._of_method(cell.method),
+            conversations,
+            tasks,
         )
+
+    def _of_method(self, method: Any) -> dict[str, Source]:
+        """Files and model folders that a loop's settings name, by setting."""
+        if not isinstance(method, Loop):
+            return {}
+        named = {name: getattr(method, name) for name in ("prompts", *method.texts)}
+        of_files = {
+            name: text for name, text in named.items() if isinstance(text, str) and text != SFT_PROMPTS
+        }
+        folders = {name: self._models[text] for name in method.models if (text := getattr(method, name))}
+        paths = {name: user_path(text) for name, text in of_files.items()}
+        paths |= {name: self._templated(folder).folder for name, folder in folders.items() if folder}
+        return {name: self._source(path) for name, path in paths.items()}
 
     def _public(self, section: Any) -> Source | None:
         dataset = (
@@ -387,11 +432,13 @@ def _dataset_identity(section: DatasetData | Sft) -> str:
     return repr([getattr(section, name, None) for name in names])
 
 
-def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Source, Shown]:
+def _dataset(
+    section: DatasetData | Sft, lock: Path, fetches: Fetches, away: list[str]
+) -> tuple[Source, Shown]:
     """A public dataset's source and a look at its rows. Raises ValueError where it cannot be fetched or read.
 
     A copy is identified by its files' content. A dataset of the hub is identified by its revision, so a
-    command that reads no rows needs no files.
+    command that reads no rows needs no files; a plan says what it cannot count without them.
     """
     reading = section.reading if isinstance(section, DatasetData) else Conversations(reader="conversations")
     train, heldout = section.train_files, section.heldout_files if isinstance(section, DatasetData) else ()
@@ -411,14 +458,18 @@ def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Sou
         )
         return Source(path, digest, tree_stamp(path)), shown
     assert section.hub is not None
+    at = section.revision
+    fetched: Path | None = None
     try:
-        at = section.revision or hub.revision(lock, "datasets", section.hub)
-        if not fetches:
-            return Source(Path(section.hub), f"hub:datasets/{section.hub}@{at}"), Shown(None, False)
-        path = hub.fetch("datasets", section.hub, at, (*train, *heldout))
+        at = at or hub.revision(lock, "datasets", section.hub)
+        if fetches != "nothing":
+            fetched = hub.fetch("datasets", section.hub, at, (*train, *heldout))
     except hub.NotThere as error:
-        raise ValueError(f"{error}; to use a copy of its folder, set {key}.path") from error
-    return Source(path, f"hub:datasets/{section.hub}@{at}"), check(path, reading, train, heldout)
+        if not (fetches == "not weights" and isinstance(error, hub.Unreachable)):
+            raise ValueError(f"{error}; to use a copy of its folder, set {key}.path") from error
+        away.append(str(error))
+    shown = check(fetched, reading, train, heldout) if fetched else Shown(None, False)
+    return Source(fetched or Path(section.hub), f"hub:datasets/{section.hub}@{at or UNLOCKED}"), shown
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
@@ -426,13 +477,9 @@ def _data_file(text: str) -> tuple[Path, Shown]:
     return path, shown_by(read_preferences(path).rows[0])
 
 
-def _prompts_identity(method: Tree, data: str) -> str:
-    return repr([method_facts(method).demonstrates, method["prompts"], data])
-
-
 def _prompts_file(text: str, answered: bool, data: str) -> int:
     """Number of different prompts in a loop's file. Raises ValueError where the data have some too."""
-    prompts = read_prompts(existing_file(text, "method.prompts"), answered)
+    prompts = read_prompts(existing_file(text, "method.prompts"), answered).different()
     path = user_path(data)
     if not data or not path.is_file():
         return len(prompts)  # the data file is reported elsewhere
@@ -440,27 +487,19 @@ def _prompts_file(text: str, answered: bool, data: str) -> int:
     if shared := [row for row in prompts if _contents(row) in known]:
         first = f"{short(shared[0].prompt[-1]['content'])} (row {shared[0].id})"
         raise ValueError(
-            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one"
+            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one file"
         )
     return len(prompts)
+
+
+def _supervised_file(text: str, key: str) -> int:
+    """Number of supervised rows in a file."""
+    return len(read_prompts(existing_file(text, key), with_completions=True).rows)
 
 
 def _contents(row: Pair | Unpaired | Text) -> tuple[str, ...]:
     """The text of a prompt, as messages or as plain text."""
     return tuple(message["content"] for message in row.prompt)
-
-
-def _too_few(method: Tree, there: int) -> str | None:
-    """The problem of a loop that needs more prompts than its file has, or None."""
-    iteration, n = method.get("iteration"), method.get("n_prompts")
-    if not isinstance(iteration, int) or not isinstance(n, int):
-        return None
-    first = method_facts(method).starts_at
-    needed = (iteration + 1 - first) * n
-    if needed <= there:
-        return None
-    there_are = f"{method['prompts']} has {there} different ones"
-    return f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {there_are}"
 
 
 def _written_file(text: str) -> Path:

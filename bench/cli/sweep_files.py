@@ -3,6 +3,8 @@
 A sweep file holds `axes:` (a product) or `grids:` (a list of products, for axes that differ by method). On
 the command line `key=a,b` is an axis too. A command-line axis or value replaces that key's axis in every
 grid; a group choice (`method=kto`) that only some grids have keeps those grids only.
+
+The parts `world:` and `real:` hold what else a sweep file may hold, for scales of that kind alone.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
@@ -37,7 +39,17 @@ from omegaconf.resolvers import oc
 
 from bench import secrets
 from bench.cli.words import CONF, SWEEPS, with_commands
-from bench.config import MAX_CELLS, METHODS, VERB_KEYS, as_name, user_path
+from bench.config import (
+    MAX_CELLS,
+    METHODS,
+    VERB_KEYS,
+    Kind,
+    SuiteJudge,
+    World,
+    as_name,
+    name_of,
+    user_path,
+)
 from bench.text_files import parse_yaml, read_text
 
 COMPLETIONS = "completions"  # Files of completions. They are cells of their own outside the grid, and no setting of a cell.
@@ -58,6 +70,7 @@ CELL_GROUPS = (
 )
 SESSION_GROUPS = ("do", "tracker", "accelerate", "hardware", "hydra/launcher")
 
+Tree = dict[str, Any]  # A config as plain containers, with its interpolations unresolved.
 Point = Mapping[str, Any]  # dotted key or group -> value
 Grid = Mapping[str, Sequence[Any]]
 
@@ -145,7 +158,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
             _read_override(word, parser, reading)
     if len(reading.sweeps) > 1:
         reading.problems.append(
-            f"a command runs one sweep, got {', '.join(reading.sweeps)} (command line): run it once for each"
+            f"a command runs one sweep, got {', '.join(reading.sweeps)} (command line): run the command once for each"
         )
     return reading
 
@@ -164,7 +177,7 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
     say = reading.problems.append
     if (n := word.count(",")) >= reading.max_cells:
         say(
-            f"{word.partition('=')[0][:80]} has some {n + 1} values on the command line, more than max_cells={reading.max_cells}"
+            f"{word.partition('=')[0][:80]} has about {n + 1} values on the command line, more than max_cells={reading.max_cells} allows"
         )
         return
     try:
@@ -194,12 +207,12 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
     if override.is_delete():
         say(f"cannot delete {key!r} ({word} on the command line): set another value instead")
     elif not values:
-        say(f"{key} has no values ({word} on the command line)")
+        say(f"{key} has no values ({word} on the command line): give it one value or more")
     elif key == "sweep":
         reading.sweeps += map(str, values)
     elif key == "hydra.mode" or key.startswith(("hydra/sweeper", "hydra.sweeper")):
         say(
-            f"cannot set {key} ({word} on the command line): bench unfolds every command itself; leave the word out"
+            f"cannot set {key} ({word} on the command line): bench makes the cells of a command itself; leave this word out"
         )
     elif key.startswith(("hydra.", "hydra/")) and not key.startswith(("hydra/launcher", "hydra.launcher.")):
         reading.hydra.append(word)
@@ -220,10 +233,10 @@ def _values(override: Override, parser: OverridesParser, most: int) -> list[Any]
         return [override.value()]
     if override.is_range_sweep():
         if (n := _range_length(override.value())) > most:  # type: ignore[arg-type]
-            raise ValueError(f"a range of {n} values, more than max_cells={most}")
+            raise ValueError(f"it is a range of {n} values, more than max_cells={most} allows")
         return list(override.sweep_iterator())
     if not override.is_choice_sweep() or isinstance(override.value(), Glob):
-        raise ValueError("an axis must list its values")
+        raise ValueError("an axis must list its values, such as a,b,c")
     encoded = override.sweep_iterator(transformer=Transformer.encode)
     return [parser.parse_override(f"key={value}").value() for value in encoded]
 
@@ -280,6 +293,80 @@ def load_foreign(path: Path) -> Any:
     return OmegaConf.load(io.StringIO(content))
 
 
+AXES, EXPECT = ("axes", "grids"), "expect"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A sweep file's keys for every scale, and those of its parts, for scales of one kind."""
+
+    common: Tree = field(default_factory=dict)
+    of_kind: Mapping[str, Tree] = field(default_factory=dict)  # world, real: where the file has such a part
+
+    def keys(self, kind: str) -> frozenset[str]:
+        """Dotted keys that the file sets for scales of this kind."""
+        return frozenset(key for part in (self.common, self.of_kind.get(kind, {})) for key, _ in leaves(part))
+
+    def merged(self, tree: Tree, kind: str) -> Tree:
+        """A composed config that holds the whole file, with the part of `kind` merged over the rest. A part's
+        axes or grids replace the file's; its expectations are added."""
+        part, world = self.of_kind.get(kind, {}), tree.get("world")
+        tree = {key: value for key, value in tree.items() if key != "real" or not isinstance(value, dict)}
+        if isinstance(world, dict) and "world" in self.of_kind:
+            tree["world"] = {key: world[key] for key in world if key not in self.of_kind["world"]} or None
+        if any(key in part for key in AXES):
+            tree = {key: value for key, value in tree.items() if key not in AXES}
+        if EXPECT in part and isinstance(tree.get(EXPECT), list) and isinstance(part[EXPECT], list):
+            part = part | {EXPECT: [*tree[EXPECT], *part[EXPECT]]}
+        return merged(tree, part)
+
+    def lacking(self, kind: str, scale: str, where: str) -> str | None:
+        """Why the file has nothing to run at scales of this kind; None if it has."""
+        axes = {other for other, part in self.of_kind.items() if any(key in part for key in AXES)}
+        if not axes or kind in axes or any(key in self.common for key in AXES):
+            return None
+        if kind == "real":
+            return f"{where} asks about the controlled world alone: take scale=world, got scale={scale}"
+        return f"{where} asks about pretrained models: take their scale, such as scale=zephyr_7b, got scale={scale}"
+
+
+def parts_of(written: Tree, where: str) -> Parts:
+    """A sweep file's keys by part. `world:` with settings of the world's section alone is that section. Raises
+    BadSweep for a part that is no section."""
+    of_kind: dict[str, Tree] = {}
+    for kind in get_args(Kind):
+        part = written.get(kind)
+        if kind == "world" and isinstance(part, dict):
+            part = {key: value for key, value in part.items() if key not in World.model_fields} or None
+        if part is not None and not isinstance(part, dict):
+            raise BadSweep(f"{where}: {kind} must hold sections for scales of that kind, got {part!r:.80}")
+        if part:
+            of_kind[kind] = part
+    taken = of_kind.get("world", {})
+    common = {key: value for key, value in written.items() if key not in get_args(Kind)}
+    if isinstance(world := written.get("world"), dict) and (
+        rest := {k: world[k] for k in world if k not in taken}
+    ):
+        common["world"] = rest
+    return Parts(common, of_kind)
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value in nested sections."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def merged(old: Any, new: Any) -> Any:
+    """The new value over the old one as Hydra does it: sections are merged, other values are replaced."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: merged(old.get(key), value) for key, value in new.items()}
+    return new
+
+
 class ForeignConfigs(FileConfigSource):
     """Hydra's source of config files in `--config-dir`; each file is checked before Hydra reads it."""
 
@@ -302,10 +389,13 @@ class ForeignConfigs(FileConfigSource):
         )
 
 
+RECORDED = {"model": "sizes", "data": "rows", "sft": "rows"}  # Records in config files that are no settings.
+
+
 class OwnConfigs(FileConfigSource):
-    """Hydra's source of bench's own config files. A method's file holds its learning rates as `rates`, by
-    scale; here they become the scales' `learning_rate`, by method, so that adding a method touches no scale
-    file and a sweep can set all rates of a scale in one place."""
+    """Hydra's source of bench's own config files, without their records that are no settings. A method's file
+    holds its learning rates as `rates`, by scale; here they become the scales' `learning_rate`, by method, so
+    that adding a method touches no scale file and a sweep can set all rates of a scale in one place."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         result = super().load_config(config_path)
@@ -314,6 +404,8 @@ class OwnConfigs(FileConfigSource):
             return result
         if path.parent.name == "method":
             result.config.pop("rates", None)
+        if what := RECORDED.get(path.parent.name):
+            result.config.pop(what, None)
         if path.parent.name == "scale" and (rates := _rates().get(path.stem)):
             result.config = OmegaConf.merge({"learning_rate": rates}, result.config)
         return result
@@ -376,7 +468,7 @@ def _written_out(value: Any, key: str, tree: dict[str, Any], sizes: dict[str, in
     """Length in characters of a value with its interpolations expanded; each value is measured once."""
     if key in sizes:
         if (known := sizes[key]) is None:
-            raise BadSweep(f"{key}: its interpolations contain themselves: write the value itself")
+            raise BadSweep(f"{key}: an interpolation (${{...}}) leads back to itself: write the value itself")
         return known
     sizes[key] = None
     if isinstance(value, (dict, list)):
@@ -479,25 +571,29 @@ def read_grids(config: Mapping[str, Any], where: str) -> list[Grid]:
     key."""
     axes, grids = config.get("axes"), config.get("grids")
     if axes is not None and grids is not None:
-        raise BadSweep(f"{where}: a sweep has either axes or grids; put common axes into each grid")
+        raise BadSweep(
+            f"{where}: a sweep has either axes or grids, got both: put the common axes into each grid"
+        )
     if grids is None:
         grids = [{} if axes is None else axes]
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, Mapping) for grid in grids):
-        raise BadSweep(f"{where}: grids must be a list of `key: [values]` sections, axes one such section")
+        raise BadSweep(
+            f"{where}: grids must be a list of sections with `key: [values]`, and axes one such section"
+        )
     return [{str(key): _as_list(value, str(key), where) for key, value in grid.items()} for grid in grids]
 
 
 def _as_list(value: Any, key: str, where: str) -> list[Any]:
     if is_session(key):
         raise BadSweep(
-            f"{where}: {key!r} cannot be an axis, since it sets how a command runs and nothing of a cell"
+            f"{where}: {key!r} cannot be an axis, because it sets how a command runs and changes no cell: set it on the command line"
         )
     if isinstance(value, Mapping):
         raise BadSweep(
             f"{where}: axis {key!r} must be a list of values; write nested keys with dots (method.beta)"
         )
     if value is None or value == []:
-        raise BadSweep(f"{where}: axis {key!r} has no values")
+        raise BadSweep(f"{where}: axis {key!r} has no values: list one or more")
     return value if isinstance(value, list) else [value]
 
 
@@ -560,17 +656,17 @@ def _grids_of(
     unfolds_grids = of_sweep or any(key.split(".")[0] in ("method", "model") for key in given)
     together = [replaced] if unfolds_grids or not files else []
     if files:
-        beside: dict[str, list[Any]] = {COMPLETIONS: list(files)}
+        file_grid: dict[str, list[Any]] = {COMPLETIONS: list(files)}
         for key, values in [(key, values) for grid in replaced for key, values in grid.items()]:
             if (
                 key.split(".")[0] in ("judge", "world", "scale")
                 or key == "data"
                 or (key.startswith("data.") and key in given)
             ):
-                beside[key] = list(
-                    {repr(value): value for value in [*beside.get(key, []), *values]}.values()
+                file_grid[key] = list(
+                    {repr(value): value for value in [*file_grid.get(key, []), *values]}.values()
                 )  # sections have no hash
-        together.append([beside])
+        together.append([file_grid])
     return together
 
 
@@ -607,12 +703,14 @@ def _evaluations(judges: list[Any]) -> dict[str, Any]:
     """Settings of a cell with several evaluations, each with the name of its judge as its label."""
     if len(judges) == 1:
         return {"judge": judges[0]}
-    twice = [judge for n, judge in enumerate(judges) if judge in judges[:n]]
-    if not judges or twice:
-        what = f"names {twice[0]} twice" if twice else "names no judge"
+    if not judges:
+        raise BadSweep("judge must be a list of one judge or more, got an empty list")
+    if twice := [judge for n, judge in enumerate(judges) if judge in judges[:n]]:
         way_out = "judge=suite 'judge.judges={a: {judge: NAME}, b: {judge: NAME}}'"
-        raise BadSweep(f"a list of judges {what}: to use one judge twice, give labels, {way_out}")
-    return {"judge": "suite", "judge.judges": {str(judge): {"judge": judge} for judge in judges}}
+        raise BadSweep(
+            f"judge must be a list of different judges, got {twice[0]} twice; to use it twice, give labels: {way_out}"
+        )
+    return {"judge": name_of(SuiteJudge), "judge.judges": {str(judge): {"judge": judge} for judge in judges}}
 
 
 def unfold(grids: Sequence[Grid]) -> list[Point]:

@@ -104,7 +104,7 @@ def read(results: Path, opened: CheckedCommand) -> CheckedCommand:
         facts = read_object(results / BUNDLE_FILE)
         if facts["format"] != FORMAT:
             raise ValueError(
-                f"it has format {printable(str(facts['format']))}, and this version reads format {FORMAT}"
+                f"it has format {printable(str(facts['format']))}, and this version reads format {FORMAT}; use the version that wrote it"
             )
         sweep, replaced = facts["sweep"], facts["replaced"]
         axes, written, expected = (_items(facts[name], name) for name in ("axes", "cells", "expectations"))
@@ -246,7 +246,7 @@ def write(
         report.write_files(again, rows, root)
         # A report writes files for cells' folders, and a bundle has none.
         shutil.rmtree(root / "cells", ignore_errors=True)
-        warnings = _look_through(root, results)
+        warnings = _search_for_secrets(root, results)
         size = _archive(root, out)
     done = sum(row.done for row in rows)
     mine = results / "sweeps" / sweep.name / "table.csv"
@@ -350,7 +350,7 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _look_through(root: Path, results: Path) -> list[str]:
+def _search_for_secrets(root: Path, results: Path) -> list[str]:
     """Warnings about files that name folders of this machine.
 
     Raises BadConfig if a file holds a secret, before the archive is written.

@@ -162,7 +162,7 @@ def card(exported: Exported, adapter: bool) -> str:
         _description(exported, adapter),
         "## Numbers",
         _numbers(exported.result),
-        "## How it came to be",
+        "## How it was made",
     ]
     parts += [
         "```\n" + "\n".join(exported.lineage) + "\n```",

@@ -48,6 +48,8 @@ def main(opened: CheckedCommand) -> int:
                 sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size
             )
         )
+    for line in opened.away:
+        say(f"without  {line}")
     if data.refusals:
         raise BadConfig(data.refusals)
     return OK

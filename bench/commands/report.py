@@ -36,7 +36,8 @@ def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
     old = csv.DictReader(before.decode(errors="replace").splitlines())
     if not any(row.done for row in rows) and any(row.get("status") == "done" for row in old):
         if any(_has_folder(row.cell, results) for row in rows) and print_faults(sweep, store, results):
-            say(f"The cells of {sweep.name} have lost their numbers, so {table.parent} was not changed.")
+            lost = f"The cells of {sweep.name} have lost their numbers, so {table.parent} was not changed."
+            say(f"{lost} Run the sweep again to compute them.")
             return SOME_FAILED
         reason = f"no cell of {sweep.name} was run in {results}, so {table.parent} was not changed. Set results= to the folder of the run"
         raise BadConfig([reason])

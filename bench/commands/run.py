@@ -53,7 +53,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     failures: dict[Stage, str] = {}
     written: set[str] = set()
     unwritten: list[str] = []
-    gone = evict.Evicted()
+    evicted = evict.Evicted()
     trained = {
         stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage]
         for stage in plan.to_do
@@ -72,8 +72,8 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
                     screen.say(line)
                 track_cell(tracker, sweep, cell, store, reason)
                 screen.cell_ended(cell, reason)
-        let_go = evict.evict(session.keep, sweep.cells, store)
-        gone.stages, gone.size = gone.stages + let_go.stages, gone.size + let_go.size
+        evicted_now = evict.evict(session.keep, sweep.cells, store)
+        evicted.stages, evicted.size = evicted.stages + evicted_now.stages, evicted.size + evicted_now.size
 
     def progressed(stage: Stage, rows: Sequence[dict[str, float]]) -> None:
         screen.progress(stage, rows[-1])
@@ -96,7 +96,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
         tracker.close()
     report.print_report(
-        sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), gone.words()]))
+        sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), evicted.words()]))
     )
     store.remove_leftovers()
     wrong = bool(failures or unwritten or paths.unwritten) or any(row.failed or not row.done for row in rows)

@@ -8,16 +8,23 @@ assistant message or an empty message, or if its speakers do not take turns.
 
 from __future__ import annotations
 
-from bench.readers.common import Raw, alternates, by_row, drop
+from collections.abc import Sequence
+from typing import Any
+
+from bench.readers.common import alternates, by_row, drop
 from bench.readers.rows import read_messages
-from bench.records import Conversation
+from bench.records import Conversation, Message, Text
 
 VERSION = 1
 COLUMNS = ("messages",)
 
 
-def _conversation(raw: Raw) -> Conversation:
-    messages = read_messages(raw.columns["messages"], "messages")
+def messages_of(value: Any) -> list[Message]:
+    """Messages of a conversation, up to its last answer.
+
+    Raises Unusable where nothing can be learned from it, and ValueError for another value.
+    """
+    messages = read_messages(value, "messages")
     while messages and messages[-1]["role"] != "assistant":
         messages = messages[:-1]
     if not messages:
@@ -26,7 +33,13 @@ def _conversation(raw: Raw) -> Conversation:
         raise drop("speakers do not take turns")
     if any(not message["content"].strip() for message in messages):
         raise drop("empty message")
-    return Conversation(raw.id, messages)
+    return messages
 
 
-read = by_row(_conversation)
+def first_turn(name: str, messages: Sequence[Message]) -> Text:
+    """The user's first message, with a system message before it, and the assistant's answer to it."""
+    place = next(place for place, message in enumerate(messages) if message["role"] == "assistant")
+    return Text(name, list(messages[:place]), messages[place]["content"])
+
+
+read = by_row(lambda raw: Conversation(raw.id, messages_of(raw.columns["messages"])))

@@ -266,8 +266,8 @@ def repetition(e: Evidence) -> Finding | None:
         "repetition collapse",
         f"The policy repeats itself: {'; '.join(shares)}.",
         100 * ours if within else 100 * distinct,  # type: ignore[operator]
-        "% repeated" if within else "% different",
-        f"repeated share up by {100 * REPETITION_RISE:g} points, or different share at most {DISTINCT_RATIO:g} times the start model's",
+        "% repeated" if within else "% distinct",
+        f"repeated share up by {100 * REPETITION_RISE:g} points, or distinct share at most {DISTINCT_RATIO:g} times the start model's",
         "warning",
         _numbers(e.metrics, "repetition", "distinct")
         | _numbers(e.start, "repetition", "distinct", prefix="start_"),
@@ -302,7 +302,7 @@ def kl_blow_up(e: Evidence) -> Finding | None:
     kl = e.metrics.get("kl")
     if kl is None or kl <= KL_NATS:
         return None
-    says = f"The KL to the start model is {kl:.1f} nats a completion, more than that of the best of 60 000 samples."
+    says = f"The KL to the start model is {kl:.1f} nats a completion, more than choosing the best of 60 000 samples gives."
     return Finding(
         "KL blow-up",
         says,
@@ -436,7 +436,7 @@ def opposite_rows(e: Evidence) -> Finding | None:
 
 def other_prompts(e: Evidence) -> Finding | None:
     says = "rows have a prompt that differs from their messages; the messages were trained on"
-    return _of_data(e, OTHER_PROMPT, "prompts beside other messages", says)
+    return _of_data(e, OTHER_PROMPT, "prompt differs from messages", says)
 
 
 def dropped_replies(e: Evidence) -> Finding | None:
@@ -494,7 +494,7 @@ def _numbers(metrics: Metrics, *names: str, prefix: str = "") -> dict[str, float
 
 # From rows to words -----------------------------------------------------------------------------------------------------
 
-NONE = "nothing conspicuous"
+NONE = "no finding"
 
 
 def read_curve(cell: CellPlan, store: Store) -> Curve:

@@ -434,7 +434,7 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
     n = [int(row.metrics["n_scored"]) for row in scored]
     ratings, turns = _sum(scored, "n_ratings_unscored"), _sum(scored, "n_turns_unscored")
     unrated = (f" and {ratings} ratings" if ratings else "") + (
-        f" and {turns} turns of others" if turns else ""
+        f" and {turns} turns of scored items" if turns else ""
     )
     unscored = f"{_sum(scored, 'n_unscored')} verdicts{unrated} are unscored and left out of the means"
     if seeds > 1:
@@ -449,7 +449,7 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
         f"Each cell was judged on {_span(n)} prompts; {unscored}.",
         brackets,
         f"vs start is the win rate minus the start model's win rate on the same seeds and prompts. {interval}",
-        f"SEs is that difference in standard errors.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
+        f"SEs is vs start divided by its standard error.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
         "A * marks the highest win rate and every row that does not differ from it significantly. ≈ marks rows that do not differ "
         "significantly from the start model (both at 5 %, corrected).",
     ]

@@ -158,13 +158,25 @@ class DemonstratedData(Settings):
 class FilePromptData(Settings):
     """Different prompts of the user's file as items: `n`, after the first `after`.
 
-    With `answers`, the file's completion of a prompt is the item's baseline.
+    With an input `conversations`, first turns of these, in the order that `seed` draws. With `answers`, the
+    completion that comes with a prompt is the item's baseline.
     """
 
     source: Literal["file_prompts"] = "file_prompts"
     after: Offset
     n: Count
     answers: bool
+    max_length: Annotated[Count | None, LATER] = None  # Used with an input `tokenizer`, as in LocalPairData.
+    seed: Annotated[int | None, LATER] = None  # Of the order; None for a file, which has an order.
+
+
+class SupervisedData(Settings):
+    """Supervised rows of the user's file: prompts with completions, or first turns of conversations.
+
+    Their prompts are items too.
+    """
+
+    source: Literal["supervised"] = "supervised"
     max_length: Annotated[Count | None, LATER] = None  # Used with an input `tokenizer`, as in LocalPairData.
 
 
@@ -634,6 +646,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         NewPromptData,
         DemonstratedData,
         FilePromptData,
+        SupervisedData,
         DrawnData,
         LoopPairData,
         RankedData,

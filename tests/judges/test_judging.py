@@ -1,5 +1,5 @@
 """The whole command with a judge that is asked: budget and exit code, resume, forecast against what was counted, a server of its own,
-MT-Bench's manner; and the door on judges. Trained stages come from the shared smoke run."""
+MT-Bench's manner; and the checks of judges. Trained stages come from the shared smoke run."""
 
 from __future__ import annotations
 

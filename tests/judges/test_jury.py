@@ -1,4 +1,4 @@
-"""A jury's verdict from its members' by hand, and the door on juries."""
+"""A jury's verdict from its members' by hand, and the checks of juries."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ TWO = "judge.judges={truth: {judge: gold}, asked: {judge: alpaca_eval, model: m}
         ((TWO, "do=audit"), "do=audit measures one judge, got judge=jury; audit its members one by one"),
     ],
 )
-def test_a_wrong_jury_is_said_at_the_door(
+def test_a_wrong_jury_is_refused_before_a_run(
     problems: Callable[..., list[str]], words: tuple[str, ...], said: str
 ) -> None:
     found = problems("judge=jury", *words)

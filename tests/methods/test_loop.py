@@ -279,7 +279,7 @@ def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
         (("method=spa", "method.iteration=-1"), "method.iteration must be >= 0, got -1"),
     ],
 )
-def test_what_cannot_be_is_said_at_the_door(
+def test_what_cannot_be_is_refused_before_a_run(
     words: tuple[str, ...], said: str, problems: Callable[..., list[str]]
 ) -> None:
     assert said in "\n".join(problems(*words))
@@ -339,7 +339,7 @@ def test_a_loop_on_ones_own_data_needs_new_prompts(
         and "has 2 different ones" in few
     )
     assert said(*spa_on, "method.iteration=2") == ""
-    assert "expected columns prompt and completion, got prompt" in said(
+    assert "expected columns prompt and completion, or messages, got prompt" in said(
         "method=spin", f"method.prompts={file}", "method.n_prompts=1"
     )
     assert "judging_reference=base compares a policy with" in said(
