@@ -183,7 +183,24 @@ class _Opening:
                 f"{n} cells are more than max_cells={most}: leave out values of axes, or set max_cells={n}"
             )
             return []
-        return sweeps.points(grids, given, of_sweep=of_sweep)
+        points = sweeps.points(grids, given, of_sweep=of_sweep)
+        for key in ("model.path", "model.hub"):
+            models: dict[str, dict[str, None]] = {}
+            for point in points:
+                if (
+                    key in point
+                    and isinstance(name := point.get("model"), str)
+                    and not sweeps.is_path("model", name)
+                ):
+                    models.setdefault(str(point[key]), {})[name] = None
+            for value, names in models.items():
+                if len(names) > 1:
+                    own = ",".join(f"{name}:DIR{n}" for n, name in enumerate(names, 1))
+                    self.problems.append(
+                        f"{key}={value} would be one model under {len(names)} names ({', '.join(names)}): name each one's "
+                        f"folder, model={own}"
+                    )
+        return points
 
     def _refuse_copies(self, sources: Sequence[Sources]) -> None:
         """Refuse two files of completions with the same content, since they would be one cell."""

@@ -123,6 +123,7 @@ def _evaluation(cell: Cell, sources: Sources, ground: Ground | None, policy: Pol
     roles["train"] = policy.train
     if (
         isinstance(cell.data, FILES)
+        and cell.data.fraction  # without labelled rows there is no train row
         and not any(role.startswith("items") for role in ground.preferences.inputs)
         and (items := _benchmark_items(cell, sources)) is not None
     ):
