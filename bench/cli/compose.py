@@ -329,7 +329,7 @@ class _Opening:
         kind = str(tree["scale"].get("kind"))
         if self.kind not in (None, kind) and self.parts.of_kind:
             text = f"{self.sweep_file} has settings of its own for pretrained models"
-            self._report(f"{text}: take scales of one kind, got scale={choices['scale']} too")
+            self._report(f"{text}: use scales of one kind, got scale={choices['scale']} too")
             return None
         tree = self.parts.merged(tree, kind)
         where = Where(self.command, self.sweep_file, self.in_sweep | self.parts.keys(kind), choices)

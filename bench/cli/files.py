@@ -176,15 +176,15 @@ class Files:
 
     def _check_loop(self, method: Tree, cell: Tree, where: Where) -> None:
         """Report problems of the files and model folders that a loop's settings name."""
-        facts, beside = method_facts(method), _local_path(cell["data"]) or ""
+        facts, data_file = method_facts(method), _local_path(cell["data"]) or ""
         prompts = method.get("prompts")
         if isinstance(prompts, str) and prompts != SFT_PROMPTS:
-            identity = repr([facts.demonstrates, prompts, beside])
-            read = partial(_prompts_file, prompts, facts.demonstrates, beside)
+            identity = repr([facts.demonstrates, prompts, data_file])
+            read = partial(_prompts_file, prompts, facts.demonstrates, data_file)
             n = self._read_once(self._prompts, identity, lambda _: read(), where.of("method.prompts"))
             needed = prompts_needed(method)
             if n is not None and needed is not None and needed.n > n:
-                text = f"{needed.what} need {needed.n} prompts, and {prompts} has {n} different ones"
+                text = f"{needed.what} need {needed.n} prompts, and {prompts} has {n} different ones: add prompts or lower n_prompts"
                 self.problems.append(f"{text} ({where.of('method.n_prompts')})")
         for name in facts.texts:
             if isinstance(file := method.get(name), str):
@@ -193,9 +193,9 @@ class Files:
         for name, what in facts.models.items():
             if isinstance(folder := method.get(name), str):
                 place = where.of(f"method.{name}")
-                look = partial(model_folder, bounds=self.bounds, key=f"method.{name}", what=what)
-                found = self._read_once(self._models, folder, look, place)
-                if found is not None and what == "a causal LM" and (why := no_template(found, ADD_ONE)):
+                read_folder = partial(model_folder, bounds=self.bounds, key=f"method.{name}", what=what)
+                path = self._read_once(self._models, folder, read_folder, place)
+                if path is not None and what == "a causal LM" and (why := no_template(path, ADD_ONE)):
                     self.problems.append(f"{why} ({place})")
 
     def _judge_files(self, place: str, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:

@@ -326,8 +326,8 @@ class Parts:
         if not axes or kind in axes or any(key in self.common for key in AXES):
             return None
         if kind == "real":
-            return f"{where} asks about the controlled world alone: take scale=world, got scale={scale}"
-        return f"{where} asks about pretrained models: take their scale, such as scale=zephyr_7b, got scale={scale}"
+            return f"{where} is only about the controlled world, got scale={scale}: use scale=world"
+        return f"{where} is only about pretrained models, got scale={scale}: use one of their scales, such as scale=zephyr_7b"
 
 
 def parts_of(written: Tree, where: str) -> Parts:

@@ -49,7 +49,7 @@ def main(opened: CheckedCommand) -> int:
             )
         )
     for line in opened.away:
-        say(f"without  {line}")
+        say(f"missing  {line}")
     if data.refusals:
         raise BadConfig(data.refusals)
     return OK

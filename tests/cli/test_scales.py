@@ -75,8 +75,8 @@ def test_mistakes_in_a_part_are_told_with_their_place(
 @pytest.mark.parametrize(
     ("text", "words", "told"),
     [
-        ("world: {axes: {seed: [0]}}", "scale=zephyr_7b", "asks about the controlled world alone: take scale=world, got"),
-        ("real: {axes: {seed: [0]}}", "", "asks about pretrained models: take their scale, such as"),
+        ("world: {axes: {seed: [0]}}", "scale=zephyr_7b", "is only about the controlled world, got scale=zephyr_7b: use scale=world"),
+        ("real: {axes: {seed: [0]}}", "", "is only about pretrained models, got scale="),
         ("axes: {data: world_habits}", "scale=zephyr_7b", "scale=zephyr_7b is for pretrained models, and data=world_habits (data in "),
         ("axes: {seed: [0]}", "scale=llm", "scale=llm is for pretrained models, and model=world_medium and data=world for "),
         ("axes: {seed: [0]}", "scale=llm model=DIR", "scale=llm is for pretrained models, and data=world for the"),
