@@ -25,6 +25,7 @@ from bench.cli.messages import GROUPS, MEMBERS, Where, in_words, one_line, short
 from bench.cli.sweep_files import CommandLine, Tree, is_session, leaves, merged
 from bench.cli.words import CONF, SWEEPS
 from bench.config import (
+    HELDOUT,
     MAX_CELLS,
     NAME_WORDS,
     Cell,
@@ -61,7 +62,7 @@ SECTIONS = (
     "max_cut",
     "max_cells",
 )
-OF_THE_JURY = ("items", "n_items", "decoding")
+OF_THE_JURY = ("items", "n_items", "opponent", "decoding")
 OF_A_BENCHMARK = ("items", "references", "baseline", "prompts")  # Files that no two evaluations share.
 FETCHED: dict[str, Fetches] = {
     "run": "all",
@@ -418,8 +419,9 @@ class _Opening:
         decoding = judge.get("decoding") if isinstance(judge, dict) else None
         if not isinstance(decoding, dict) or not OF_BENCHMARK.match(str(decoding.get("max_new_tokens"))):
             return
-        if judge.get("items") is None:
-            if isinstance(tree["data"], dict) and tree["data"].get("kind") == "world":
+        in_world = isinstance(tree["data"], dict) and tree["data"].get("kind") == "world"
+        if judge.get("items") is None or (in_world and judge["items"] == HELDOUT):
+            if in_world:
                 judge["decoding"] = {
                     key: OF_BENCHMARK.sub(r"\1world}", value) if isinstance(value, str) else value
                     for key, value in decoding.items()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from bench.config import MAX_CUT, Cell, GoldJudge, NoMethod, SuiteJudge, Written, method_facts
+from bench.config import HELDOUT, MAX_CUT, Cell, GoldJudge, NoMethod, SuiteJudge, Written, method_facts
 from bench.judges.asked.journal import JOURNAL_DROPPED
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import AS_CONTROL
@@ -568,7 +568,7 @@ def _shorter_answers(cell: Cell) -> tuple[int, int] | None:
     judge = cell.judge
     if (
         isinstance(cell.method, Written)
-        or getattr(judge, "items", None) is None
+        or getattr(judge, "items", None) in (None, HELDOUT)
         or judge.answer_tokens is None
     ):
         return None

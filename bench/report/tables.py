@@ -9,7 +9,7 @@ from functools import partial
 
 from rich.table import Table as RichTable
 
-from bench.config import FITTED, MAX_CUT, Expectation, JuryJudge
+from bench.config import FITTED, HELDOUT, MAX_CUT, Expectation, JudgeSettings, JuryJudge
 from bench.records import grouped, task_number
 from bench.report.groups import Grid, Group, Verified, method_name, row_words, settings, short_name, verify
 from bench.report.rows import ALPHA, CellRow
@@ -153,9 +153,11 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
     """(columns of one evaluation, those that stand behind the training's where it is the only one)."""
     # Beside a win rate the rating is one of several columns; its interval would make the table too wide.
     compared = any("win_rate" in row.metrics for group in groups for row in group.done)
+    opponents = {opponent(group.cell.judge) for group in groups}
+    against = f" vs {one}" if len(opponents) == 1 and (one := next(iter(opponents))) else ""
     columns: list[Column] = [
-        ("win rate %", lambda g: _percent("win_rate", g) + (" *" if g.among_best else "")),
-        ("LC win rate %", partial(_percent, "lc_win_rate")),
+        (f"win rate{against} %", lambda g: _percent("win_rate", g) + (" *" if g.among_best else "")),
+        (f"LC win rate{against} %", partial(_percent, "lc_win_rate")),
         ("Arena-Hard %", partial(_percent, "arena_win_rate")),
         ("style-controlled %", partial(_percent, "style_win_rate")),
         *((f"{label} %", partial(_percent, f"win_rate_{label}")) for label in members(groups)),
@@ -176,6 +178,18 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
         ("expected rating", partial(_number, "expected_rating", 2, 1)),
     ]
     return columns, [("length", partial(_number, "mean_length", 1, 1))]
+
+
+OPPONENTS = {
+    "previous": "the policy of the previous iteration, and for the first one the start model",
+    "start": "the start model, which plays against itself in its own row",
+    "chosen": "the chosen answer to each held-out prompt",
+}
+
+
+def opponent(judge: JudgeSettings) -> str:
+    """The opponent where it is a policy or the chosen answers of held-out prompts; empty for any other."""
+    return judge.rival or ("chosen" if getattr(judge, "items", None) == HELDOUT else "")
 
 
 def _training_columns(prefix: str = "") -> list[Column]:
@@ -411,7 +425,11 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
             f"FAILED: {', '.join(names)}. Reason: {reason}" if reason else f"Not run yet: {', '.join(names)}."
         )
     judges = {
-        label: [*_reply_notes(scored), *_judges_notes(scored, members(part.groups))]
+        label: [
+            *_opponent_notes(part.groups),
+            *_reply_notes(scored),
+            *_judges_notes(scored, members(part.groups)),
+        ]
         for label, part in pooled.parts.items()
         for scored in [[row for group in part.groups for row in group.done]]
     }
@@ -538,6 +556,12 @@ def _reply_notes(rows: Sequence[CellRow]) -> list[str]:
             f"The expected rating leaves out {lacking} rated completions, because their ratings had no log-probs."
         )
     return notes
+
+
+def _opponent_notes(groups: Sequence[Group]) -> list[str]:
+    """One line for each opponent that does not come with a benchmark's items."""
+    named = dict.fromkeys(filter(None, (opponent(group.cell.judge) for group in groups)))
+    return [f"Opponent of the win rate ({name}): {OPPONENTS[name]}." for name in named]
 
 
 def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from bench.report.tables import (
     FINDINGS,
     HOW_TO_READ,
     JUDGES,
+    OPPONENTS,
     Table,
     comparison_table,
     latex,
@@ -254,22 +256,26 @@ MATTERS = (
 )
 
 
+AGAINST = re.compile(rf" vs ({'|'.join(OPPONENTS)}) %$")  # A win rate's column that names its opponent.
+
+
 def columns_that_fit(table: Table, width: int) -> list[int]:
     """Indices of the columns that fit in `width` characters, in table order.
 
     The columns of MATTERS are taken first.
     """
     widths = [max(map(len, texts)) + 2 for texts in zip(table.columns, *table.rows, strict=True)]
+    names = [AGAINST.sub(" %", name) for name in table.columns]
     n_settings = table.columns.index("seeds") + 1 if "seeds" in table.columns else 2
     order = sorted(
         range(len(widths)),
         key=lambda k: (
             k >= n_settings,
-            MATTERS.index(name) if (name := table.columns[k]) in MATTERS else len(MATTERS),
+            MATTERS.index(names[k]) if names[k] in MATTERS else len(MATTERS),
             k,
         ),
     )
-    first = [k for k in order if table.columns[k] in MATTERS[:3]]
+    first = [k for k in order if names[k] in MATTERS[:3]]
     chosen: list[int] = []
     for k in [*first, *(k for k in order if k not in first)]:
         if sum(widths[one] for one in chosen) + widths[k] - 2 <= width:

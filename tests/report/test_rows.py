@@ -23,6 +23,7 @@ from bench.report import CellRow, Sweep, figures, flat_rows, pool, write_files
 from bench.report.groups import row_words
 from bench.report.rows import seedless
 from bench.report.tables import comparison_table, latex, markdown
+from bench.report.write import columns_that_fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -421,3 +422,21 @@ def test_the_length_of_kls_samples_is_said(rows: list[CellRow], cut: dict[str, f
     assert lines == [
         f"KL nats is measured on the policy's own samples of up to 256 tokens, at temperature 1; {words}."
     ]
+
+
+def test_a_win_rate_names_an_opponent_that_is_a_policy_or_the_chosen_answers(rows: list[CellRow]) -> None:
+    def against(row: CellRow, opponent: str) -> CellRow:
+        cell = row.cell.cell
+        judge = cell.judge.model_copy(
+            update={"preference": cell.judge.preference.model_copy(update={"opponent": opponent})}
+        )
+        planned = replace(row.cell, cell=cell.model_copy(update={"judge": judge}))
+        return replace(row, cell=planned)
+
+    plain = comparison_table(pool(rows))
+    assert "win rate %" in plain.columns and not any("Opponent" in line for line in plain.note_lines)
+    table = comparison_table(pool([against(row, "previous") for row in rows]))
+    assert "win rate vs previous %" in table.columns and "win rate %" not in table.columns
+    assert any("(previous): the policy of the previous iteration" in line for line in table.note_lines)
+    kept = [table.columns[k] for k in columns_that_fit(table, 60)]
+    assert kept[:2] == ["row", "method"] and "win rate vs previous %" in kept
