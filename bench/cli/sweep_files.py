@@ -89,6 +89,7 @@ def is_session(key: str) -> bool:
         "keep",
         "bounds",
         "hardware",
+        "max_cut",
         "max_cells",
         "hydra",
     )
@@ -679,13 +680,16 @@ def _grids_of(
 
 
 def is_path(group: str, value: Any) -> bool:
-    """Whether a group's choice is a model's folder: `model=DIR`, with a slash, is short for model=local
-    model.path=DIR."""
+    """Whether a group's choice is a model's folder, with a slash: `model=DIR` is short for model=local
+    model.path=DIR, and `model=NAME:DIR` for model=NAME model.path=DIR."""
     return group == "model" and isinstance(value, str) and ("/" in value or value.startswith("~"))
 
 
+NAMED_FOLDER = re.compile(r"(\w+):(.+)")  # model=NAME:DIR
+
+
 def full_point(point: Point) -> dict[str, Any]:
-    """A point with the short forms `model=DIR` and `judge=[a,b]` expanded to settings of a cell. Raises
+    """A point with the short forms `model=DIR`, `model=NAME:DIR` and `judge=[a,b]` expanded to settings of a cell. Raises
     BadSweep for a list of judges that names one twice, or none."""
     full: dict[str, Any] = {}
     for key, value in point.items():
@@ -693,6 +697,8 @@ def full_point(point: Point) -> dict[str, Any]:
             full |= full_point(_evaluations(value, point.get("judge.judges")))
         elif key == "judge.judges" and key in full:  # it was read with the list
             continue
+        elif is_path(key, value) and (named := NAMED_FOLDER.fullmatch(value)):
+            full |= {"model": named[1], "model.path": named[2]}
         elif is_path(key, value):
             full |= {"model": "local", "model.path": value}
             full.setdefault("model.name", as_name(user_path(value).name))

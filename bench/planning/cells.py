@@ -37,6 +37,7 @@ from bench.planning.pieces import (
     _preference_rewards,
     _prompts,
     _world_start,
+    chosen_items,
     completion_logps,
     conversations,
     dtype,
@@ -49,9 +50,9 @@ from bench.planning.pieces import (
 )
 from bench.store.keys import Input, Inputs, Stage, hash_key
 from bench.store.stage_settings import (
-    ChosenData,
     JurySettings,
     LocalPromptData,
+    OpponentData,
     OverlapData,
     PairData,
     ScoreSettings,
@@ -100,9 +101,14 @@ def _evaluation(
 ) -> CellPlan:
     """The graph of a cell with one judge. `named` begins the labels of its own stages."""
     if ground is None or policy is None:
-        return _with_judging(cell, sources, None, {}, {}, named)
+        return _with_judging(cell, sources, None, None, {}, {}, named)
+    rival = {
+        None: None,
+        "start": Policy(ground.start, None),
+        "previous": Policy(policy.previous or ground.start, None),
+    }[cell.judge.rival]
     if policy.train is None:  # An untrained policy needs no training data.
-        return _with_judging(cell, sources, policy, {}, {}, named)
+        return _with_judging(cell, sources, policy, rival, {}, {}, named)
     roles: dict[str, Stage] = {"preferences": ground.preferences}
     inputs: dict[str, Stage] = {"preferences": ground.preferences, "reference_logps": ground.reference}
     if policy.reward_model is not None:
@@ -125,6 +131,7 @@ def _evaluation(
     roles["train"] = policy.train
     if (
         isinstance(cell.data, FILES)
+        and cell.data.fraction  # without labelled rows there is no train row
         and not any(role.startswith("items") for role in ground.preferences.inputs)
         and (items := _benchmark_items(cell, sources)) is not None
     ):
@@ -136,20 +143,22 @@ def _evaluation(
         )
     if policy.self_judge is not None:
         inputs["self_judge"] = policy.self_judge
-    return _with_judging(cell, sources, policy, roles, inputs, named)
+    return _with_judging(cell, sources, policy, rival, roles, inputs, named)
 
 
 def _with_judging(
     cell: Cell,
     sources: Sources,
     policy: Policy | None,
+    rival: Policy | None,
     roles: dict[str, Stage],
     inputs: dict[str, Stage],
     named: str,
 ) -> CellPlan:
     """The rest of a cell's graph: completions, verdicts and score.
 
-    Completions come from the policy; without a policy, from the user's file. `named` begins the labels.
+    Completions come from the policy; without a policy, from the user's file. Where the opponent is a policy,
+    `rival`, its completions of the same items become the items' baselines. `named` begins the labels.
     """
     calibration: Inputs = {}  # Further inputs of the score stage.
     evaluations = _evaluations(cell, sources)
@@ -164,6 +173,12 @@ def _with_judging(
                 WrittenCompletions(alone=len(evaluations) == 1),
                 inputs_of,
                 f"{named}{manner} completions",
+            )
+        if rival is not None and manner == "preference":
+            theirs = generate(cell, rival, items, decoding, "opponent's completions", judged=True)
+            both: Inputs = {"items": items, "completions": theirs}
+            items = stage(
+                "data", OpponentData(), both, f"{manner} items against the {cell.judge.rival} policy"
             )
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
@@ -300,13 +315,7 @@ def _evaluations(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decodin
         single = _prompts(cell, split, n, seed=world.eval_seed, reference=world.reference)
         if judge.preference.opponent == "chosen":
             assert isinstance(cell.data, WorldData)
-            labels = _labels(cell, cell.data, split, None, n=n, seed=world.eval_seed)
-            single = stage(
-                "data",
-                ChosenData(),
-                {"items": labels.inputs["items"], "labels": labels},
-                f"{split} prompts and chosen answers",
-            )
+            single = chosen_items(cell, cell.data, split, n, world.eval_seed)
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
     if isinstance(judge, (LanguageJudge, ModelJudge, JuryJudge)):

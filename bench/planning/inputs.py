@@ -88,6 +88,7 @@ class Policy:
     best_of: int = 1
     # Labels of the pairs in an iterative method's last training, oldest iteration first.
     labels: Sequence[Stage] = ()
+    previous: Input | None = None  # The policy of the iteration before; None without iterations.
     self_judge: Stage | None = None  # Measures how well the policy judges (self-rewarding methods).
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from bench.config import FITTED, Cell, Expectation, GoldJudge, NoMethod, WorldData, evaluated
+from bench.config import FITTED, MAX_CUT, Cell, Expectation, GoldJudge, NoMethod, WorldData, evaluated
 from bench.planning.cells import start_cell
 from bench.planning.inputs import CellPlan, single
 from bench.records import Result, TaskResult, Verdict, grouped, read_jsonl, read_verdicts
@@ -15,7 +15,8 @@ from bench.scoring import calibration as calibrations
 from bench.scoring.suite import joined
 from bench.stats import estimates
 from bench.stats.length_control import Calibration, contributions_of_verdicts
-from bench.store.keys import hash_key
+from bench.store.keys import Stage, hash_key
+from bench.store.stage_settings import GenerateSettings
 from bench.store.store import Store
 
 ALPHA = 0.05
@@ -35,6 +36,7 @@ class Sweep:
     expectations: Sequence[Expectation] = ()
     axes: Sequence[str] = ()  # Dotted keys and config groups that the sweep varies.
     published: Mapping[str, Any] = field(default_factory=dict)  # Its rows beside published tables.
+    max_cut: float = MAX_CUT  # Largest share of cut completions that needs no words above the table.
 
     @property
     def title(self) -> str:
@@ -59,6 +61,9 @@ class CellRow:
     n_train: int | None = None
     recorded: Sequence[Mapping[str, Any]] = ()  # Versions and device of every stage behind the numbers.
     calibration: str | None = None  # Digest of the calibration that length control used.
+    # Share of turns cut at the longest length, by evaluation (`preference`, ...) and for `kl`, where counted.
+    cut: Mapping[str, float] = field(default_factory=dict)
+    kl_tokens: int | None = None  # Longest sample for KL, in tokens.
     tasks: Sequence[TaskResult] = ()  # Shown results of the forgetting check.
     ratings: Mapping[str, float | None] = field(default_factory=dict)  # None where a turn has no rating.
     # The evaluations of a suite by label, each as if its judge were the only one.
@@ -189,6 +194,8 @@ def _suite_row(cell: CellPlan, rows: Mapping[str, CellRow]) -> CellRow:
         n_train=some.n_train if some else None,
         recorded=list(recorded.values()),
         tasks=some.tasks if some else (),
+        cut={"kl": some.cut["kl"]} if some and "kl" in some.cut else {},
+        kl_tokens=some.kl_tokens if some else None,
         evaluations={label: replace(row, suite=cell.cell) for label, row in rows.items()},
     )
 
@@ -198,6 +205,30 @@ def stored_result(cell: CellPlan, store: Store) -> Result | None:
     if not store.is_done(cell.score):
         return None
     return Result.read(store.folder(cell.score) / "result.json")
+
+
+def _cut(cell: CellPlan, store: Store) -> dict[str, float]:
+    """Share of turns that were cut, by evaluation and for `kl`. Stages from before it was counted are left out."""
+    written = {
+        role.removesuffix("_completions"): s
+        for role, s in cell.roles.items()
+        if role.endswith("_completions")
+    }
+    if (samples := _kl_samples(cell)) is not None:
+        written["kl"] = samples
+    manifests = {name: store.status(stage).manifest for name, stage in written.items()}
+    return {
+        name: m.counts["cut"] / m.counts["turns"]
+        for name, m in manifests.items()
+        if m and m.counts.get("turns")
+    }
+
+
+def _kl_samples(cell: CellPlan) -> Stage | None:
+    """The stage that samples the completions on which KL is measured."""
+    logps = cell.score.inputs.get("kl_policy_logps")
+    samples = logps.inputs.get("completions") if isinstance(logps, Stage) else None
+    return samples if isinstance(samples, Stage) else None
 
 
 def _row(
@@ -225,6 +256,7 @@ def _row(
     shown = (
         list(read_jsonl(store.folder(tasks) / "results.jsonl", TaskResult)) if store.is_done(tasks) else []
     )
+    samples = _kl_samples(cell)
     return CellRow(
         cell,
         None,
@@ -236,6 +268,10 @@ def _row(
         data.counts.get("train") if data else None,
         [store.recorded(stage) for stage in cell.stages],
         result.calibration,
+        _cut(cell, store),
+        samples.settings.decoding.max_new_tokens
+        if samples and isinstance(samples.settings, GenerateSettings)
+        else None,
         [task for task in shown if task.shown],
         ratings={} if verdicts else _ratings(cell, store),
     )

@@ -10,9 +10,9 @@ from functools import partial
 
 from rich.table import Table as RichTable
 
-from bench.config import FITTED, Expectation, JuryJudge
+from bench.config import FITTED, HELDOUT, MAX_CUT, Expectation, JudgeSettings, JuryJudge
 from bench.records import grouped, task_number
-from bench.report.groups import Grid, Group, Verified, method_name, settings, short_name, verify
+from bench.report.groups import Grid, Group, Verified, method_name, row_words, settings, short_name, verify
 from bench.report.rows import ALPHA, CellRow
 from bench.scoring import reasons
 from bench.stats import estimates
@@ -42,6 +42,7 @@ class Table:
     notes: Notes
     # Labels of evaluations; a column of one is named LABEL/NAME.
     evaluations: tuple[str, ...] = ()
+    above: Sequence[str] = ()  # Lines above the numbers, about faults of all of them.
 
     def placed(self, column: str) -> tuple[str, str]:
         """(label of the evaluation, name) of a column; the label is "" for one of no evaluation."""
@@ -59,7 +60,9 @@ class Table:
         return replace(self, notes={heading: lines for heading, lines in merged.items() if lines})
 
 
-def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> Table:
+def comparison_table(
+    pooled: Grid, expectations: Sequence[Expectation] = (), max_cut: float = MAX_CUT
+) -> Table:
     """Table with one row per group.
 
     Columns without a value are left out; missing numbers are explained under the table.
@@ -122,7 +125,8 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
     }
     notes = _notes(pooled) | {EXPECTATIONS: together(verified)}
     shown = [[row[i] for i in kept] for row in cells]
-    return Table([columns[i][0] for i in kept], shown, {}, tuple(pooled.evaluations)).with_notes(notes)
+    above = _cut(groups, max_cut)
+    return Table([columns[i][0] for i in kept], shown, {}, tuple(pooled.evaluations), above).with_notes(notes)
 
 
 def _of_part(label: str, column: Column) -> Column:
@@ -153,6 +157,8 @@ def _counted(value: Callable[[Group], str], part_of: Callable[[Group], Group | N
 
 def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Column]]:
     """(columns of one evaluation, those that stand behind the training's where it is the only one)."""
+    opponents = {opponent(group.cell.judge) for group in groups}
+    against = f" vs {one}" if len(opponents) == 1 and (one := next(iter(opponents))) else ""
     contrast: list[Column] = [
         ("vs start", _difference),
         ("over seeds", lambda g: _part(g.against_start.seeds if g.against_start else None, g)),
@@ -171,8 +177,8 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
         ("p (Holm)", lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
     ]
     preferred: list[Column] = [
-        ("win rate %", partial(_best, partial(_percent, "win_rate"))),
-        ("LC win rate %", partial(_percent, "lc_win_rate")),
+        (f"win rate{against} %", partial(_best, partial(_percent, "win_rate"))),
+        (f"LC win rate{against} %", partial(_percent, "lc_win_rate")),
         ("Arena-Hard %", partial(_percent, "arena_win_rate")),
         ("style-controlled %", partial(_percent, "style_win_rate")),
         *((f"{label} %", partial(_percent, f"win_rate_{label}")) for label in members(groups)),
@@ -191,6 +197,18 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
     return columns, [("length", partial(_number, "mean_length", 1, 1))]
 
 
+OPPONENTS = {
+    "previous": "the policy of the previous iteration, and for the first one the start model",
+    "start": "the start model, which plays against itself in its own row",
+    "chosen": "the chosen answer to each held-out prompt",
+}
+
+
+def opponent(judge: JudgeSettings) -> str:
+    """The opponent where it is a policy or the chosen answers of held-out prompts; empty for any other."""
+    return judge.rival or ("chosen" if getattr(judge, "items", None) == HELDOUT else "")
+
+
 def _training_columns(prefix: str = "") -> list[Column]:
     """Columns of the training; `prefix` begins their names and those of its numbers."""
     return [
@@ -204,6 +222,53 @@ def _training_columns(prefix: str = "") -> list[Column]:
         (f"{prefix}judge tau", partial(_number, f"{prefix}judge_kendall", 2, 1)),
         (f"{prefix}parsed %", partial(_number, f"{prefix}judge_parse_rate", 1, 100)),
         (f"{prefix}KL nats", partial(_number, f"{prefix}kl", 2, 1)),
+    ]
+
+
+def _cut(groups: Sequence[Group], most: float) -> list[str]:
+    """One line on the rows whose judged completions were cut too often; none where there are none."""
+    shares = {
+        group.number: max(share for row in group.done for share in judged_cut(row))
+        for group in groups
+        if any(judged_cut(row) for row in group.done)
+    }
+    over = {number: share for number, share in shares.items() if share > most}
+    if not over:
+        return []
+    span = " to ".join(
+        dict.fromkeys(f"{100 * share:.3g}" for share in (min(over.values()), max(over.values())))
+    )
+    return [
+        f"CUT: in {row_words(list(over))} {span} % of the judged completions were cut at their longest length, more than "
+        f"max_cut={most:g}. Verdicts and lengths measure this limit too: set a larger judge.decoding.max_new_tokens."
+    ]
+
+
+def judged_cut(row: CellRow) -> list[float]:
+    """Shares of cut completions, one for each evaluation."""
+    if row.evaluations:
+        return [share for part in row.evaluations.values() for share in judged_cut(part)]
+    counted = [share for name, share in row.cut.items() if name != "kl"]
+    return counted or [row.metrics[name] for name in ("unfinished",) if name in row.metrics]
+
+
+def _kl_notes(done: Sequence[CellRow]) -> list[str]:
+    """One line on the length of the samples on which KL is measured, and how many of them were cut."""
+    measured = [row for row in done if "kl" in row.metrics and row.kl_tokens]
+    if not measured:
+        return []
+    cut = [100 * row.cut["kl"] for row in measured if "kl" in row.cut]
+    lengths = _span([row.kl_tokens for row in measured if row.kl_tokens])
+    span = " to ".join(dict.fromkeys(f"{share:.3g}" for share in (min(cut), max(cut)))) if cut else ""
+    of = (
+        "how many were cut there was not counted"
+        if not cut
+        else f"{span} % were cut there, and theirs is the KL of the beginning"
+        if max(cut)
+        else "none was cut, so it is the KL of whole completions"
+    )
+    return [
+        f"KL nats is measured on the policy's own samples of up to {lengths} tokens, at temperature 1; {of}."
     ]
 
 
@@ -378,7 +443,7 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
             "A column begins with the label of its evaluation, whose first number is the win rate or the rating. Each evaluation is tested "
             "alone: its p-values are corrected over its own rows, not over the evaluations."
         )
-    reading += [*_tasks_notes(done), *_missing(done)]
+    reading += [*_kl_notes(done), *_tasks_notes(done), *_missing(done)]
     absent = [row for group in groups for row in group.rows if not row.done]
     by_reason = grouped((row.failed.splitlines()[0] if row.failed else None, row.cell.name) for row in absent)
     for reason, names in by_reason.items():
@@ -386,7 +451,11 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
             f"FAILED: {', '.join(names)}. Reason: {reason}" if reason else f"Not run yet: {', '.join(names)}."
         )
     judges = {
-        label: [*_reply_notes(scored), *_judges_notes(scored, members(part.groups))]
+        label: [
+            *_opponent_notes(part.groups),
+            *_reply_notes(scored),
+            *_judges_notes(scored, members(part.groups)),
+        ]
         for label, part in pooled.parts.items()
         for scored in [[row for group in part.groups for row in group.done]]
     }
@@ -524,6 +593,12 @@ def _reply_notes(rows: Sequence[CellRow]) -> list[str]:
     return notes
 
 
+def _opponent_notes(groups: Sequence[Group]) -> list[str]:
+    """One line for each opponent that does not come with a benchmark's items."""
+    named = dict.fromkeys(filter(None, (opponent(group.cell.judge) for group in groups)))
+    return [f"Opponent of the win rate ({name}): {OPPONENTS[name]}." for name in named]
+
+
 def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:
     """Lines on how a jury, an Arena-Hard judge and a calibrated length control arrive at their numbers."""
     notes = []
@@ -577,14 +652,16 @@ def _mixed(done: Sequence[CellRow]) -> list[str]:
     ]
 
 
-ALARMS = ("FAILED", "REFUSED", "FAULT")  # Lines that begin with these are red on a terminal.
+ALARMS = ("FAILED", "REFUSED", "FAULT", "CUT")  # Lines that begin with these are red on a terminal.
 
 
-def print_titled(title: str, table: RichTable, notes: Notes) -> None:
-    """Print a title, a table and the lines under it, grouped under their headings."""
+def print_titled(title: str, table: RichTable, notes: Notes, above: Sequence[str] = ()) -> None:
+    """Print a title, a table, the lines `above` it and those under it, grouped under their headings."""
     console = Terminal(soft_wrap=True)
     console.print()
     console.plain(title, "bold")
+    for line in above:
+        console.plain(line, "red", soft_wrap=not console.is_terminal)
     console.whole(table)
     for heading, lines in notes.items():
         console.print()
@@ -602,7 +679,12 @@ def print_titled(title: str, table: RichTable, notes: Notes) -> None:
 
 def markdown(title: str, command: str, table: Table) -> str:
     """table.md: the question, its command, the table, and the lines under it as lists with headings."""
-    lines = [f"# {title}", "", f"`{command}`"]
+    lines = [
+        f"# {title}",
+        "",
+        f"`{command}`",
+        *(part for line in table.above for part in ("", f"**{line}**")),
+    ]
     for part in _for_paper(table):
         lines += ["", _line(part.columns), _line(["---"] * len(part.columns)), *map(_line, part.rows)]
     for heading, notes in table.notes.items():
@@ -656,7 +738,7 @@ def latex(table: Table) -> str:
     def tex(text: str) -> str:
         return "".join(escape.get(letter, letter) for letter in text)
 
-    lines = []
+    lines = [f"% {line}" for line in table.above]
     for heading, notes in table.notes.items():
         lines += [f"% {heading}", *(f"% - {note}" for note in notes)]
     for part in _for_paper(table):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from bench.report.tables import (
     FINDINGS,
     HOW_TO_READ,
     JUDGES,
+    OPPONENTS,
     Table,
     comparison_table,
     latex,
@@ -65,9 +67,9 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     pooled = pool(rows)
     store = Store(results / "store")
     cells = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
-    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
+    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store, sweep.max_cut)
     finding_lines = findings.lines(pooled.groups, of_cell)
-    table = comparison_table(pooled, sweep.expectations)
+    table = comparison_table(pooled, sweep.expectations, sweep.max_cut)
     marks = [
         f" {fairness.MARK}" if any(r.cell.key in certificate.differs for r in group.rows) else ""
         for group in pooled.groups
@@ -255,7 +257,7 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
 
 
 def print_comparison(sweep: Sweep, rows: Sequence[CellRow]) -> None:
-    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
+    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations, sweep.max_cut))
 
 
 MATTERS = (
@@ -272,6 +274,9 @@ MATTERS = (
 )
 
 
+AGAINST = re.compile(rf" vs ({'|'.join(OPPONENTS)}) %$")  # A win rate's column that names its opponent.
+
+
 def columns_that_fit(table: Table, width: int) -> list[int]:
     """Indices of the columns that fit in `width` characters, in table order.
 
@@ -279,7 +284,7 @@ def columns_that_fit(table: Table, width: int) -> list[int]:
     the columns of MATTERS.
     """
     widths = [max(map(len, texts)) + 2 for texts in zip(_heads(table), *table.rows, strict=True)]
-    names = [table.placed(column)[1] for column in table.columns]
+    names = [AGAINST.sub(" %", table.placed(column)[1]) for column in table.columns]
     n_settings = table.columns.index("seeds") + 1 if "seeds" in table.columns else 2
     of_label: dict[str, list[int]] = {}
     for k, column in enumerate(table.columns):
@@ -293,7 +298,7 @@ def columns_that_fit(table: Table, width: int) -> list[int]:
             k,
         ),
     )
-    first = [k for k in order if table.columns[k] in MATTERS[:3]] + headlines
+    first = [k for k in order if AGAINST.sub(" %", table.columns[k]) in MATTERS[:3]] + headlines
     chosen: list[int] = []
     for k in [*first, *(k for k in order if k not in first)]:
         if sum(widths[one] for one in chosen) + widths[k] - 2 <= width:
@@ -342,4 +347,4 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         )
     for row in table.rows:
         shown.add_row(*row)
-    print_titled(title, shown, table.notes)
+    print_titled(title, shown, table.notes, table.above)
