@@ -344,7 +344,7 @@ def parts_of(written: Tree, where: str) -> Parts:
         if part:
             of_kind[kind] = part
     taken = of_kind.get("world", {})
-    common = {key: value for key, value in written.items() if key not in get_args(Kind)}
+    common = {key: value for key, value in written.items() if key not in (*get_args(Kind), "defaults")}
     if isinstance(world := written.get("world"), dict) and (
         rest := {k: world[k] for k in world if k not in taken}
     ):
