@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from published import shp
 
@@ -119,6 +120,8 @@ def test_every_command_opens(
             "do=status"
         )  # the same checks, but nothing is fetched and no package of an extra is asked for
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     words = [word for word in words if not word.startswith("results=")] + [f"results={tmp_path / 'results'}"]
     try:
         open_command(words)

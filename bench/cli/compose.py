@@ -4,6 +4,7 @@ imported."""
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from bench import secrets
+from bench import papers, secrets
 from bench.cli import sweep_files as sweeps
 from bench.cli.checks import problems_of
 from bench.cli.files import Fetches, Files
@@ -24,6 +25,7 @@ from bench.cli.messages import GROUPS, MEMBERS, Where, in_words, one_line, short
 from bench.cli.sweep_files import CommandLine, Tree, is_session, leaves, merged
 from bench.cli.words import CONF, SWEEPS
 from bench.config import (
+    HELDOUT,
     MAX_CELLS,
     NAME_WORDS,
     Cell,
@@ -37,6 +39,7 @@ from bench.config import (
     as_name,
     is_name,
     judge_facts,
+    method_facts,
     misfits,
     name_of,
     unread,
@@ -56,9 +59,10 @@ SECTIONS = (
     "keep",
     "bounds",
     "hardware",
+    "max_cut",
     "max_cells",
 )
-OF_THE_JURY = ("items", "n_items", "decoding")
+OF_THE_JURY = ("items", "n_items", "opponent", "decoding")
 OF_A_BENCHMARK = ("items", "references", "baseline", "prompts")  # Files that no two evaluations share.
 FETCHED: dict[str, Fetches] = {
     "run": "all",
@@ -82,6 +86,7 @@ class CheckedCommand:
     expectations: tuple[Expectation, ...] = ()  # from the sweep file
     axes: tuple[str, ...] = ()  # keys and groups that differ between the cells on purpose
     away: tuple[str, ...] = ()  # why a plan has to do without models or rows of the hub
+    published: Tree = field(default_factory=dict)  # the sweep file's part of that name, see papers.beside
 
 
 def open_command(words: Sequence[str]) -> CheckedCommand:
@@ -127,7 +132,13 @@ class _Opening:
         of_cells = {key: values for key, values in given.items() if not is_session(key)}
         base = self._point(
             of_session
-            | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1}
+            | {
+                key: values[0]
+                for key, values in of_cells.items()
+                if key in GROUPS
+                and len(values) == 1
+                and (key != sweeps.LABELLING_JUDGE or "method" in of_cells)  # the sweep may name its method
+            }
         )
         grids = self._grids(*base) if base else []
         session = self._session(*base) if base else None
@@ -138,6 +149,7 @@ class _Opening:
             self.files.fetches = FETCHED.get(session.do.name, "nothing")
             self.files.bounds = session.bounds
         expectations = self._expectations(*base) if base else ()
+        published = self._published(*base) if base else {}
         cells: dict[Cell, None] = {}
         cell_points = self._cell_points(grids, of_cells, session.max_cells if session else MAX_CELLS)
         for point in cell_points:
@@ -168,6 +180,7 @@ class _Opening:
             expectations,
             axes,
             tuple(self.files.away),
+            published,
         )
 
     def _cell_points(
@@ -180,7 +193,24 @@ class _Opening:
                 f"{n} cells are more than max_cells={most}: leave out values of axes, or set max_cells={n}"
             )
             return []
-        return sweeps.points(grids, given, of_sweep=of_sweep)
+        points = sweeps.points(grids, given, of_sweep=of_sweep)
+        for key in ("model.path", "model.hub"):
+            models: dict[str, dict[str, None]] = {}
+            for point in points:
+                if (
+                    key in point
+                    and isinstance(name := point.get("model"), str)
+                    and not sweeps.is_path("model", name)
+                ):
+                    models.setdefault(str(point[key]), {})[name] = None
+            for value, names in models.items():
+                if len(names) > 1:
+                    own = ",".join(f"{name}:DIR{n}" for n, name in enumerate(names, 1))
+                    self.problems.append(
+                        f"{key}={value} would be one model under {len(names)} names ({', '.join(names)}): name each one's "
+                        f"folder, model={own}"
+                    )
+        return points
 
     def _refuse_copies(self, sources: Sequence[Sources]) -> None:
         """Refuse two files of completions with the same content, since they would be one cell."""
@@ -289,9 +319,17 @@ class _Opening:
             if (expectation := self._valid(Expectation, item, where, "expect"))
         )
 
+    def _published(self, tree: Tree, where: Where) -> Tree:
+        """The sweep file's part on published tables, as written."""
+        written = tree.get("published") or {}
+        _, problems = papers.beside(written)
+        self.problems += [f"{problem} ({where.of('published')})" for problem in problems]
+        return {} if problems else written
+
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
         """The composed config of one point and the places its values come from; values that cannot be set are
         reported and left out."""
+        given = point
         try:
             point = sweeps.full_point(point)
         except sweeps.BadSweep as error:
@@ -309,9 +347,13 @@ class _Opening:
         kind = str(tree["scale"].get("kind"))
         if self.kind not in (None, kind) and self.parts.of_kind:
             text = f"{self.sweep_file} has settings of its own for pretrained models"
-            self._report(f"{text}: take scales of one kind, got scale={choices['scale']} too")
+            self._report(f"{text}: use scales of one kind, got scale={choices['scale']} too")
             return None
         tree = self.parts.merged(tree, kind)
+        if isinstance(judges := tree.get("judge"), list):  # a part's evaluations of every cell
+            if "judge" not in groups:
+                return self._point({"judge": judges, **given})
+            tree["judge"] = self._section("judge", groups["judge"])
         where = Where(self.command, self.sweep_file, self.in_sweep | self.parts.keys(kind), choices)
         if (
             file := point.pop(sweeps.COMPLETIONS, None)
@@ -332,6 +374,8 @@ class _Opening:
                 self.problems.append(problem)
         if judge_facts(tree.get("judge")).of_several:
             self._fill_judges(tree, tree["judge"], "judge", of_judges, where)
+        else:
+            self._fit_answers(tree, tree.get("judge"), "judge", where)
         return tree, where
 
     def _brought(self, groups: Mapping[str, str]) -> Mapping[str, str]:
@@ -375,6 +419,8 @@ class _Opening:
                 shared[key.removeprefix(f"{place}.")] = value
             elif key not in of_members and (problem := _set(tree, key, value, where)):
                 self.problems.append(problem)
+        if not suite:
+            self._fit_answers(tree, judge, place, where)
         self._fill_members(judge, members, shared, where)
         filled = judge["judges"] if isinstance(judge["judges"], dict) else {}
         for label, section in filled.items():
@@ -384,7 +430,35 @@ class _Opening:
                 self._fill_judges(tree, section, start.removesuffix("."), own, where)
             else:
                 self.problems += [why for key, value in own.items() if (why := _set(tree, key, value, where))]
+                if suite:
+                    self._fit_answers(tree, section, start.removesuffix("."), where)
         self.problems += [why for key, value in of_members.items() if (why := _set(tree, key, value, where))]
+
+    def _fit_answers(self, tree: Tree, judge: Any, place: str, where: Where) -> None:
+        """Give the world's own prompts the world's decoding, at any scale, and report a user's items that would
+        be answered in the world's length. A length that was set is left alone."""
+        decoding = judge.get("decoding") if isinstance(judge, dict) else None
+        if not isinstance(decoding, dict) or not OF_BENCHMARK.match(str(decoding.get("max_new_tokens"))):
+            return
+        in_world = isinstance(tree["data"], dict) and tree["data"].get("kind") == "world"
+        if judge.get("items") is None or (in_world and judge["items"] == HELDOUT):
+            if in_world:
+                judge["decoding"] = {
+                    key: OF_BENCHMARK.sub(r"\1world}", value) if isinstance(value, str) else value
+                    for key, value in decoding.items()
+                }
+            return
+        tokens = tree["scale"]["judged_tokens"]
+        n = tokens[decoding["max_new_tokens"].rpartition(".")[2].removesuffix("}")]
+        method = tree.get("method")
+        if n > tokens["world"] or (isinstance(method, dict) and method_facts(method) is Written):
+            return
+        own = judge_facts(judge).answer_tokens
+        self.problems.append(
+            f"{place}.items={judge['items']} would be answered in {n} tokens, the controlled world's length "
+            f"({where.of('scale')}), and its benchmark's answers have up to {own}: take scale=llm or a scale of your "
+            f"model, or set {place}.decoding.max_new_tokens={own}"
+        )
 
     def _fill_members(self, judge: Tree, place: str, shared: Tree, where: Where) -> None:
         """Replace each member by the whole section of its `judge: CHOICE` with the member's own settings. A
@@ -476,7 +550,17 @@ class _Opening:
         return self._composed[key]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
-        names = ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
+        names = (
+            "do",
+            "tracker",
+            "accelerate",
+            "results",
+            "keep",
+            "bounds",
+            "hardware",
+            "max_cut",
+            "max_cells",
+        )
         sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain and not self._has_credentials(plain) else None
@@ -496,7 +580,7 @@ class _Opening:
         if why := self._in_toy_world(tree, where):
             self._report(why)
             return None
-        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}):
+        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "published", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
             else:
@@ -524,7 +608,7 @@ class _Opening:
     def _valid(self, record: type[M], plain: Tree, where: Where, section: str = "") -> M | None:
         """The record of a part of the config, or None; all its problems are reported."""
         missing = [key for key, value in leaves(plain, section) if value == "???"]
-        self.problems += [f"{key} must be set: add {key}=... ({where.of(key)})" for key in missing]
+        self.problems += [f"{key} must be set: add {key}=... ({where.of(key)})" for key in _to_set(missing)]
         try:
             return record.model_validate(plain)
         except ValidationError as error:
@@ -543,9 +627,22 @@ class _Opening:
         return None
 
 
+OF_BENCHMARK = re.compile(r"(\$\{scale\.judged_\w+\.)\w+\}")  # a decoding that the scale gives, by benchmark
+
+
 def _choices(group: str, value: Any) -> list[Any]:
     """The choices of a group in one value: several evaluations are a list."""
     return value if group == "judge" and isinstance(value, list) else [value]
+
+
+def _to_set(keys: Sequence[str]) -> list[str]:
+    """The keys to set for missing ones: one that several evaluations of a suite lack is set for all."""
+    lacking: dict[str, list[str]] = {}
+    for key in keys:
+        name = key.removeprefix(f"{MEMBERS}.").partition(".")[2] if key.startswith(f"{MEMBERS}.") else ""
+        shared = name and "." not in name and name not in OF_A_BENCHMARK
+        lacking.setdefault(f"judge.{name}" if shared else key, []).append(key)
+    return [key if len(some) > 1 else some[0] for key, some in lacking.items()]
 
 
 def _unshared(name: str, judges: Tree, where: Where) -> str:

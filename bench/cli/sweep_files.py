@@ -89,6 +89,7 @@ def is_session(key: str) -> bool:
         "keep",
         "bounds",
         "hardware",
+        "max_cut",
         "max_cells",
         "hydra",
     )
@@ -325,8 +326,8 @@ class Parts:
         if not axes or kind in axes or any(key in self.common for key in AXES):
             return None
         if kind == "real":
-            return f"{where} asks about the controlled world alone: take scale=world, got scale={scale}"
-        return f"{where} asks about pretrained models: take their scale, such as scale=zephyr_7b, got scale={scale}"
+            return f"{where} is only about the controlled world, got scale={scale}: use scale=world"
+        return f"{where} is only about pretrained models, got scale={scale}: use one of their scales, such as scale=zephyr_7b"
 
 
 def parts_of(written: Tree, where: str) -> Parts:
@@ -393,8 +394,9 @@ RECORDED = {"model": "sizes", "data": "rows", "sft": "rows"}  # Records in confi
 
 class OwnConfigs(FileConfigSource):
     """Hydra's source of bench's own config files, without their records that are no settings. A method's file
-    holds its learning rates as `rates`, by scale; here they become the scales' `learning_rate`, by method, so
-    that adding a method touches no scale file and a sweep can set all rates of a scale in one place."""
+    holds its learning rates as `rates` and further settings as `by_scale`, by scale; here they become the
+    scales' `learning_rate` and `settings`, by method, so that adding a method touches no scale file and a
+    sweep can set all rates of a scale in one place."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         result = super().load_config(config_path)
@@ -402,25 +404,33 @@ class OwnConfigs(FileConfigSource):
         if Path(self.path) != CONF or not isinstance(result.config, DictConfig):
             return result
         if path.parent.name == "method":
-            result.config.pop("rates", None)
+            for name in OF_SCALES:
+                result.config.pop(name, None)
         if what := RECORDED.get(path.parent.name):
             result.config.pop(what, None)
-        if path.parent.name == "scale" and (rates := _rates().get(path.stem)):
-            result.config = OmegaConf.merge({"learning_rate": rates}, result.config)
+        if path.parent.name == "scale":
+            of_methods = {field: _of_methods(name).get(path.stem, {}) for name, field in OF_SCALES.items()}
+            result.config = OmegaConf.merge(of_methods, result.config)
         return result
 
 
+OF_SCALES = {
+    "rates": "learning_rate",
+    "by_scale": "settings",
+}  # Sections of a method's file: fields of a scale.
+
+
 @cache
-def _rates() -> dict[str, dict[str, float]]:
-    """Learning rates by scale and method; methods are in the order of tables."""
+def _of_methods(section: str) -> dict[str, dict[str, Any]]:
+    """A section of the methods' files by scale and method; methods are in the order of tables."""
     order = [*METHODS, *sorted(path.stem for path in (CONF / "method").glob("*.yaml"))]
-    rates: dict[str, dict[str, float]] = {}
+    by_scale: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(order):
         path = CONF / "method" / f"{name}.yaml"
-        config: Any = OmegaConf.load(path) if path.exists() else {}
-        for scale, rate in config.get("rates", {}).items():
-            rates.setdefault(scale, {})[name] = rate
-    return rates
+        config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+        for scale, value in config.get(section, {}).items():
+            by_scale.setdefault(scale, {})[name] = value
+    return by_scale
 
 
 def _check_values(value: Any, key: str, where: str) -> None:
@@ -670,20 +680,25 @@ def _grids_of(
 
 
 def is_path(group: str, value: Any) -> bool:
-    """Whether a group's choice is a model's folder: `model=DIR`, with a slash, is short for model=local
-    model.path=DIR."""
+    """Whether a group's choice is a model's folder, with a slash: `model=DIR` is short for model=local
+    model.path=DIR, and `model=NAME:DIR` for model=NAME model.path=DIR."""
     return group == "model" and isinstance(value, str) and ("/" in value or value.startswith("~"))
 
 
+NAMED_FOLDER = re.compile(r"(\w+):(.+)")  # model=NAME:DIR
+
+
 def full_point(point: Point) -> dict[str, Any]:
-    """A point with the short forms `model=DIR` and `judge=[a,b]` expanded to settings of a cell. Raises
+    """A point with the short forms `model=DIR`, `model=NAME:DIR` and `judge=[a,b]` expanded to settings of a cell. Raises
     BadSweep for a list of judges that names one twice, or none."""
     full: dict[str, Any] = {}
     for key, value in point.items():
         if key == "judge" and isinstance(value, list):
-            full |= _evaluations(value)
-        elif key == "judge.judges" and isinstance(value, dict) and isinstance(full.get(key), dict):
-            full[key] = {label: full[key].get(label, {}) | own for label, own in value.items()}
+            full |= full_point(_evaluations(value, point.get("judge.judges")))
+        elif key == "judge.judges" and key in full:  # it was read with the list
+            continue
+        elif is_path(key, value) and (named := NAMED_FOLDER.fullmatch(value)):
+            full |= {"model": named[1], "model.path": named[2]}
         elif is_path(key, value):
             full |= {"model": "local", "model.path": value}
             full.setdefault("model.name", as_name(user_path(value).name))
@@ -698,10 +713,8 @@ def full_point(point: Point) -> dict[str, Any]:
     return full
 
 
-def _evaluations(judges: list[Any]) -> dict[str, Any]:
-    """Settings of a cell with several evaluations, each with the name of its judge as its label."""
-    if len(judges) == 1:
-        return {"judge": judges[0]}
+def _evaluations(judges: list[Any], settings: Any) -> Point:
+    """A cell with several evaluations, each with the name of its judge as its label, and their own settings."""
     if not judges:
         raise BadSweep("judge must be a list of one judge or more, got an empty list")
     if twice := [judge for n, judge in enumerate(judges) if judge in judges[:n]]:
@@ -709,7 +722,12 @@ def _evaluations(judges: list[Any]) -> dict[str, Any]:
         raise BadSweep(
             f"judge must be a list of different judges, got {twice[0]} twice; to use it twice, give labels: {way_out}"
         )
-    return {"judge": name_of(SuiteJudge), "judge.judges": {str(judge): {"judge": judge} for judge in judges}}
+    if len(judges) == 1 and settings is None:
+        return {"judge": judges[0]}
+    by_label: dict[str, Any] = {str(judge): {"judge": judge} for judge in judges}
+    for label, own in settings.items() if isinstance(settings, dict) else ():
+        by_label[label] = by_label.get(label, {}) | own if isinstance(own, dict) else own
+    return {"judge": name_of(SuiteJudge), "judge.judges": by_label}
 
 
 def unfold(grids: Sequence[Grid]) -> list[Point]:

@@ -16,6 +16,7 @@ from bench.forecast.compute_table import SizeReport as Sizes
 from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
 from bench.forecast.row_counts import data_lines
 from bench.forecast.stage_time import StageForecast, estimates
+from bench.planning.inputs import single
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.records import grouped
@@ -23,6 +24,7 @@ from bench.report import Sweep
 from bench.runner.local_pool import pool_size
 from bench.runner.progress_view import clock, makespan_s
 from bench.store.keys import Stage
+from bench.store.stage_settings import LanguageJudgeSettings
 from bench.store.store import Store
 from bench.terminal import Terminal, plain_table, say
 from bench.text_files import BadFile
@@ -49,7 +51,7 @@ def main(opened: CheckedCommand) -> int:
             )
         )
     for line in opened.away:
-        say(f"without  {line}")
+        say(f"missing  {line}")
     if data.refusals:
         raise BadConfig(data.refusals)
     return OK
@@ -122,15 +124,19 @@ def print_plan(
         else ""
     )
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{uncounted}")
-    names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
+    names = ", ".join(sorted({cell.cell.judge.name for cell in single(sweep.cells)}))
     of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
     evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
     console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})")
     by_label = grouped((stage.label, cost) for stage, cost in evaluating.items())
-    for label, some in by_label.items() if len(by_label) > 1 else ():  # members of a jury
+    for label, some in by_label.items() if len(by_label) > 1 else ():  # evaluations, members of a jury
         console.print(f"         {label}: {_cost_words(some)}")
     if of_labels:
         console.print(f"labels   {_cost_words(of_labels)}")
+    asking = [stage for stage in plan.to_do if isinstance(stage.settings, LanguageJudgeSettings)]
+    if away := [stage for stage in asking if stage not in costs]:
+        text = f"{len(away)} stages that ask a judge are not counted: their prompts are not on this machine"
+        console.print(f"         {text}")
     for source in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {source}")
     for place, line in enumerate(data):
@@ -169,7 +175,7 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
                 table.add_row(cell.name, role.label, *numbers, dollars)
     if table.row_count:
         console.whole(table)
-    names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
+    names = ", ".join(sorted({cell.cell.judge.name for cell in single(plan.cells)}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})")
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}")

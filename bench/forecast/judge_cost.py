@@ -11,6 +11,7 @@ characters a token.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from typing import Any
 
 from bench.config import user_path
 from bench.engines.base import silent
-from bench.forecast.row_counts import ScratchData
+from bench.forecast.row_counts import NotHere, ScratchData
 from bench.forecast.stage_time import StageForecast
 from bench.judges import load
 from bench.judges.asked.prices import price_of
@@ -31,7 +32,7 @@ from bench.models.token_counts import counter
 from bench.planning.judging import labels_samples
 from bench.records import Completion, Item, read_completions, read_items, read_verdicts
 from bench.store.keys import Stage
-from bench.store.stage_settings import GenerateSettings, LanguageJudgeSettings, SampleSettings
+from bench.store.stage_settings import GenerateSettings, LanguageJudgeSettings, OpponentData, SampleSettings
 from bench.store.store import Store
 
 CHARACTERS_A_TOKEN = 4.0
@@ -57,12 +58,13 @@ class JudgeCost:
 
 
 def judge_costs(stages: Sequence[Stage], store: Store) -> dict[Stage, JudgeCost]:
-    """Cost of every stage that asks a language model as a judge."""
-    return {
-        stage: _cost(stage, stage.settings, store)
-        for stage in stages
-        if isinstance(stage.settings, LanguageJudgeSettings)
-    }
+    """Cost of every stage that asks a language model as a judge, and whose prompts are on this machine."""
+    costs = {}
+    for stage in stages:
+        if isinstance(stage.settings, LanguageJudgeSettings):
+            with contextlib.suppress(NotHere):
+                costs[stage] = _cost(stage, stage.settings, store)
+    return costs
 
 
 def with_costs(
@@ -87,6 +89,9 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
 
         made = ScratchData(store, Path(scratch), stand_in)
         items = read_items(made.folder(stage.inputs["items"]))
+        if isinstance(getattr(stage.inputs["items"], "settings", None), OpponentData):
+            # Stand-ins of both policies are the same text, and the same text needs no request.
+            items = [replace(i, baseline=[f"{text}." for text in i.baseline or ()]) for i in items]
         completions = read_completions(made.folder(stage.inputs["completions"]))
     generated = getattr(stage.inputs["completions"], "kind", "") == "generate"
     written = "the policy's completions" if generated else "the judged texts"

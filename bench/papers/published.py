@@ -52,15 +52,15 @@ RANGES = {
 }
 UNITS = {"percent": 0.01, "fraction": 1.0}  # Of a rate in [0, 1].
 KINDS = {
-    "win_rate": "win rate",
-    "lc_win_rate": "length-controlled win rate",
+    "win_rate": "a win rate",
+    "lc_win_rate": "a length-controlled win rate",
     "duel": "wins in a head to head",
-    "rating": "rating",
+    "rating": "a rating",
     "task": "accuracy on a task",
-    "judge_accuracy": "accuracy of the policy as a judge",
-    "human": "judgements of human raters",
-    "other": "rate of another kind",
-    "length": "length",
+    "judge_accuracy": "the accuracy of the policy as a judge",
+    "human": "of human raters",
+    "other": "a rate of another kind",
+    "length": "a length",
 }
 
 
@@ -495,8 +495,8 @@ def beside(written: Any) -> tuple[list[Beside], list[str]]:
     """Tables that the `published:` part of a sweep file names, and the faults of the part.
 
     It maps each table to its roles, and each role to values of a row of ours (written as axes, and `differs: TEXT`
-    for what is unlike the paper) or to the reason why there is none. In a table with `each`, the roles stand under
-    its values.
+    for what is unlike the paper) or to the reason why there is none. `every` holds values of all its rows. In a
+    table with `each`, the roles stand under its values.
     """
     if not isinstance(written, dict):
         return [], [f"published must map published tables to their roles, got {describe(written)}"]
@@ -517,14 +517,18 @@ def beside(written: Any) -> tuple[list[Beside], list[str]]:
                 problems.append(f"{place}: expected one of {', '.join(table.values)}")
             elif not isinstance(part, dict):
                 problems.append(f"{place} must map roles to rows of ours, got {describe(part)}")
+            elif not isinstance(every := part.get("every", {}), dict):
+                problems.append(f"{place}.every must be values of rows, got {describe(every)}")
             else:
                 for role, ours in part.items():
+                    if role == "every":
+                        continue
                     if role not in table.roles:
                         problems.append(f"{place}: unknown role {role!r}; known: {', '.join(table.roles)}")
                     elif isinstance(ours, str):
                         found[value, role] = OurRole(None, ours)
                     elif isinstance(ours, dict) and isinstance(ours.get("differs", ""), str):
-                        where = {key: item for key, item in ours.items() if key != "differs"}
+                        where = every | {key: item for key, item in ours.items() if key != "differs"}
                         found[value, role] = OurRole(where, "", ours.get("differs", ""))
                     else:
                         what = "values of a row, or the reason why there is none"

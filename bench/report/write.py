@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from bench.output_files import OutputFiles
-from bench.report import fairness, figures, findings
+from bench.records import grouped
+from bench.report import fairness, figures, findings, published
 from bench.report.completions import samples
 from bench.report.csv_rows import flat_rows
 from bench.report.groups import Grid, Group, method_name, pool
@@ -24,6 +26,7 @@ from bench.report.tables import (
     FINDINGS,
     HOW_TO_READ,
     JUDGES,
+    OPPONENTS,
     Table,
     comparison_table,
     latex,
@@ -57,16 +60,16 @@ class Paths:
 def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     """Write the files of a sweep and each cell's findings.json; the same rows give the same bytes.
 
-    A sweep has table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, fairness.json,
-    findings.md, figures/ and completions/.
+    A sweep has table.md .csv .tex, differences.csv, pairs.csv, published.csv, cells.parquet, plan.json,
+    fairness.json, findings.md, figures/ and completions/.
     """
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
     pooled = pool(rows)
     store = Store(results / "store")
     cells = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
-    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
+    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store, sweep.max_cut)
     finding_lines = findings.lines(pooled.groups, of_cell)
-    table = comparison_table(pooled, sweep.expectations)
+    table = comparison_table(pooled, sweep.expectations, sweep.max_cut)
     marks = [
         f" {fairness.MARK}" if any(r.cell.key in certificate.differs for r in group.rows) else ""
         for group in pooled.groups
@@ -75,12 +78,38 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
         [number, method + mark, *rest]
         for (number, method, *rest), mark in zip(table.rows, marks, strict=True)
     ]
+    line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
+    flat = [
+        {"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)
+    ]
+    names = {group.key: group.name for group in pooled.groups}
+    numbers = {group.key: group.number for group in pooled.groups}
+    pairs = [
+        {
+            **_labelled(label, pooled),
+            "first_row": numbers[a],
+            "second_row": numbers[b],
+            "first": names[a],
+            "second": names[b],
+            **_comparison(pair),
+        }
+        for label, part in pooled.parts.items()
+        for (a, b), pair in part.pairs.items()
+        if pair is not None
+    ]
+    configs = {row.cell.key: row.cell.cell.model_dump(mode="json") for row in rows}
+    compared = published.compare(sweep.published, published.numbers_of(configs, flat, pairs))
     passports = passport_lines(sweep, results, link=True)
     written = table.with_notes({JUDGES: passports, FAIRNESS: certificate.lines(), FINDINGS: finding_lines})
     shown = table.with_notes(
-        {JUDGES: passport_lines(sweep, results), **_shortened(certificate.short(), finding_lines, folder)}
+        {
+            published.PUBLISHED: published.lines(compared, f"{folder}/table.md"),
+            JUDGES: passport_lines(sweep, results),
+            **_shortened(certificate.short(), finding_lines, folder),
+        }
     )
-    out.write(folder / "table.md", markdown(sweep.title, f"python -m bench {sweep.command}", written))
+    text = markdown(sweep.title, f"python -m bench {sweep.command}", written) + published.markdown(compared)
+    out.write(folder / "table.md", text)
     out.write(folder / "table.tex", latex(written))
     out.write(folder / "fairness.json", json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))
     out.write(folder / "findings.md", findings.markdown(sweep.title, rows, of_cell))
@@ -92,10 +121,6 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
             )
         else:
             out.remove(path)
-    line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
-    flat = [
-        {"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)
-    ]
     out.write(folder / "table.csv", csv_text(flat))
     out.write(
         folder / "differences.csv",
@@ -108,19 +133,14 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
             ]
         ),
     )
-    names = {group.key: group.name for group in pooled.groups}
-    pairs = [
-        {**_labelled(label, pooled), "first": names[a], "second": names[b], **_comparison(pair)}
-        for label, part in pooled.parts.items()
-        for (a, b), pair in part.pairs.items()
-        if pair is not None
-    ]
     out.write(folder / "pairs.csv", csv_text(pairs))
+    if compared:
+        out.write(folder / "published.csv", csv_text(published.csv_lines(compared)))
     out.write(folder / "cells.parquet", _parquet(flat))
     out.write(folder / "plan.json", json.dumps(_plan(sweep), indent=1))
     for row in rows:
-        if text := samples(row, store):
-            out.write(folder / "completions" / f"{row.cell.name}.md", text)
+        if sample := samples(row, store):
+            out.write(folder / "completions" / f"{row.cell.name}.md", sample)
     drawn = _write_figures(out, pooled, sweep.title, folder / "figures")
     return Paths(folder, drawn, shown, out.lines())
 
@@ -133,7 +153,7 @@ def _labelled(label: str, pooled: Grid) -> dict[str, str]:
 def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> list[Path]:
     """Paths of the PNGs written. Figures that this sweep no longer has are removed."""
     drawn = figures.draw(pooled, title)
-    for path in folder.glob("win_rate_by_*") if folder.is_dir() and not folder.is_symlink() else ():
+    for path in folder.glob("*_by_*") if folder.is_dir() and not folder.is_symlink() else ():
         if path.name not in drawn:
             out.remove(path)
     written = [folder / name for name, content in drawn.items() if out.write(folder / name, content)]
@@ -237,7 +257,7 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
 
 
 def print_comparison(sweep: Sweep, rows: Sequence[CellRow]) -> None:
-    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
+    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations, sweep.max_cut))
 
 
 MATTERS = (
@@ -254,22 +274,31 @@ MATTERS = (
 )
 
 
+AGAINST = re.compile(rf" vs ({'|'.join(OPPONENTS)}) %$")  # A win rate's column that names its opponent.
+
+
 def columns_that_fit(table: Table, width: int) -> list[int]:
     """Indices of the columns that fit in `width` characters, in table order.
 
-    The columns of MATTERS are taken first.
+    The row's first columns and the first number of each evaluation are taken first, then the settings, then
+    the columns of MATTERS.
     """
-    widths = [max(map(len, texts)) + 2 for texts in zip(table.columns, *table.rows, strict=True)]
+    widths = [max(map(len, texts)) + 2 for texts in zip(_heads(table), *table.rows, strict=True)]
+    names = [AGAINST.sub(" %", table.placed(column)[1]) for column in table.columns]
     n_settings = table.columns.index("seeds") + 1 if "seeds" in table.columns else 2
+    of_label: dict[str, list[int]] = {}
+    for k, column in enumerate(table.columns):
+        of_label.setdefault(table.placed(column)[0], []).append(k)
+    headlines = [of_label[label][0] for label in table.evaluations if label in of_label]
     order = sorted(
         range(len(widths)),
         key=lambda k: (
             k >= n_settings,
-            MATTERS.index(name) if (name := table.columns[k]) in MATTERS else len(MATTERS),
+            MATTERS.index(names[k]) if names[k] in MATTERS else len(MATTERS),
             k,
         ),
     )
-    first = [k for k in order if table.columns[k] in MATTERS[:3]]
+    first = [k for k in order if AGAINST.sub(" %", table.columns[k]) in MATTERS[:3]] + headlines
     chosen: list[int] = []
     for k in [*first, *(k for k in order if k not in first)]:
         if sum(widths[one] for one in chosen) + widths[k] - 2 <= width:
@@ -277,11 +306,24 @@ def columns_that_fit(table: Table, width: int) -> list[int]:
     return sorted(chosen)
 
 
+def _heads(table: Table) -> list[str]:
+    """The longest line of each column's head."""
+    return [max(table.placed(column), key=len) for column in table.columns]
+
+
+def _named(table: Table, columns: Sequence[str]) -> str:
+    """Names of columns in words, each evaluation's after its label."""
+    by_label = grouped(table.placed(column) for column in columns)
+    return "; ".join(
+        f"{label}: {', '.join(names)}" if label else ", ".join(names) for label, names in by_label.items()
+    )
+
+
 def print_table(title: str, table: Table, where: str = "") -> None:
     """Print a title, the table and the lines under it.
 
     A terminal shows only the columns that fit, and names the others and the file (`where`) with all columns.
-    Piped output has all columns.
+    Piped output has all columns. The label of an evaluation stands above the names of its columns.
     """
     console = Terminal(soft_wrap=True)
     if console.is_terminal and where:
@@ -289,7 +331,7 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         left = [column for k, column in enumerate(table.columns) if k not in kept]
         rows = [[row[k] for k in kept] for row in table.rows]
         hidden = (
-            [f"Columns that do not fit on this screen: {', '.join(left)}. All columns are in {where}."]
+            [f"Columns that do not fit on this screen: {_named(table, left)}. All columns are in {where}."]
             if left
             else []
         )
@@ -299,7 +341,10 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         )
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in table.columns:
-        shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+        head = "\n".join(filter(None, table.placed(column)))
+        shown.add_column(
+            head, justify="left" if column == "method" else "right", no_wrap=True, vertical="bottom"
+        )
     for row in table.rows:
         shown.add_row(*row)
-    print_titled(title, shown, table.notes)
+    print_titled(title, shown, table.notes, table.above)

@@ -33,9 +33,10 @@ def test_every_metric_is_used_and_every_source_article_has_tables() -> None:
 def test_every_number_is_the_one_first_written_down() -> None:
     """Each value of each row; where the first notes give a row no approx or note, neither has ours."""
     paths = sorted(PUBLISHED_NUMBERS.glob("*.yaml"))
-    assert {path.stem for path in paths} == set(tables())
-    for path in paths:
-        first, ours = yaml.safe_load(path.read_text()), tables()[path.stem]
+    by_id = {path.stem.removeprefix("hf_"): yaml.safe_load(path.read_text()) for path in paths}
+    assert by_id.keys() == tables().keys()
+    for name, first in by_id.items():
+        ours = tables()[name]
         columns = [*first["factors"], *first["metrics"]]
         assert [*ours.factors, *ours.metrics] == columns
         assert ours.records == [dict.fromkeys(columns) | row for row in first["rows"]]
@@ -165,7 +166,7 @@ def test_a_rating_has_no_standard_error_and_a_picture_no_value() -> None:
     rating = tables()["spin_mt_bench_and_bb"].theirs("spin_0", "sft", "mt_bench")
     assert rating.value == pytest.approx(0.52) and rating.standard_error is None
     assert tables()["dpo_hh_temperature"].theirs("dpo_1", "preferred_ft", "win_rate").value is None
-    assert tables()["hf_pref_tuning_mt_bench"].is_picture
+    assert tables()["pref_tuning_mt_bench"].is_picture
 
 
 def test_raw_and_length_controlled_rates_that_disagree_have_a_word_each() -> None:
