@@ -17,6 +17,7 @@ from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
 from bench.forecast.power import power_lines
 from bench.forecast.row_counts import data_lines
 from bench.forecast.stage_time import StageForecast, estimates
+from bench.planning.inputs import single
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.records import grouped
@@ -122,12 +123,12 @@ def print_plan(
         else ""
     )
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{uncounted}")
-    names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
+    names = ", ".join(sorted({cell.cell.judge.name for cell in single(sweep.cells)}))
     of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
     evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
     console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})")
     by_label = grouped((stage.label, cost) for stage, cost in evaluating.items())
-    for label, some in by_label.items() if len(by_label) > 1 else ():  # members of a jury
+    for label, some in by_label.items() if len(by_label) > 1 else ():  # evaluations, members of a jury
         console.print(f"         {label}: {_cost_words(some)}")
     if of_labels:
         console.print(f"labels   {_cost_words(of_labels)}")
@@ -177,7 +178,7 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
                 table.add_row(cell.name, role.label, *numbers, dollars)
     if table.row_count:
         console.whole(table)
-    names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
+    names = ", ".join(sorted({cell.cell.judge.name for cell in single(plan.cells)}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})")
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}")
