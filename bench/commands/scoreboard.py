@@ -212,7 +212,8 @@ def headline(lines: Sequence[ScoreboardLine]) -> list[str]:
     words = "; ".join(f"{counted[word]} {word}" for word in Word if counted[word]) or "none yet"
     return [
         f"Of {total} orders listed from the papers (bench/papers/tables), {known} have a standard error: "
-        f"{counts['within']} of these ({share}) lie within their own noise (two standard errors). {counts['no standard error']} have none (ratings, or no number of prompts), "
+        f"{counts['within']} of these ({share}) lie within their own noise (two standard errors). "
+        f"{counts['no standard error']} have none (ratings, or no number of prompts), "
         f"{counts['slip or picture']} are published as pictures or rest on a slip of the source.",
         f"Run here on several seeds and comparable: {words}.",
     ]
