@@ -7,6 +7,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -527,27 +528,21 @@ class _Opening:
         self, groups: Mapping[str, str], of_sweep: bool = True
     ) -> tuple[Tree, dict[str, str]] | None:
         """(config, choice of each group), composed once for each combination of choices. Composing takes 0.1
-        s, setting a value no time."""
-        sweep = [f"+sweep={self.sweep}"] if self.sweep and of_sweep else []
-        words = [
+        s, setting a value no time. A sweep of ours is merged afterwards, so that sweeps share compositions."""
+        foreign = self.sweep and sweeps.sweep_path(self.sweep, self.command.folders).parent != SWEEPS
+        words = (
             *(f"{group}={choice}" for group, choice in sorted(groups.items())),
-            *sweep,
+            *([f"+sweep={self.sweep}"] if foreign and of_sweep else []),
             *self._hydra_words(),
-        ]
-        if (key := tuple(words)) not in self._composed:
-            self._composed[key] = None
+        )
+        if words not in self._composed:
+            self._composed[words] = None
             try:
-                config = compose("config", overrides=words, return_hydra_config=True)
+                own = not (foreign or self._hydra_words())
+                self._composed[words] = (_composed if own else _composed.__wrapped__)(words)
             except Exception as error:  # Hydra's errors have no common class
                 self.problems.append(f"cannot compose {' '.join(words)}: {one_line(error)}")
-            else:
-                tree: Any = OmegaConf.to_container(config)
-                hydra = tree.pop("hydra")
-                self._composed[key] = (
-                    tree | {"hydra": {"launcher": hydra["launcher"]}},
-                    hydra["runtime"]["choices"],
-                )
-        return self._composed[key]
+        return self._composed[words]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
         names = (
@@ -579,7 +574,6 @@ class _Opening:
         """The cell of a composed config, or None; all its problems are reported."""
         if why := self._in_toy_world(tree, where):
             self._report(why)
-            return None
         for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "published", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
@@ -658,6 +652,14 @@ def _unshared(name: str, judges: Tree, where: Where) -> str:
         )
     known = sorted({key for section in judges.values() for key in section})
     return unknown("key", key, known, where.of(key), "judge")
+
+
+@cache
+def _composed(words: tuple[str, ...]) -> tuple[Tree, dict[str, str]]:
+    """(config, choice of each group) of words for Hydra."""
+    tree: Any = OmegaConf.to_container(compose("config", overrides=list(words), return_hydra_config=True))
+    hydra = tree.pop("hydra")
+    return tree | {"hydra": {"launcher": hydra["launcher"]}}, hydra["runtime"]["choices"]
 
 
 def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:

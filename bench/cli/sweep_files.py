@@ -308,12 +308,13 @@ class Parts:
         return frozenset(key for part in (self.common, self.of_kind.get(kind, {})) for key, _ in leaves(part))
 
     def merged(self, tree: Tree, kind: str) -> Tree:
-        """A composed config that holds the whole file, with the part of `kind` merged over the rest. A part's
-        axes or grids replace the file's; its expectations are added."""
+        """A composed config with the file's keys over it, and the part of `kind` over them. A part's axes or
+        grids replace the file's; its expectations are added."""
         part, world = self.of_kind.get(kind, {}), tree.get("world")
         tree = {key: value for key, value in tree.items() if key != "real" or not isinstance(value, dict)}
-        if isinstance(world, dict) and "world" in self.of_kind:
+        if isinstance(world, dict) and "world" in self.of_kind:  # Hydra merged the whole of a user's file
             tree["world"] = {key: world[key] for key in world if key not in self.of_kind["world"]} or None
+        tree = merged(tree, self.common)
         if any(key in part for key in AXES):
             tree = {key: value for key, value in tree.items() if key not in AXES}
         if EXPECT in part and isinstance(tree.get(EXPECT), list) and isinstance(part[EXPECT], list):

@@ -76,7 +76,14 @@ def test_a_good_command_goes_through_hydra(run_bench: RunBench, tmp_path: Path, 
     """With -m or not, with axes, and with a key that Hydra's own composing would refuse: only the sweep's model has it."""
     flag = write_sweep(tmp_path / "mine", "axes: {model: [local], method.beta: [0.1, 0.3]}")
     done = run_bench(
-        "-m", flag, "+sweep=mine", f"model.path={model_folder}", "method=ipo,kto", "do=plan", "tracker=none"
+        "-m",
+        flag,
+        "+sweep=mine",
+        f"model.path={model_folder}",
+        "data=world",
+        "method=ipo,kto",
+        "do=plan",
+        "tracker=none",
     )
     assert done.returncode == 0, done.stderr
     assert "ipo-beta0.3-local-s0" in done.stdout and "kto-beta0.1-local-s0" in done.stdout
@@ -221,7 +228,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["method.beta=${scale.foo}"],
             ["method.beta: Interpolation key 'scale.foo' not found (method.beta=${scale.foo} on the command line)"],
         ),
-        (["model=local"], ["model.path must be set: add model.path=... (model.path of model=local)"]),
+        (["model=local", "data=world"], ["model.path must be set: add model.path=... (model.path of model=local)"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and not value[0].count(" ") else "",
 )  # fmt: skip
@@ -415,7 +422,7 @@ def test_a_model_folder_that_lacks_something_is_refused(
     problems: Problems, model_folder: Path, removed: str, missing: str
 ) -> None:
     (model_folder / removed).unlink()
-    (problem,) = problems("model=local", f"model.path={model_folder}")
+    (problem,) = problems("model=local", "data=world", f"model.path={model_folder}")
     assert problem.startswith(
         "model.path must hold config.json, a tokenizer and weights as safetensors, got "
     )
