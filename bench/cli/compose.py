@@ -449,6 +449,8 @@ class _Opening:
                     for key, value in decoding.items()
                 }
             return
+        if judge["items"] == "???":  # reported elsewhere
+            return
         tokens = tree["scale"]["judged_tokens"]
         n = tokens[decoding["max_new_tokens"].rpartition(".")[2].removesuffix("}")]
         method = tree.get("method")

@@ -14,6 +14,7 @@ from bench.forecast import compute_table
 from bench.forecast.compute_table import CELL_COLUMNS, STAGE_COLUMNS
 from bench.forecast.compute_table import SizeReport as Sizes
 from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
+from bench.forecast.power import power_lines
 from bench.forecast.row_counts import data_lines
 from bench.forecast.stage_time import StageForecast, estimates
 from bench.planning.inputs import single
@@ -40,7 +41,9 @@ def main(opened: CheckedCommand) -> int:
     workers = pool_size(session.launcher, session.accelerate.gpus)
     assert isinstance(session.do, PlanVerb)
     if plan.to_do:
-        print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
+        print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs)
+        _print_lines("data", data.lines)
+        _print_lines("apart", power_lines(sweep, session.results_dir / "sweeps" / sweep.name))
     else:
         cells = "its cell is" if len(sweep.cells) == 1 else f"all {len(sweep.cells)} cells are"
         say(f"{sweep.name}: nothing to do, {cells} finished; do=report prints the table")
@@ -74,12 +77,8 @@ def print_plan(
     forecast: Mapping[Stage, StageForecast],
     workers: int,
     costs: Mapping[Stage, JudgeCost],
-    data: Sequence[str] = (),
 ) -> None:
-    """Print cells, unique stages by kind, and forecasts of time, tokens and judge cost.
-
-    `data`: lines about the rows of the data.
-    """
+    """Print cells, unique stages by kind, and forecasts of time, tokens and judge cost."""
     console = Terminal(soft_wrap=True, highlight=False)
     cells = plain_table(f"{sweep.name}: {len(sweep.cells)} cells", ("cell", "to do", "done"))
     to_do = set(plan.to_do)
@@ -139,8 +138,13 @@ def print_plan(
         console.print(f"         {text}")
     for source in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {source}")
-    for place, line in enumerate(data):
-        console.plain(f"{'' if place else 'data':<9}{line}")
+
+
+def _print_lines(title: str, lines: Sequence[str]) -> None:
+    """Print lines that belong together, the first one after their title."""
+    console = Terminal(soft_wrap=True, highlight=False)
+    for place, line in enumerate(lines):
+        console.plain(f"{'' if place else title:<9}{line}")
 
 
 def print_sizes(sizes: Sizes | None) -> None:
@@ -157,8 +161,7 @@ def print_sizes(sizes: Sizes | None) -> None:
             table.add_row(*row)
         if rows:
             console.whole(table)
-    for place, line in enumerate(sizes.lines if sizes else ()):
-        console.plain(f"{'' if place else 'size':<9}{line}")
+    _print_lines("size", sizes.lines if sizes else ())
 
 
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:

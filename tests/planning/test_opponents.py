@@ -11,10 +11,12 @@ import pytest
 from bench import methods
 from bench.cli.compose import open_command
 from bench.commands.planned_sweep import with_start_cells
+from bench.forecast.judge_cost import judge_costs
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
 from bench.store.keys import Stage
 from bench.store.stage_settings import LocalPromptData
+from bench.store.store import Store
 
 Problems = Callable[..., list[str]]
 JURY = "judge.judges={a: {judge: alpaca_eval, model: x}, b: {judge: alpaca_eval, model: y}}"
@@ -120,3 +122,19 @@ def test_an_opponent_that_cannot_be_is_refused(
         "a file of completions has none"
         in problems(*asked, f"completions={written}", "judge.opponent=start")[0]
     )
+
+
+def test_a_plan_counts_the_requests_between_two_policies(own: tuple[str, ...], tmp_path: Path) -> None:
+    """Neither policy's completions exist yet; their stand-ins differ, and are as long as the items' baselines."""
+    items = tmp_path / "items.json"
+    items.write_text(json.dumps([{"instruction": "a", "output": "b c"}, {"instruction": "d", "output": "e"}]))
+    words = (
+        *own,
+        "method=dpo",
+        "judge=alpaca_eval",
+        "judge.model=x",
+        f"judge.items={items}",
+        "judge.opponent=start",
+    )
+    costs = judge_costs(planned(*words)[-1].stages, Store(tmp_path / "store"))
+    assert [cost.requests for cost in costs.values()] == [2]
