@@ -86,7 +86,7 @@ def test_mistakes_in_a_part_are_told_with_their_place(
     [
         ("world: {axes: {seed: [0]}}", "scale=zephyr_7b", "is only about the controlled world, got scale=zephyr_7b: use scale=world"),
         ("real: {axes: {seed: [0]}}", "", "is only about pretrained models, got scale="),
-        ("axes: {data: world_habits}", "scale=zephyr_7b model.path=DIR", "scale=zephyr_7b is for pretrained models, and data=world_habits (data in "),
+        ("axes: {data: world_habits}", "scale=zephyr_7b model.path=DIR", "is for pretrained models, and data=world_habits (data in "),
         ("axes: {seed: [0]}", "scale=llm", "scale=llm is for pretrained models, and model=world_medium and data=world for "),
         ("axes: {seed: [0]}", "scale=llm model=DIR", "scale=llm is for pretrained models, and data=world for the"),
         ("real: {seed: 1}\naxes: {seed: [0]}", "scale=world,llm model=DIR data=world", "has settings of its own for pretrained models: "),
