@@ -135,22 +135,21 @@ class Files:
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if places is not None and has_position_table(config):
                 self._check_new_tokens(cell, places, source.path, where)
-            if model.base is not None:
-                read_base = partial(model_folder, bounds=self.bounds, key="model.base")
-                base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
-                compared = (
-                    isinstance(cell["method"], dict) and cell["method"].get("judging_reference") == "base"
+        if model is not None and source is not None and model.base is not None:
+            read_base = partial(model_folder, bounds=self.bounds, key="model.base")
+            base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
+            compared = isinstance(cell["method"], dict) and cell["method"].get("judging_reference") == "base"
+            if (
+                base is not None
+                and source.path.is_dir()
+                and compared
+                and not reads_alike(source.path, self._with_template_of(base, source.path))
+            ):
+                text = f"method.judging_reference=base compares log-probs of the same tokens, and {base}"
+                way_out = "set model.base to the model that it was tuned from"
+                self.problems.append(
+                    f"{text} reads an answer as other tokens than {source.path}: {way_out} ({where.of('model.base')})"
                 )
-                if (
-                    base is not None
-                    and compared
-                    and not reads_alike(source.path, self._with_template_of(base, source.path))
-                ):
-                    text = f"method.judging_reference=base compares log-probs of the same tokens, and {base}"
-                    way_out = "set model.base to the model that it was tuned from"
-                    self.problems.append(
-                        f"{text} reads an answer as other tokens than {source.path}: {way_out} ({where.of('model.base')})"
-                    )
         if isinstance(folder := forgetting.get("include_path"), str):
             self._read_once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method_facts(method) is Written:

@@ -86,7 +86,7 @@ def test_every_sweep_file_opens_with_question_expectation_and_command(path: Path
     parts = [r"# Question: .+\?.*\n(#   .+\n)*", r"# Expected: .+\n(#   .+\n)*"]
     told = r"(# (Came out|Chosen|Tried)\b.+\n(#   .+\n)*)*"  # what was tried, and what came of it
     command = rf"# python -m bench \+sweep={path.stem}"
-    parts.append(rf"{told}{command}( +# .+)?\n({command} .+\n)*{told}[^#]")
+    parts.append(rf"{told}{command}( .+)?\n({command} .+\n)*{told}[^#]")
     wanted = f"{path} must open with comments `# Question: ...?`, `# Expected: ...` and `# python -m bench +sweep={path.stem}`"
     assert re.match("".join(parts), path.read_text()), wanted
     assert question(path).endswith(("?", ")"))
