@@ -115,6 +115,10 @@ class Files:
         model = _valid_section(LocalModel, cell["model"])
         key = "model.path" if model and model.path else "model.hub"
         source = self._model(model, where) if model else None
+        base = None
+        if model is not None and model.base is not None:
+            read_base = partial(model_folder, bounds=self.bounds, key="model.base")
+            base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
         in_messages = self._rows(cell, where)
         if (
             model is not None and source is not None and source.path.is_dir()
@@ -135,17 +139,11 @@ class Files:
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if places is not None and has_position_table(config):
                 self._check_new_tokens(cell, places, source.path, where)
-            if model.base is not None:
-                read_base = partial(model_folder, bounds=self.bounds, key="model.base")
-                base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
+            if base is not None:
                 compared = (
                     isinstance(cell["method"], dict) and cell["method"].get("judging_reference") == "base"
                 )
-                if (
-                    base is not None
-                    and compared
-                    and not reads_alike(source.path, self._with_template_of(base, source.path))
-                ):
+                if compared and not reads_alike(source.path, self._with_template_of(base, source.path)):
                     text = f"method.judging_reference=base compares log-probs of the same tokens, and {base}"
                     way_out = "set model.base to the model that it was tuned from"
                     self.problems.append(
