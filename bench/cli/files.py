@@ -33,19 +33,22 @@ from bench.cli.judge_files import (
     labeller_files,
     labeller_identity,
 )
-from bench.cli.messages import MEMBERS, Tree, Where, short
+from bench.cli.messages import MEMBERS, SOURCES, Tree, Where, short
 from bench.config import (
     Bounds,
     Cell,
     Conversations,
     DatasetData,
+    Form,
     IterativeDpo,
     JuryJudge,
     LanguageJudge,
     LocalData,
     LocalModel,
     Loop,
+    MixtureData,
     ModelJudge,
+    ReadFrom,
     Sft,
     Written,
     is_loop,
@@ -191,16 +194,39 @@ class Files:
             ]
             messages |= read is not None and read[1].messages
         if (section := _valid_section(DatasetData, cell["data"])) is not None and section.kind == "dataset":
-            seen = self._dataset(section, where.of("data.path" if section.path else "data.hub"))
-            form_misfits = misfits(cell | {"data": cell["data"] | {"form": section.form or seen.form}})
-            starts = ("data.form", "data.desirable")
-            self.problems += [
-                f"{text} ({where.of('data.form')})" for key, text in form_misfits if key.startswith(starts)
-            ]
+            seen = self._dataset(section, where.of("data.path" if section.path else "data.hub"), "data")
+            self._check_form(cell, section.form or seen.form, where)
             messages |= seen.messages
+        if (mixture := _valid_section(MixtureData, cell["data"])) is not None:
+            shown = {
+                label: self._dataset(
+                    source,
+                    where.of(f"{SOURCES}.{label}.{'path' if source.path else 'hub'}"),
+                    f"{SOURCES}.{label}",
+                )
+                for label, source in mixture.sources.items()
+            }
+            forms = {of_source.form for of_source in shown.values()} - {None}
+            if mixture.form is None and len(forms) > 1:
+                words = ", ".join(f"{label} {of_source.form}" for label, of_source in shown.items())
+                self.problems.append(
+                    f"the sources of a mixture must be all paired or all unpaired, got {words}; "
+                    f"set data.form=unpaired ({where.of(SOURCES)})"
+                )
+            self._check_form(cell, mixture.form or (forms.pop() if len(forms) == 1 else None), where)
+            messages |= any(of_source.messages for of_source in shown.values())
         if (wanted := _valid_section(Sft, cell.get("sft"))) is not None:
-            messages |= self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub")).messages
+            place = where.of("sft.path" if wanted.path else "sft.hub")
+            messages |= self._dataset(wanted, place, "sft").messages
         return messages
+
+    def _check_form(self, cell: Tree, form: Form | None, where: Where) -> None:
+        """Report settings that do not fit the form of the rows."""
+        form_misfits = misfits(cell | {"data": cell["data"] | {"form": form}})
+        starts = ("data.form", "data.desirable")
+        self.problems += [
+            f"{text} ({where.of('data.form')})" for key, text in form_misfits if key.startswith(starts)
+        ]
 
     def _model(self, section: LocalModel, where: Where | None = None) -> Source | None:
         """A model's folder with its digest, or a model of the hub with its revision; checked once. With
@@ -281,13 +307,16 @@ class Files:
             check_model(path, self.bounds, self.fetches == "all")
         return Source(path, f"hub:models/{section.hub}@{at}")
 
-    def _dataset(self, section: DatasetData | Sft, where: str) -> Shown:
-        """A look at the rows of a public dataset, which is read once."""
+    def _dataset(self, section: ReadFrom | Sft, where: str, key: str) -> Shown:
+        """A look at the rows of a public dataset, which is read once. `key` names the section, for messages."""
         if section.path is None and section.hub is None:  # reported by misfits
             return Shown(None, False)
         fetches = self.fetches != "nothing"
         dataset = self._once(
-            self._datasets, _dataset_identity(section), lambda _: _dataset(section, self.lock, fetches), where
+            self._datasets,
+            _dataset_identity(section),
+            lambda _: _dataset(section, self.lock, fetches, key),
+            where,
         )
         return dataset[1] if dataset else Shown(None, False)
 
@@ -329,16 +358,25 @@ class Files:
         file = cell.method.prompts if isinstance(cell.method, Loop) else None
         prompts = self._source(user_path(file)) if file else None
         public, conversations = self._public(cell.data), self._public(cell.sft)
+        of_mixture = cell.data.sources.items() if isinstance(cell.data, MixtureData) else ()
+        mixture = {label: source for label, section in of_mixture if (source := self._public(section))}
         folder = cell.forgetting.include_path if cell.forgetting else None
         tasks = self._source(user_path(folder)) if folder else None
         return Sources(
-            own or of_hub, rows or public, texts, judge, before, labelling, prompts, conversations, tasks
+            own or of_hub,
+            rows or public,
+            texts,
+            judge,
+            before,
+            labelling,
+            prompts,
+            conversations,
+            tasks,
+            mixture,
         )
 
     def _public(self, section: Any) -> Source | None:
-        dataset = (
-            self._datasets[_dataset_identity(section)] if isinstance(section, (DatasetData, Sft)) else None
-        )
+        dataset = self._datasets[_dataset_identity(section)] if isinstance(section, (ReadFrom, Sft)) else None
         return dataset[0] if dataset else None
 
     def _judge(
@@ -384,21 +422,20 @@ def _valid_section(record: type[M], section: Any) -> M | None:
         return None
 
 
-def _dataset_identity(section: DatasetData | Sft) -> str:
+def _dataset_identity(section: ReadFrom | Sft) -> str:
     """Identity of a public dataset's source; each source is read once for all cells."""
     names = ("hub", "revision", "path", "train_files", "heldout_files", "reading")
     return repr([getattr(section, name, None) for name in names])
 
 
-def _dataset(section: DatasetData | Sft, lock: Path, fetches: bool) -> tuple[Source, Shown]:
+def _dataset(section: ReadFrom | Sft, lock: Path, fetches: bool, key: str) -> tuple[Source, Shown]:
     """A public dataset's source and a look at its rows. Raises ValueError where it cannot be fetched or read.
 
     A copy is identified by its files' content. A dataset of the hub is identified by its revision, so a
     command that reads no rows needs no files.
     """
-    reading = section.reading if isinstance(section, DatasetData) else Conversations(reader="conversations")
-    train, heldout = section.train_files, section.heldout_files if isinstance(section, DatasetData) else ()
-    key = "data" if isinstance(section, DatasetData) else "sft"
+    reading = section.reading if isinstance(section, ReadFrom) else Conversations(reader="conversations")
+    train, heldout = section.train_files, section.heldout_files if isinstance(section, ReadFrom) else ()
     if section.path is not None:
         path = user_path(section.path)
         if not path.exists():

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from bench.config.base import AsList, Count, Fraction, LaterField, Name, Positive, Probability, Settings
+from bench.config.base import (
+    LABEL,
+    AsList,
+    Count,
+    Fraction,
+    LaterField,
+    Name,
+    Positive,
+    Probability,
+    Settings,
+    misfit,
+)
 from bench.config.world import Writer
 
 
@@ -200,20 +211,14 @@ class SftEpochs(Settings):
     """Share of the steps in which the learning rate rises to its peak; usual 0.1."""
 
 
-class DatasetData(Published):
-    """Preference rows of a public dataset, read by a reader that knows its columns."""
+class PublicRows(Settings):
+    """Settings that a public dataset and a mixture of datasets share."""
 
-    kind: Literal["dataset"]
     name: Name
-    reading: Reading = Field(discriminator="reader")
-    """Reader of the dataset's columns, with its filters."""
-    heldout_files: Patterns
-    """Patterns of the held-out files; []: heldout_fraction of the prompts is held out. So it is where
-    data.path is one file."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the prompts to hold out where there are no held-out files."""
     n_heldout: Count | None
-    """Largest number of held-out prompts; null: all."""
+    """Largest number of held-out prompts, of each source in a mixture; null: all."""
     n_kl_prompts: Count
     """Number of prompts on which the KL divergence from the reference is measured."""
     form: Form | None
@@ -232,6 +237,61 @@ class DatasetData(Published):
     unwritable: Annotated[Unwritable, LaterField()] = "refuse"
     """Rows that the model's chat template cannot write (a system message, turns out of order): refuse the
     file, or drop and count them."""
+
+
+class ReadFrom(Published):
+    """Reader of a public dataset, and its files."""
+
+    reading: Reading = Field(discriminator="reader")
+    """Reader of the dataset's columns, with its filters."""
+    heldout_files: Patterns
+    """Patterns of the held-out files; []: heldout_fraction of the prompts is held out. So it is where
+    data.path is one file."""
+
+
+class DatasetData(PublicRows, ReadFrom):
+    """Preference rows of a public dataset, read by a reader that knows its columns."""
+
+    kind: Literal["dataset"]
+
+
+class MixtureSource(ReadFrom):
+    """One source of a mixture: a dataset's reader and files, with its weight and cap."""
+
+    name: Name
+    weight: Positive | None
+    """Share of the mixture's train rows, relative to the other weights; null in every source: each gives all its rows.
+    With 1 and 3, a quarter and three quarters of the rows. The source with the fewest rows for its weight gives all of them
+    and so sets the size; no row is repeated."""
+    cap: Count | None
+    """Largest number of train rows that the source gives, drawn by the seed before the weights apply; null: all."""
+
+
+class MixtureData(PublicRows):
+    """Preference rows of several datasets in one training set."""
+
+    kind: Literal["mixture"]
+    sources: Annotated[dict[str, MixtureSource], Field(min_length=1)]
+    """Sources by label (letters and digits): `data`, a file of this folder, with a `weight` or a `cap`, and the settings to
+    change. Shares, forms and held-out sizes are the mixture's."""
+
+    @model_validator(mode="after")
+    def _are_weighted_alike(self) -> MixtureData:
+        problems = [
+            ("sources", f"a source's label must be letters and digits, got {label}")
+            for label in self.sources
+            if not LABEL.fullmatch(label)
+        ]
+        without = [label for label, source in self.sources.items() if source.weight is None]
+        if 0 < len(without) < len(self.sources):
+            text = f"data.sources.{without[0]}.weight must be set where another source has a weight: weigh all sources, or none"
+            problems.append((f"sources.{without[0]}.weight", text))
+        if problems:
+            raise misfit(*problems)
+        return self
+
+    def __hash__(self) -> int:  # dict fields have no hash
+        return hash(self.model_dump_json())
 
 
 class Sft(Published):

@@ -14,11 +14,19 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from bench.config.base import AsList, Count, Name, Positive, Probability, Settings, by_name, misfit, name_of
+from bench.config.base import (
+    LABEL,
+    AsList,
+    Count,
+    Name,
+    Positive,
+    Probability,
+    Settings,
+    by_name,
+    misfit,
+    name_of,
+)
 
-LABEL = re.compile(
-    r"[A-Za-z][A-Za-z0-9]*"
-)  # The label of a jury's member, which is part of the names of numbers.
 ENDINGS = ("n", "se", "low", "high", "failed")  # Endings that names of numbers have of their own.
 
 

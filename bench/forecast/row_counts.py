@@ -18,7 +18,7 @@ from bench.models.templates import read_template
 from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import check_conversations
-from bench.readers.splits import FILE
+from bench.readers.splits import FILE, OPPOSITE_OF_ANOTHER, OVER_WEIGHT
 from bench.records import (
     Completion,
     Conversation,
@@ -166,15 +166,25 @@ def _lines_of_cell(cell: CellPlan, scratch: ScratchData) -> Iterator[str]:
     if "all_train_prompts" in counts and settings.fraction != 1:
         words += f" (fraction {settings.fraction:g} of {counts['all_train_prompts']:,})"
     yield f"{words}, {counts['heldout']:,} held out{_tokens(cell, rows)}"
-    for split in (FILE, "train", "heldout"):
+    for label, source in settings.sources.items():
+        n, all_of_it = counts[f"{label}/train"], f"{label}/train/dropped/{OVER_WEIGHT}" not in counts
+        weight = f", weight {source.weight:g}" if source.weight is not None else ""
+        size = ", all that it has for its weight: it sets the size" if weight and all_of_it else ""
+        share = f"{n:,} train rows ({n / max(1, counts['train']):.1%}{weight}{size})"
+        yield f"  {label}: {share}, {counts[f'{label}/heldout']:,} held out"
+    sources = [f"{label}/" for label in settings.sources]
+    for split in (FILE, *(f"{start}{split}" for start in sources or [""] for split in ("train", "heldout"))):
         if words := _dropped_and_noted(split, counts):
             yield f"  {split}{words}"
-    if same := _same("heldout", counts):
-        yield f"  {same} share their prompt with a held-out row: dropped from the train rows"
-    if same := _same("items", counts):
+    if opposite := counts.get(f"train/noted/{OPPOSITE_OF_ANOTHER}"):
+        yield f"  train: kept with a note: {opposite:,} {OPPOSITE_OF_ANOTHER}"
+    for start in sources or [""]:
+        if same := _same(f"{start}overlap/heldout", counts):
+            yield f"  {start.replace('/', ': ')}{same} share their prompt with a held-out row: dropped from the train rows"
+    if same := _same("overlap/items", counts):
         yield f"  {same} have a prompt that the judge uses too: dropped (data.overlap={settings.overlap})"
     if (overlap := cell.roles.get("overlap")) is not None and (
-        same := _same("items", scratch.load(overlap)[1])
+        same := _same("overlap/items", scratch.load(overlap)[1])
     ):
         yield f"  {same} have a prompt that the judge uses too: they are trained on"
 
@@ -206,8 +216,8 @@ def _dropped_and_noted(split: str, counts: Counts) -> str:
 
 
 def _same(of: str, counts: Counts) -> str:
-    """Number of train rows that share a prompt with `of` (heldout or items), in words; empty for 0."""
-    exact, nearly = (counts.get(f"overlap/{of}/{how}", 0) for how in ("exact", "normalised"))
+    """Number of train rows that share a prompt, by the counts named `of`, in words; empty for 0."""
+    exact, nearly = (counts.get(f"{of}/{how}", 0) for how in ("exact", "normalised"))
     return (
         f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} apart from case and spaces)"
         if exact + nearly

@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple
 
 from bench.config import (
     Cell,
-    DatasetData,
     Decoding,
     Dpo,
     IterativeDpo,
     Loop,
     MtBenchJudge,
+    PublicRows,
     RefinedDpo,
     RewardModel,
     RewardModelJudge,
@@ -245,7 +245,7 @@ def _row_limits(ground: Ground) -> _RowLimits:
 
 def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
     """Training prompts after the labelled ones and those of earlier iterations; t counts from 1."""
-    if isinstance(cell.data, DatasetData):
+    if isinstance(cell.data, PublicRows):
         pairs = ground.preferences.settings
         assert isinstance(pairs, LocalPairData)
         of_dataset = NextPromptData(pairs=pairs, after=(t - 1) * loop.n_prompts, n=loop.n_prompts)

@@ -262,7 +262,7 @@ def _evaluations(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decodin
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
     if isinstance(judge, (LanguageJudge, ModelJudge, JuryJudge)):
         return [(judge.gives[0], _judge_items(cell, judge, sources), judge.decoding)]
-    if sources.data is not None:
+    if isinstance(cell.data, FILES):
         items = stage(
             "data",
             LocalPromptData(n=judge.n_items),

@@ -37,6 +37,7 @@ class Sources:
     prompts: Source | None = None  # New prompts for an iterative method.
     conversations: Source | None = None  # Data for supervised fine-tuning (SFT) of the start model.
     tasks: Source | None = None  # The user's own tasks for the forgetting check.
+    mixture: Mapping[str, Source] = field(default_factory=dict)  # Sources of data=mixture by label.
 
 
 @dataclass(frozen=True)

@@ -200,6 +200,14 @@ class DatasetRows(Settings):
     form: Form | None
 
 
+class MixedRows(Settings):
+    """Rows of one source of a mixture, with its weight and cap."""
+
+    rows: DatasetRows
+    weight: Positive | None
+    cap: Count | None
+
+
 class RankedData(Settings):
     """Pairs of a split as rankings, and their chosen completions as supervised rows.
 
@@ -281,6 +289,9 @@ class LocalPairData(Settings):
     desirable_fraction: Annotated[Fraction, LATER] = 1.0
     undesirable_fraction: Annotated[Fraction, LATER] = 1.0
     dataset: Annotated[DatasetRows | None, LATER] = None
+    # Sources of a mixture by label, in place of `dataset`, and the form of all rows.
+    sources: Annotated[dict[str, MixedRows], LATER] = {}
+    mixed_form: Annotated[Form | None, LATER] = None
     overlap: Annotated[Overlap, LATER] = "report"
     max_length: Annotated[Count | None, LATER] = None
     # With a `tokenizer`: rows that its chat template cannot write.

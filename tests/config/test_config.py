@@ -55,6 +55,16 @@ def test_every_file_in_conf_composes_and_passes(
             f"model.path={model_folder}",
             f"data.path={publish(model_folder.parent / choice, choice)}",
         }
+    if group == "data" and "sources" in (
+        written := yaml.safe_load((CONF / group / f"{choice}.yaml").read_text())["data"]
+    ):
+        words |= {"model=local", f"model.path={model_folder}"}
+        if written["sources"] == "???":
+            words |= {"data.sources={own: {data: dataset}}"}
+            written["sources"] = {"own": {"data": "dataset"}}
+        for label, source in written["sources"].items():
+            folder = publish(model_folder.parent / label, source["data"], 5, n_heldout=2)
+            words |= {f"data.sources.{label}.path={folder}"}
     if group == "sft" and choice != "none":
         words |= {"model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"}
         files = (
@@ -109,7 +119,8 @@ def test_only_paths_of_own_files_have_no_default() -> None:
         "data.path",
         "judge.model",
         "judge.judges",
-    }  # which judge is asked is nobody's default
+        "data.sources",
+    }  # which judge is asked and what is mixed is nobody's default
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
