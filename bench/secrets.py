@@ -442,7 +442,7 @@ def excerpt(text: str, length: int) -> str:
     """
     line = shown(text[: max(100_000, length)])
     if hidden := _hidden(line):
-        return f"{REDACTED}: the text holds the value of {hidden} in another writing"
+        return f"{REDACTED}: the text holds the value of {hidden} in another encoding"
     line = " ".join(line.split())
     return line if len(line) <= length else f"{line[:length]}..."
 

@@ -279,7 +279,9 @@ def parse_json(content: str | bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise NotJson(f"{where}: not JSON ({error})") from error
     except ValueError as error:
-        raise BadFile(f"{where}: a whole number of more than {MAX_DIGITS} digits") from error
+        raise BadFile(
+            f"{where}: a whole number has more than {MAX_DIGITS} digits; write it as text"
+        ) from error
     _check(value, where, escapes="\\u" in source)
     return value
 

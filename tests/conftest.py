@@ -1,4 +1,4 @@
-"""What many tests need: the real command, the door without a process, files of a user, small stages."""
+"""What many tests need: the real command, its checks without a process, files of a user, small stages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import warm
 from endpoint import Endpoint
 
-from bench.cli.compose import BadConfig, Opened, open_command
+from bench.cli.compose import BadConfig, CheckedCommand, open_command
 from bench.config import Cell
 
 ROOT = Path(__file__).parent.parent
@@ -93,14 +93,14 @@ def run_bench(tmp_path: Path) -> RunBench:
 
 
 @pytest.fixture(scope="session")
-def opened() -> Callable[..., Opened]:
-    """What the door makes of the words of a command; asked once, composing takes 0.1 s."""
+def opened() -> Callable[..., CheckedCommand]:
+    """The checked command of some words; asked once, composing takes 0.1 s."""
     return lru_cache(maxsize=None)(lambda *words: open_command(words))
 
 
 @pytest.fixture(scope="session")
 def problems() -> Callable[..., list[str]]:
-    """What the door finds wrong with the words of a command."""
+    """Problems that the checks find in the words of a command."""
 
     def ask(*words: str) -> list[str]:
         try:
@@ -144,7 +144,7 @@ def unpaired_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    """As much of a model folder as the door looks at."""
+    """The files of a model folder that the checks read."""
     folder = tmp_path / "my_model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")

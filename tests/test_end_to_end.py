@@ -314,7 +314,7 @@ def test_a_shared_cause_is_said_once(tmp_path: Path) -> None:
     sweep = only_sweep(ran)
     assert ran.code == 3
     assert [row["status"] for row in rows_of(ran, sweep)] == ["done"] + ["failed"] * 4
-    reason = "ValueError: Too few train rows (1): mismatched completions need rows of at least two prompts"
+    reason = "ValueError: Too few train rows (1): KTO pairs each completion with another prompt, so the rows must have two prompts or more"
     for text in (ran.out, (results / "sweeps" / sweep / "table.md").read_text()):
         assert text.count(reason) == 1
     assert ran.err.count(reason) == 2  # the stage's line, the first cell's
@@ -482,7 +482,7 @@ def test_a_checkpoint_is_a_row_without_training(tmp_path: Path) -> None:
     assert not (tmp_path / "results" / "store" / "train").exists()
 
 
-def test_a_model_folder_without_safetensors_is_refused_at_the_door(tmp_path: Path) -> None:
+def test_a_model_folder_without_safetensors_is_refused_before_a_run(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     data = make_preferences(tmp_path / "rows.jsonl", paired=True, messages=True)

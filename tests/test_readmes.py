@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,22 +143,157 @@ def test_the_first_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) < 10_000
 
 
-def test_the_rows_of_the_first_readme_are_those_of_the_committed_table() -> None:
-    def table(text: str) -> list[dict[str, str]]:
-        lines = [
-            [cell.strip() for cell in line.strip("|").split("|")]
-            for line in text.splitlines()
-            if line.startswith("| ")
-        ]
-        return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+def table_rows(text: str) -> list[dict[str, str]]:
+    """Rows of the only Markdown table of a text, by column."""
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
+
+def test_the_rows_of_the_first_readme_are_those_of_the_committed_table() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (link,) = re.findall(r"\[the whole table\]\(([^)]+)\)", text)
-    whole = table((ROOT / link).read_text(encoding="utf-8"))
-    shown = table(text)
+    whole = table_rows((ROOT / link).read_text(encoding="utf-8"))
+    shown = table_rows(text)
     assert len(shown) == len(whole) > 1
     for row, full in zip(shown, whole, strict=True):
         assert row.items() <= full.items()
+
+
+class Committed:
+    """The committed results of one sweep. Rows have the numbers of its table, from 1."""
+
+    def __init__(self, name: str):
+        (self.folder,) = [
+            path
+            for path in (ROOT / "results" / "sweeps").iterdir()
+            if re.sub("-[0-9a-f]{8}$", "", path.name) == name
+        ]
+        self.rows = table_rows((self.folder / "table.md").read_text(encoding="utf-8"))
+        with (self.folder / "pairs.csv").open(encoding="utf-8", newline="") as file:
+            numbers = itertools.combinations(range(1, len(self.rows) + 1), 2)
+            self.pairs = dict(zip(numbers, csv.DictReader(file), strict=True))
+
+    def text(self, row: int, column: str) -> str:
+        """A cell of the table without its marks."""
+        return self.rows[row - 1][column].rstrip(" *≈")
+
+    def value(self, row: int, column: str = "win rate %") -> float:
+        return float(self.text(row, column).split()[0])
+
+    def gains(self, row: int) -> bool:
+        """Whether the row's difference from its start model is above 0 and significant."""
+        return "≈" not in self.rows[row - 1]["vs start"] and self.value(row, "vs start") > 0
+
+    def lead(self, row: int, other: int) -> str:
+        """A row's win rate minus another's, in points, with its interval."""
+        sign, pair = (1, (row, other)) if row < other else (-1, (other, row))
+        value, *ends = (
+            100 * sign * float(self.pairs[pair][f"combined_{name}"]) for name in ("value", "low", "high")
+        )
+        return "{:+.1f} [{:+.1f}, {:+.1f}]".format(value, *sorted(ends))
+
+    def told_apart(self, row: int, other: int) -> bool:
+        return float(self.pairs[min(row, other), max(row, other)]["p_holm"]) < 0.05
+
+
+def first_readme_claims() -> list[str]:
+    kto_beta = Committed("kto_beta")
+    assert kto_beta.told_apart(8, 9) and not kto_beta.told_apart(4, 6)
+    marked = sum("*" in row["win rate %"] for row in kto_beta.rows)
+    assert (marked, len(kto_beta.rows)) == (7, 9)
+    return [
+        f"DPO with beta 0.3 is better than with beta 5: yes, {kto_beta.lead(8, 9)} points",
+        f"KTO with beta 0.3 is better than with beta 5: undecided, {kto_beta.lead(4, 6)} points",
+        "Seven of the eight trained rows carry it",
+    ]
+
+
+def sweeps_readme_claims() -> list[str]:
+    """Every text with a number of a table in "What came out", written from the table."""
+    names = ("length_bias", "simpo_table", "halos", "displacement", "imbalance", "spa", "spa_ablation")
+    length, simpo, halos, displaced, imbalance, spa, ablation = map(Committed, names)
+    fraction, spin, judged = map(Committed, ("spa_seed_fraction", "spin", "self_rewarding"))
+    widths = [
+        float(high) - float(low)
+        for row in imbalance.rows[4:]
+        for low, high in re.findall(r"\[(\S+), (\S+)\]", row["vs start"])
+    ]
+    best = [simpo.value(row, "vs start") for row in (6, 7, 10, 11)]
+    labels = [fraction.text(row, "labels").split(" %")[0] for row in (3, 5, 7, 9)]
+    ends = [f"{fraction.value(row):.1f}" for row in (3, 5, 7, 9, 2, 4, 6, 8)]
+    rates = [f"{judged.value(row):.1f}" for row in (2, 3, 4)]
+    right = [f"{judged.value(row, 'judge acc. %'):.0f}" for row in (2, 3, 4)]
+    return [
+        f"answers of {length.value(2, 'length'):.0f} characters (the start model: {length.value(1, 'length'):.0f})",
+        f"({length.text(2, 'vs start')}, p {length.value(2, 'p (Holm)'):.2f} after correction)",
+        f"gives {length.text(5, 'vs start')} with the same beta",
+        f"KTO, hinge, IPO and SimPO gain {min(best):.1f} to {max(best):.1f} points on the start model",
+        f"SFT on the chosen completions {simpo.text(2, 'vs start').removeprefix('+')}",
+        f"({halos.text(19, 'vs start')}, not told apart from zero after correction)",
+        f"loses {-displaced.value(2, 'vs start'):.1f} points on this one training",
+        f"with an SFT term of weight 1 it gains {displaced.value(3, 'vs start'):.1f}",
+        f"the intervals are {max(widths):.0f} points wide",
+        f"with {spa.text(2, 'labels').split(' (')[0]} of the labels from {spa.value(2):.1f} to {spa.value(4):.1f} % ({spa.lead(4, 2)})",
+        f"Random labels end at {spa.value(9):.1f} %, true ones at {spa.value(10):.1f} %",
+        f"those of a reward model with fifteen times the labels at {spa.value(12):.1f} %",
+        f"reaches {spa.value(15):.1f} %, which cannot be told apart from SPA",
+        f"A policy that writes its own judgements ends at {spa.value(14):.1f} %",
+        f"Labels by length end at {ablation.value(9):.1f} %",
+        f"SPA falls below its start model ({ablation.text(12, 'vs start')})",
+        f"with {', '.join(labels[:3])} and {labels[3]} % of the labels SPA's second round ends at "
+        f"{', '.join(ends[:3])} and {ends[3]} %, and the policies it starts from at {', '.join(ends[4:7])} and {ends[7]} %",
+        f"With {labels[0]} % one seed of three fails, and at {labels[0]} and {labels[3]} % the gain is not told from zero",
+        f"from {spin.value(1):.1f} % at the start to {spin.value(2):.1f} % after one iteration",
+        f"Further SFT on the same demonstrations ends at {spin.value(9):.1f} %",
+        f"M1, M2 and M3 reach {rates[0]}, {rates[1]} and {rates[2]} % (start {judged.value(1):.1f} %)",
+        f"With a coin as the judge M3 comes to {judged.value(8):.1f} %",
+        f"With the truth as the judge it comes to {judged.value(7):.1f} %",
+        f"Its judgements are right on {right[0]}, {right[1]} and {right[2]} % of the held-out pairs",
+        f'"the shorter one" is right on {judged.value(2, "shorter acc. %"):.1f} %',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "claims", "section"),
+    [
+        ("README.md", first_readme_claims, r"The sweep file states two expectations.*?\n\n"),
+        ("sweeps/README.md", sweeps_readme_claims, r"## What came out.*"),
+    ],
+)
+def test_numbers_in_sentences_are_those_of_the_committed_tables(
+    path: str, claims: Callable[[], list[str]], section: str
+) -> None:
+    """Each claim stands in the README, and no number with decimals stands there outside the claims."""
+    text = " ".join((ROOT / path).read_text(encoding="utf-8").split())
+    written = claims()
+    assert [claim for claim in written if claim not in text] == []
+    (rest,) = re.findall(section, (ROOT / path).read_text(encoding="utf-8"), flags=re.S)
+    rest = " ".join(rest.split())
+    for claim in written:
+        rest = rest.replace(claim, "")
+    assert re.findall(r"(?<!beta )(?<![\d.])\d+\.\d+", rest) == []
+
+
+def test_what_came_out_says_what_the_committed_tables_decide() -> None:
+    """Gains, and rows that are told apart or not, of the sentences in sweeps/README.md."""
+    kto_beta, simpo, halos = map(Committed, ("kto_beta", "simpo_table", "halos"))
+    spa, ablation, fraction = map(Committed, ("spa", "spa_ablation", "spa_seed_fraction"))
+    spin, judged, imbalance = map(Committed, ("spin", "self_rewarding", "imbalance"))
+    length = Committed("length_bias")
+    assert all(kto_beta.gains(row) for row in range(2, 10)) and kto_beta.told_apart(8, 9)
+    assert not any(kto_beta.told_apart(*pair) for pair in itertools.combinations(range(2, 7), 2))
+    assert not length.gains(2) and length.gains(5) and not simpo.gains(3)
+    assert all(halos.gains(row) for row in (31, 33, 35, 37, 39, 41)) and not halos.gains(19)
+    assert not any(imbalance.told_apart(*pair) for pair in itertools.combinations(range(4, 11), 2))
+    assert spa.told_apart(4, 2) and not spa.told_apart(15, 4)
+    assert not any(ablation.told_apart(2, row) for row in range(3, 9))
+    assert not fraction.told_apart(3, 2) and not fraction.told_apart(9, 8)
+    assert not any(spin.told_apart(2, row) for row in (4, 6, 8))
+    assert not any(spin.told_apart(9, row) for row in (2, 4, 6, 8)) and not judged.told_apart(7, 4)
 
 
 def test_the_tree_of_the_first_readme_names_every_room() -> None:

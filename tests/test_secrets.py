@@ -402,12 +402,12 @@ OTHER_WRITINGS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("writing", OTHER_WRITINGS)
-def test_a_page_that_hides_a_key_in_another_writing_is_left_out(
+def test_a_page_that_hides_a_key_in_another_encoding_is_left_out(
     writing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_API_KEY", "live-a8F3kQz71LmT09xw")
     written = OTHER_WRITINGS[writing]("live-a8F3kQz71LmT09xw")
-    left_out = "[redacted]: the text holds the value of SOME_API_KEY in another writing"
+    left_out = "[redacted]: the text holds the value of SOME_API_KEY in another encoding"
     assert secrets.excerpt(f"a page: {written} ends", 1000) == left_out
 
 
@@ -463,7 +463,7 @@ def test_logs_of_stages_are_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     store.record_failure(stages[1], f"no luck with {KEY}")
     assert store.failure(stages[1]) == "no luck with [redacted]"
     for path in (tmp_path / "store" / "fake").glob("*/manifest.json"):
-        path.unlink()  # the settings of this stage hold the key, which the door refuses
+        path.unlink()  # the settings of this stage hold the key, which the checks refuse
     assert leaks(tmp_path) == []
 
 
@@ -520,7 +520,7 @@ def test_a_dirty_log_is_cleaned_in_place_and_a_clean_one_left(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "dirty"]
 
 
-# At the door ----------------------------------------------------------------------------------------------------------
+# Before a run ----------------------------------------------------------------------------------------------------------
 
 PASSWORD = "Planted-Passw0rd!"
 TYPED = [

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import smoke, smoke_cell, smoke_cells
 
-from bench.cli.compose import BadConfig, Opened, open_command
+from bench.cli.compose import BadConfig, CheckedCommand, open_command
 from bench.commands import bundle, carry_out
 from bench.runner import evict
 from bench.store.keys import Stage, file_digest
@@ -44,8 +44,8 @@ def results(whole: Path, tmp_path: Path) -> Path:
 
 
 @functools.cache
-def smoke_door(*words: str) -> Opened:
-    """What the door makes of the smoke sweep and a verb, which is the same for every results folder."""
+def smoke_door(*words: str) -> CheckedCommand:
+    """The checked command of the smoke sweep and a verb; it is the same for every results folder."""
     return open_command(["+sweep=smoke", *words, "tracker=none", "keep=numbers"])
 
 
@@ -405,7 +405,7 @@ def test_a_file_where_a_folder_should_be_is_said(results: Path, command: Command
 
 @pytest.mark.parametrize("kind", ["file", "link"])
 @pytest.mark.parametrize("name", ["store", "wandb", "jobs"])
-def test_results_that_nothing_can_be_run_in_are_refused_at_the_door(
+def test_results_that_nothing_can_be_run_in_are_refused_before_a_run(
     results: Path, command: Command, name: str, kind: str
 ) -> None:
     shutil.rmtree(results / name, ignore_errors=True)
@@ -626,10 +626,10 @@ def test_verify_tells_copies_of_stages_from_damaged_ones(results: Path, command:
     assert code == 3
     for copy in copies:
         moved = f"belongs to stage score/{score.name}, but lies in the folder of another stage"
-        assert f"DAMAGED  {copy}/manifest.json {moved}: this folder does not belong here, " in said
+        assert f"DAMAGED  {copy}/manifest.json {moved}: this folder does not belong here: " in said
     unfinished = "has no manifest.json: the stage was not finished"
     assert (
-        f"DAMAGED  {store}/score/notes {unfinished}: this folder does not belong here, delete it or move it away"
+        f"DAMAGED  {store}/score/notes {unfinished}: this folder does not belong here: delete it or move it away"
         in said
     )
     for folder in (*copies, store / "score" / "notes"):

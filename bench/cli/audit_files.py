@@ -22,7 +22,7 @@ def human_manner(path: Path) -> Manner:
     kinds = {"rating" if label.preference is None else "preference" for label in read_labels(path)}
     if len(kinds) != 1:
         raise ValueError(
-            f"human must hold labels of one kind, preference or rating; {path} holds {' and '.join(sorted(kinds)) or 'none'}"
+            f"human must hold labels of one kind, preference or rating; {path} has {' and '.join(sorted(kinds)) or 'none'}: keep one kind"
         )
     return "rating" if "rating" in kinds else "preference"
 

@@ -79,7 +79,7 @@ def _check_rescore(do: Rescore, command: CommandLine, where: Where) -> Iterator[
             yield f"{name} must be a file, got {path}: {problem} ({where.of(f'do.{name}')})"
     for name in ("reference_outputs", "calibration"):
         if foreign and judgements.is_file() and getattr(do, name) is not None:
-            yield f"{name} is for AlpacaEval's verdicts, and judgements={do.judgements} are FastChat's: leave it out"
+            yield f"judgements={do.judgements} are FastChat's, and {name} is only read for AlpacaEval's: leave {name} out"
     if foreign and (command.sweep or command.sets_cells):
         yield f"judgements={do.judgements} are rescored without cells: leave out {command.cell_words}"
     if do.out is not None and (not (out := user_path(do.out)).parent.is_dir() or out.is_dir()):
@@ -142,7 +142,7 @@ def _check_loading(cells: Sequence[Cell], where: Where) -> Iterator[str]:
     flash = any(getattr(cell.model, "attention", "") == "flash_attention_2" for cell in cells)
     if flash and not (Path("/dev/nvidia0").exists() and importlib.util.find_spec("flash_attn")):
         text = "model.attention=flash_attention_2 needs a GPU and the package flash_attn, and one of them is missing here"
-        yield f"{text}: take model.attention=sdpa ({where.of('model.attention')})"
+        yield f"{text}: use model.attention=sdpa ({where.of('model.attention')})"
 
 
 def _check_out(do: Export | Bundle, where: Where) -> Iterator[str]:

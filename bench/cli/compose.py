@@ -41,11 +41,11 @@ from bench.config import (
     Expectation,
     GoldJudge,
     IterativeDpo,
-    JuryJudge,
     MixtureSource,
     PublicRows,
     Scale,
     Session,
+    SuiteJudge,
     Written,
     as_name,
     is_name,
@@ -72,6 +72,7 @@ SECTIONS = (
     "max_cells",
 )
 OF_THE_JURY = ("items", "n_items", "decoding")
+OF_A_BENCHMARK = ("items", "references", "baseline", "prompts")  # Files that no two evaluations share.
 FETCHED: dict[str, Fetches] = {
     "run": "all",
     "audit": "all",
@@ -81,7 +82,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Opened:
+class CheckedCommand:
     """A command that passed all checks: its session, its cells and the files they read."""
 
     session: Session
@@ -95,7 +96,7 @@ class Opened:
     axes: tuple[str, ...] = ()  # keys and groups that differ between the cells on purpose
 
 
-def open_command(words: Sequence[str]) -> Opened:
+def open_command(words: Sequence[str]) -> CheckedCommand:
     """Cells and session of a command; raises BadConfig with all problems."""
     command = sweeps.parse_command_line(words)
     if command.refused:
@@ -123,7 +124,7 @@ class _Opening:
     def __post_init__(self) -> None:
         self.files = Files(self.problems)
 
-    def checked(self) -> Opened:
+    def checked(self) -> CheckedCommand:
         self._choose_sweep()
         given = self._known_choices()
         if "model.path" in given and (
@@ -166,7 +167,7 @@ class _Opening:
         self._refuse_copies(sources)
         words = self.command.cell_words
         axes = sweeps.varied(cell_points)
-        return Opened(
+        return CheckedCommand(
             session,
             self.sweep,
             self.command.sets_cells,
@@ -252,16 +253,21 @@ class _Opening:
         for key, values in self.command.given.items():
             known = values
             if key in GROUPS:
-                known = [
-                    value for value in values if value in self._options(key) or sweeps.is_path(key, value)
-                ]
                 where = f"{self.command.words[key]} on the command line"
+                strange = {
+                    repr(value): [one for one in _choices(key, value) if not self._is_choice(key, one)]
+                    for value in values
+                }
+                known = [value for value in values if not strange[repr(value)]]
                 self.problems += [
-                    unknown(key, value, self._options(key), where) for value in values if value not in known
+                    unknown(key, one, self._options(key), where) for some in strange.values() for one in some
                 ]
             if known:
                 given[key] = known
         return given
+
+    def _is_choice(self, group: str, choice: Any) -> bool:
+        return choice in self._options(group) or sweeps.is_path(group, choice)
 
     def _grids(self, tree: Tree) -> list[sweeps.Grid]:
         """The sweep file's grids. An axis may read the scale preset by interpolation."""
@@ -291,7 +297,11 @@ class _Opening:
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
         """The composed config of one point and the places its values come from; values that cannot be set are
         reported and left out."""
-        point = sweeps.full_point(point)
+        try:
+            point = sweeps.full_point(point)
+        except sweeps.BadSweep as error:
+            self.problems.append(f"{error} ({self.command.words.get('judge', self.sweep_file)})")
+            return None
         groups = {key: value for key, value in point.items() if key in GROUPS}
         strange = [group for group, choice in groups.items() if choice not in self._options(group)]
         for group in strange:
@@ -320,57 +330,103 @@ class _Opening:
                 "path": str(file),
                 "label": as_name(Path(str(file)).stem),
             }
-        filled = (f"{MEMBERS}.", f"{SOURCES}.")
-        later = {key: value for key, value in point.items() if key.startswith(filled)}
+        of_sources = {key: value for key, value in point.items() if key.startswith(f"{SOURCES}.")}
+        of_judges = (
+            {key: value for key, value in point.items() if key.startswith("judge.")}
+            if judge_facts(tree.get("judge")).of_several
+            else {}
+        )
+        later = of_judges | of_sources
         for key, value in point.items():
             if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
                 self.problems.append(problem)
-        self._fill_jury(tree.get("judge"), where)
         self._fill_mixture(tree.get("data"), where)
-        self.problems += [
-            problem for key, value in later.items() if (problem := _set(tree, key, value, where))
-        ]
+        self.problems += [why for key, value in of_sources.items() if (why := _set(tree, key, value, where))]
+        if judge_facts(tree.get("judge")).of_several:
+            self._fill_judges(tree, tree["judge"], "judge", of_judges, where)
         return tree, where
 
-    def _fill_jury(self, jury: Any, where: Where) -> None:
-        """Replace each member of a jury by the whole section of its `judge: CHOICE` with the member's own
-        settings; items and decoding are the jury's. A member that cannot be is reported, and the record
-        refuses it later."""
-        members = jury.get("judges") if isinstance(jury, dict) and judge_facts(jury) is JuryJudge else None
+    def _fill_judges(self, tree: Tree, judge: Tree, place: str, given: Tree, where: Where) -> None:
+        """Fill the members of the jury, or the evaluations of the suite, at `place`, and set the given keys.
+
+        A suite's own keys go to every evaluation that has them; an evaluation's own key wins.
+        """
+        suite, members = judge_facts(judge) is SuiteJudge, f"{place}.judges"
+        of_members = {key: value for key, value in given.items() if key.startswith(f"{members}.")}
+        shared = {key: judge.pop(key) for key in judge.keys() - SuiteJudge.model_fields} if suite else {}
+        for key, value in given.items():
+            if suite and key != members and key not in of_members:
+                shared[key.removeprefix(f"{place}.")] = value
+            elif key not in of_members and (problem := _set(tree, key, value, where)):
+                self.problems.append(problem)
+        self._fill_members(judge, members, shared, where)
+        filled = judge["judges"] if isinstance(judge["judges"], dict) else {}
+        for label, section in filled.items():
+            start = f"{members}.{label}."
+            own = {key: of_members.pop(key) for key in list(of_members) if key.startswith(start)}
+            if judge_facts(section).of_several:
+                self._fill_judges(tree, section, start.removesuffix("."), own, where)
+            else:
+                self.problems += [why for key, value in own.items() if (why := _set(tree, key, value, where))]
+        self.problems += [why for key, value in of_members.items() if (why := _set(tree, key, value, where))]
+
+    def _fill_members(self, judge: Tree, place: str, shared: Tree, where: Where) -> None:
+        """Replace each member by the whole section of its `judge: CHOICE` with the member's own settings. A
+        member that cannot be is reported, and the record refuses it later.
+
+        `shared`: settings that a suite gives to all its evaluations. A jury gives its items and decoding.
+        """
+        members = judge.get("judges")
         if members == "???":
             return
         if members is not None and not isinstance(members, dict):
             what = "judges by label, {a: {judge: gold}, b: {judge: reward_model, model: DIR}}"
-            self.problems.append(f"{MEMBERS} must be {what}, got {short(members)} ({where.of(MEMBERS)})")
-            jury["judges"] = "???"  # one report is enough
+            self.problems.append(f"{place} must be {what}, got {short(members)} ({where.of(place)})")
+            judge["judges"] = "???"  # one report is enough
             return
-        if members:
-            jury["judges"] = dict(members)  # copied, because all points share the command line's value
-        for label, own in members.items() if members else ():
-            place = f"{MEMBERS}.{label}"
+        judge["judges"] = dict(members or {})  # copied, because all points share the command line's value
+        suite, unused = judge_facts(judge) is SuiteJudge, dict(shared)
+        for label, own in judge["judges"].items():
+            key = f"{place}.{label}"
             choice = own.get("judge") if isinstance(own, dict) else own
             if choice not in self._options("judge"):
-                self.problems.append(unknown("judge", choice, self._options("judge"), where.of(place)))
+                at = where.of(key if where.is_given(key) else "judge")
+                self.problems.append(unknown("judge", choice, self._options("judge"), at))
                 own = {"judge": (choice := name_of(GoldJudge))}  # a stand-in, so that the rest can be checked
             if (section := self._section("judge", str(choice))) is None:
                 continue
-            given = (
-                {key: value for key, value in own.items() if key != "judge"} if isinstance(own, dict) else {}
+            settings = (
+                {name: value for name, value in own.items() if name != "judge"}
+                if isinstance(own, dict)
+                else {}
             )
-            if taken := [key for key in (*OF_THE_JURY, "calibration") if key in given]:
-                self.problems.append(
-                    f"{place}.{taken[0]} cannot differ between members, who judge the same completions: set judge.{taken[0]} instead"
-                )
-            shared = {key: jury[key] for key in OF_THE_JURY}
-            if judge_facts(section) is GoldJudge:
-                of_gold = {key: shared[key] for key in ("n_items", "decoding")}
-                shared = {
-                    "preference": {**section["preference"], **of_gold},
-                    "rating": {**section["rating"], **of_gold},
-                }
-            elif "calibration" in section:
-                shared["calibration"] = None  # the table's number is the jury's
-            jury["judges"][label] = _merged(_merged(section, given), shared)
+            if suite:
+                for name, value in shared.items():
+                    if name not in OF_A_BENCHMARK and _set(section, name, value, where) is None:
+                        unused.pop(name, None)
+                judge["judges"][label] = _merged(section, settings)
+            else:
+                judge["judges"][label] = self._member(judge, section, settings, key)
+        for name in unused if suite else ():
+            self.problems.append(_unshared(name, judge["judges"], where))
+
+    def _member(self, jury: Tree, section: Tree, settings: Tree, place: str) -> Tree:
+        """The section of a jury's member, with the items and decoding of the jury."""
+        if taken := [key for key in (*OF_THE_JURY, "calibration") if key in settings]:
+            self.problems.append(
+                f"{place}.{taken[0]} cannot differ between members, who judge the same completions: "
+                f"set {place.rpartition('.judges.')[0]}.{taken[0]} instead"
+            )
+        shared = {key: jury[key] for key in OF_THE_JURY}
+        if judge_facts(section) is GoldJudge:
+            of_gold = {key: shared[key] for key in ("n_items", "decoding")}
+            shared = {
+                "preference": {**section["preference"], **of_gold},
+                "rating": {**section["rating"], **of_gold},
+            }
+        elif "calibration" in section:
+            shared["calibration"] = None  # the table's number is the jury's
+        return _merged(_merged(section, settings), shared)
 
     def _fill_mixture(self, mixture: Any, where: Where) -> None:
         """Replace each source of a mixture by the source's part of its `data: CHOICE` with the source's own
@@ -501,6 +557,26 @@ class _Opening:
             problems += [f"{text} ({where.of(key)})" for key, text in misfits(plain)]
         self.problems += problems
         return None
+
+
+def _choices(group: str, value: Any) -> list[Any]:
+    """The choices of a group in one value: several evaluations are a list."""
+    return value if group == "judge" and isinstance(value, list) else [value]
+
+
+def _unshared(name: str, judges: Tree, where: Where) -> str:
+    """The problem of a setting that a suite cannot give to its evaluations."""
+    key = f"judge.{name}"
+    if name in OF_A_BENCHMARK:
+        owner = next(
+            (label for label, section in judges.items() if name in section), next(iter(judges), "LABEL")
+        )
+        own = f"{MEMBERS}.{owner}.{name}"
+        return (
+            f"{key} cannot be set for all evaluations, because each has its own: set {own} ({where.of(key)})"
+        )
+    known = sorted({key for section in judges.values() for key in section})
+    return unknown("key", key, known, where.of(key), "judge")
 
 
 def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:

@@ -18,8 +18,8 @@ from bench.cli.folders import (
     ADD_ONE,
     NAME_ONE,
     Templated,
-    a_file,
     check_model,
+    existing_file,
     model_folder,
     no_template,
     tasks_folder,
@@ -30,10 +30,11 @@ from bench.cli.judge_files import (
     JudgeFiles,
     judge_files_of,
     judge_identity,
+    judge_sections,
     labeller_files,
     labeller_identity,
 )
-from bench.cli.messages import MEMBERS, SOURCES, Tree, Where, short
+from bench.cli.messages import SOURCES, Tree, Where, short
 from bench.config import (
     Bounds,
     Cell,
@@ -50,6 +51,7 @@ from bench.config import (
     ModelJudge,
     ReadFrom,
     Sft,
+    SuiteJudge,
     Written,
     is_loop,
     judge_facts,
@@ -74,6 +76,7 @@ Fetches = Literal["all", "not weights", "nothing"]
 
 
 ANY = sys.maxsize
+READING_JUDGES = (LanguageJudge, ModelJudge, JuryJudge, SuiteJudge)
 NO_BOUNDS = Bounds(
     layers=ANY, width=ANY, heads=ANY, experts=ANY, vocabulary=ANY, positions=ANY, template_s=60
 )  # For commands without valid bounds.
@@ -127,35 +130,27 @@ class Files:
                 self._check_new_tokens(cell, places, source.path, where)
             if model.base is not None:
                 read_base = partial(model_folder, bounds=self.bounds, key="model.base")
-                base = self._once(self._models, model.base, read_base, where.of("model.base"))
+                base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
                 own = (
                     model.chat_template is None and no_template(source.path, "") is None
                 )  # the base gets the tuned model's template
                 if base is not None and own and (why := no_template(base, ADD_ONE)):
                     self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
         if isinstance(folder := forgetting.get("include_path"), str):
-            self._once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
+            self._read_once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method_facts(method) is Written:
-            self._once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
-        judge = cell["judge"] if isinstance(cell["judge"], dict) else {}
-        jurors = (
-            judge.get("judges")
-            if judge_facts(judge) is JuryJudge and isinstance(judge.get("judges"), dict)
-            else {}
-        )
-        for place, section in {
-            "judge": judge,
-            **{f"{MEMBERS}.{label}": member for label, member in (jurors or {}).items()},
-        }.items():
-            if isinstance(section, dict) and judge_facts(section).item_files:
+            self._read_once(self._written, method["path"], _written_file, where.of(sweeps.COMPLETIONS))
+        for place, section in judge_sections("judge", cell["judge"]):
+            named = [section.get(role) for role in judge_facts(section).item_files]
+            if named and "???" not in named:  # what is not set is reported elsewhere
                 read_files = partial(self._judge_files, place, partial(judge_files_of, section, self.bounds))
-                self._once(self._judges, judge_identity(section), read_files, where.of(place))
+                self._read_once(self._judges, judge_identity(section), read_files, where.of(place))
         if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
-            beside = _local_path(cell["data"]) or ""
-            read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=beside)
-            n = self._once(
+            data_file = _local_path(cell["data"]) or ""
+            read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=data_file)
+            n = self._read_once(
                 self._prompts,
-                _prompts_identity(method, beside),
+                _prompts_identity(method, data_file),
                 lambda _: read_once(prompts),
                 where.of("method.prompts"),
             )
@@ -171,7 +166,7 @@ class Files:
             read_files = partial(
                 self._judge_files, "method.labelling_judge", partial(labeller_files, labelling, self.bounds)
             )
-            self._once(self._judges, what, read_files, where.of("method.labelling_judge"))
+            self._read_once(self._judges, what, read_files, where.of("method.labelling_judge"))
 
     def _judge_files(self, place: str, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:
         """A judge's files; its model's chat template gets a fixed date. `place`: the section's key, for messages."""
@@ -186,7 +181,7 @@ class Files:
         show."""
         messages = isinstance(cell["data"], dict) and cell["data"].get("kind") == "world"
         if (path := _local_path(cell["data"])) is not None:
-            read = self._once(self._data, path, _data_file, where.of("data.path"))
+            read = self._read_once(self._data, path, _data_file, where.of("data.path"))
             form_misfits = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []
             of_form = ("data.form", "data.desirable_fraction", "data.undesirable_fraction")
             self.problems += [
@@ -237,7 +232,9 @@ class Files:
             return None
         place = where.of("model.chat_template" if section.chat_template else key) if where else ""
         identity = repr([section.path, _of_hub(section), section.chat_template, section.template_date])
-        return self._once(self._templates, identity, lambda _: self._with_template(section, source), place)
+        return self._read_once(
+            self._templates, identity, lambda _: self._with_template(section, source), place
+        )
 
     def _with_template(self, section: LocalModel, source: Source) -> Source:
         """A model with the chat template and date of its section. Raises ValueError for a template that
@@ -262,14 +259,12 @@ class Files:
 
     def _check_new_tokens(self, cell: Tree, places: int, folder: Path, where: Where) -> None:
         """Report completion lengths that alone exceed a model's table of positions."""
-        judge, method = (
-            cell[name] if isinstance(cell.get(name), dict) else {} for name in ("judge", "method")
-        )
-        decoding = judge.get("decoding") if isinstance(judge.get("decoding"), dict) else {}
-        lengths = {"judge.decoding.max_new_tokens": decoding.get("max_new_tokens")}
-        lengths |= {
-            f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")
-        }
+        method = cell["method"] if isinstance(cell.get("method"), dict) else {}
+        lengths = {
+            f"{place}.decoding.max_new_tokens": decoding.get("max_new_tokens")
+            for place, section in judge_sections("judge", cell["judge"])
+            if isinstance(decoding := section.get("decoding"), dict)
+        } | {f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")}
         for key, value in lengths.items():
             if isinstance(value, int) and value >= places:
                 text = f"{key} must be < {places}, the position limit of {folder} for prompt and completion, got {value}"
@@ -282,11 +277,11 @@ class Files:
             return None
         if section.path is not None:
             weights = self.fetches != "not weights"
-            folder = self._once(
+            folder = self._read_once(
                 self._models, section.path, partial(model_folder, bounds=self.bounds, weights=weights), where
             )
             return Source(folder, "") if folder else None
-        return self._once(self._hub_models, _of_hub(section), lambda _: self._hub_model(section), where)
+        return self._read_once(self._hub_models, _of_hub(section), lambda _: self._hub_model(section), where)
 
     def _hub_model(self, section: LocalModel) -> Source:
         """A model of the hub. Its weights are fetched where the command reads them; a plan fetches its
@@ -312,7 +307,7 @@ class Files:
         if section.path is None and section.hub is None:  # reported by misfits
             return Shown(None, False)
         fetches = self.fetches != "nothing"
-        dataset = self._once(
+        dataset = self._read_once(
             self._datasets,
             _dataset_identity(section),
             lambda _: _dataset(section, self.lock, fetches, key),
@@ -320,7 +315,9 @@ class Files:
         )
         return dataset[1] if dataset else Shown(None, False)
 
-    def _once(self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str) -> T | None:
+    def _read_once(
+        self, known: dict[str, T | None], path: str, read: Callable[[str], T], where: str
+    ) -> T | None:
         if path not in known:
             try:
                 known[path] = read(path)
@@ -337,11 +334,7 @@ class Files:
         of_hub = start if local and not local.path else None
         data = self._data[cell.data.path] if isinstance(cell.data, LocalData) else None
         written = self._written[cell.method.path] if isinstance(cell.method, Written) else None
-        judge = (
-            self._judge(cell.judge)
-            if isinstance(cell.judge, (LanguageJudge, ModelJudge, JuryJudge))
-            else None
-        )
+        judge = self._judge(cell.judge) if isinstance(cell.judge, READING_JUDGES) else None
         labelling = None
         if (
             isinstance(cell.method, IterativeDpo)
@@ -380,20 +373,22 @@ class Files:
         return dataset[0] if dataset else None
 
     def _judge(
-        self, judge: LanguageJudge | ModelJudge | JuryJudge, reads: Callable[[Tree], str] | None = None
+        self,
+        judge: LanguageJudge | ModelJudge | JuryJudge | SuiteJudge,
+        reads: Callable[[Tree], str] | None = None,
     ) -> JudgeSources:
+        several = judge.judges.items() if isinstance(judge, JuryJudge | SuiteJudge) else ()
+        members = {
+            label: self._judge(member) for label, member in several if isinstance(member, READING_JUDGES)
+        }
+        if isinstance(judge, SuiteJudge):
+            return JudgeSources(None, parser_version(), members=members)
         judge_files = self._judges[(reads or judge_identity)(judge.model_dump())]
         assert judge_files is not None
         files = {role: self._source(path) for role, path in judge_files.files.items()}
         model, calibration = (
             self._source(path) if path else None for path in (judge_files.model, judge_files.calibration)
         )
-        jurors = judge.judges.items() if isinstance(judge, JuryJudge) else ()
-        members = {
-            label: self._judge(member)
-            for label, member in jurors
-            if isinstance(member, (LanguageJudge, ModelJudge))
-        }
         return JudgeSources(
             judge_files.prompts, parser_version(), model, files, judge_files.n_items, calibration, members
         )
@@ -462,7 +457,7 @@ def _dataset(section: ReadFrom | Sft, lock: Path, fetches: bool, key: str) -> tu
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
-    path = a_file(text, "data.path", "a preference file")
+    path = existing_file(text, "data.path", "a preference file")
     return path, shown_by(read_preferences(path).rows[0])
 
 
@@ -472,7 +467,7 @@ def _prompts_identity(method: Tree, data: str) -> str:
 
 def _prompts_file(text: str, answered: bool, data: str) -> int:
     """Number of different prompts in a loop's file. Raises ValueError where the data have some too."""
-    prompts = read_prompts(a_file(text, "method.prompts"), answered)
+    prompts = read_prompts(existing_file(text, "method.prompts"), answered)
     path = user_path(data)
     if not data or not path.is_file():
         return len(prompts)  # the data file is reported elsewhere
@@ -480,7 +475,7 @@ def _prompts_file(text: str, answered: bool, data: str) -> int:
     if shared := [row for row in prompts if _contents(row) in known]:
         first = f"{short(shared[0].prompt[-1]['content'])} (row {shared[0].id})"
         raise ValueError(
-            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one"
+            f"{len(shared)} of the {len(prompts)} prompts in {text} are also in {data}, first {first}: remove them from one file"
         )
     return len(prompts)
 
@@ -500,7 +495,7 @@ def _too_few(method: Tree, there: int) -> str | None:
     if needed <= there:
         return None
     there_are = f"{method['prompts']} has {there} different ones"
-    return f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {there_are}"
+    return f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {there_are}: add prompts or lower n_prompts"
 
 
 def _written_file(text: str) -> Path:

@@ -25,9 +25,9 @@ from bench.models.templates import (
     TemplateFailed,
     dated,
     is_dated,
-    look,
     read_template,
     special_tokens,
+    try_template,
 )
 from bench.store.keys import hash_long
 from bench.text_files import read_text
@@ -38,7 +38,7 @@ NAME_ONE = f"set model.chat_template ({KNOWN}, or a Jinja file)"
 ADD_ONE = f"add {TEMPLATE}"
 
 
-def a_file(text: str, key: str, what: str = "a file") -> Path:
+def existing_file(text: str, key: str, what: str = "a file") -> Path:
     path = user_path(text)
     if not path.is_file():
         raise ValueError(
@@ -124,7 +124,7 @@ def with_usable_template(
     if template is None:
         return Templated(folder, None)
     try:
-        reads = look(template, seconds).reads
+        reads = try_template(template, seconds).reads
     except TemplateFailed as error:
         named = f"model.chat_template={chosen}" if chosen else f"the chat template in {folder}"
         raise ValueError(f"{named} cannot be used: {error}; {NAME_ONE}") from error

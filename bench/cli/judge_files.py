@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from bench.cli.folders import ADD_ONE, a_file, model_folder, no_template
+from bench.cli.folders import ADD_ONE, existing_file, model_folder, no_template
 from bench.cli.messages import Tree
 from bench.config import FITTED, Bounds, LanguageJudge, judge_facts
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.prompts import prompts_of
 from bench.judges.formats.alpaca_eval import read_calibration
 from bench.judges.formats.items import hub_file, read_benchmark_items
-from bench.models.templates import look, read_template
+from bench.models.templates import read_template, try_template
 from bench.store.keys import Source
 from bench.text_files import BadFile
 
@@ -27,6 +28,15 @@ class JudgeFiles:
     files: Mapping[str, Path]  # items, references, baseline
     n_items: int
     calibration: Path | None = None
+
+
+def judge_sections(place: str, judge: Any) -> Iterator[tuple[str, Tree]]:
+    """(key, section) of a judge, of a suite's evaluations and of a jury's members."""
+    if isinstance(judge, dict):
+        yield place, judge
+        if isinstance(members := judge.get("judges"), dict):
+            for label, member in members.items():
+                yield from judge_sections(f"{place}.judges.{label}", member)
 
 
 def judge_identity(judge: Tree) -> str:
@@ -56,7 +66,7 @@ def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
     given = judge.get("calibration")
     if given in (None, FITTED):
         return judge_files
-    path = a_file(given, "judge.calibration")
+    path = existing_file(given, "judge.calibration")
     items = (
         read_benchmark_items(judge_facts(judge).form_of(judge_files.files), judge_files.files)
         if judge_files.files
@@ -98,11 +108,11 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
             if what and judge["model"] != "???"
             else None
         )
-        files = {"items": a_file(judge["items"], "judge.items")} if judge["items"] else {}
+        files = {"items": existing_file(judge["items"], "judge.items")} if judge["items"] else {}
         return JudgeFiles(
             None, model, files, len(read_benchmark_items(facts.form_of(files), files)) if files else 0
         )
-    own_file = a_file(judge["prompts"], "judge.prompts") if judge.get("prompts") else None
+    own_file = existing_file(judge["prompts"], "judge.prompts") if judge.get("prompts") else None
     prompts = Source(*prompts_of(judge["name"], own_file, str(judge.get("annotator"))))
     if (
         judge["budget_dollars"] is not None
@@ -115,9 +125,9 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         )
     price_of(judge["model"], judge["prices"])
     if judge["tokenizer"]:
-        folder = a_file(f"{judge['tokenizer']}/tokenizer.json", "judge.tokenizer").parent
+        folder = existing_file(f"{judge['tokenizer']}/tokenizer.json", "judge.tokenizer").parent
         if (template := read_template(folder)) is not None:
-            look(template, bounds.template_s)
+            try_template(template, bounds.template_s)
     model = (
         model_folder(judge["model"], bounds, "judge.model")
         if judge["server"] != "endpoint" and judge["model"] != "???"
@@ -127,7 +137,7 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         raise ValueError(why)
     named = {role: judge[role] for role in facts.item_files if judge[role]}
     files = {
-        role: hub_file() if (role, text) == ("items", "hub") else a_file(text, f"judge.{role}")
+        role: hub_file() if (role, text) == ("items", "hub") else existing_file(text, f"judge.{role}")
         for role, text in named.items()
     }
     if "items" not in files and files:

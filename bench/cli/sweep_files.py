@@ -37,7 +37,7 @@ from omegaconf.resolvers import oc
 
 from bench import secrets
 from bench.cli.words import CONF, SWEEPS, with_commands
-from bench.config import MAX_CELLS, METHODS, VERB_KEYS, as_name, user_path
+from bench.config import MAX_CELLS, METHODS, VERB_KEYS, SuiteJudge, as_name, name_of, user_path
 from bench.text_files import parse_yaml, read_text
 
 COMPLETIONS = "completions"  # Files of completions. They are cells of their own outside the grid, and no setting of a cell.
@@ -144,7 +144,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
             _read_override(word, parser, reading)
     if len(reading.sweeps) > 1:
         reading.problems.append(
-            f"a command runs one sweep, got {', '.join(reading.sweeps)} (command line): run it once for each"
+            f"a command runs one sweep, got {', '.join(reading.sweeps)} (command line): run the command once for each"
         )
     return reading
 
@@ -163,7 +163,7 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
     say = reading.problems.append
     if (n := word.count(",")) >= reading.max_cells:
         say(
-            f"{word.partition('=')[0][:80]} has some {n + 1} values on the command line, more than max_cells={reading.max_cells}"
+            f"{word.partition('=')[0][:80]} has about {n + 1} values on the command line, more than max_cells={reading.max_cells} allows"
         )
         return
     try:
@@ -193,12 +193,12 @@ def _read_override(word: str, parser: OverridesParser, reading: CommandLine) -> 
     if override.is_delete():
         say(f"cannot delete {key!r} ({word} on the command line): set another value instead")
     elif not values:
-        say(f"{key} has no values ({word} on the command line)")
+        say(f"{key} has no values ({word} on the command line): give it one value or more")
     elif key == "sweep":
         reading.sweeps += map(str, values)
     elif key == "hydra.mode" or key.startswith(("hydra/sweeper", "hydra.sweeper")):
         say(
-            f"cannot set {key} ({word} on the command line): bench unfolds every command itself; leave the word out"
+            f"cannot set {key} ({word} on the command line): bench makes the cells of a command itself; leave this word out"
         )
     elif key.startswith(("hydra.", "hydra/")) and not key.startswith(("hydra/launcher", "hydra.launcher.")):
         reading.hydra.append(word)
@@ -219,10 +219,10 @@ def _values(override: Override, parser: OverridesParser, most: int) -> list[Any]
         return [override.value()]
     if override.is_range_sweep():
         if (n := _range_length(override.value())) > most:  # type: ignore[arg-type]
-            raise ValueError(f"a range of {n} values, more than max_cells={most}")
+            raise ValueError(f"it is a range of {n} values, more than max_cells={most} allows")
         return list(override.sweep_iterator())
     if not override.is_choice_sweep() or isinstance(override.value(), Glob):
-        raise ValueError("an axis must list its values")
+        raise ValueError("an axis must list its values, such as a,b,c")
     encoded = override.sweep_iterator(transformer=Transformer.encode)
     return [parser.parse_override(f"key={value}").value() for value in encoded]
 
@@ -246,6 +246,7 @@ def load_sweep(path: Path) -> DictConfig:
     except Exception as error:  # errors of YAML, OmegaConf and the file system
         reason = " ".join(str(error).removeprefix(f"{path}: ").split())
         raise BadSweep(f"{sweep_label(path)} cannot be read: {reason}") from error
+    node = with_evaluations(node)
     if not isinstance(node, DictConfig):
         raise BadSweep(
             f"{sweep_label(path)} cannot be read: expected sections by name (axes, grids, ...), got a list"
@@ -255,6 +256,19 @@ def load_sweep(path: Path) -> DictConfig:
     if why := secrets.refusal("", written):
         raise BadSweep(f"{sweep_label(path)}: {why}")
     return node
+
+
+def with_evaluations(node: Any) -> Any:
+    """A sweep file with its top-level `judge: [a, b]`, the evaluations of every cell, as an axis of one value."""
+    written = OmegaConf.to_container(node) if isinstance(node, DictConfig) else {}
+    if not isinstance(written, dict) or not isinstance(judges := written.get("judge"), list):
+        return node
+    del written["judge"]
+    grids = written["grids"] if isinstance(written.get("grids"), list) else [written.setdefault("axes", {})]
+    for grid in grids:
+        if isinstance(grid, dict):
+            grid.setdefault("judge", [judges])
+    return OmegaConf.create(written)
 
 
 def load_foreign(path: Path) -> Any:
@@ -278,7 +292,9 @@ class ForeignConfigs(FileConfigSource):
             raise ConfigLoadError(f"Config not found : {path}")
         header = ConfigSource._get_header_dict(read_text(path)[:512])
         return ConfigResult(
-            config=load_foreign(path),
+            config=with_evaluations(load_foreign(path))
+            if path.parent.name == "sweep"
+            else load_foreign(path),
             path=f"{self.scheme()}://{self.path}",
             provider=self.provider,
             header=header,
@@ -359,7 +375,7 @@ def _written_out(value: Any, key: str, tree: dict[str, Any], sizes: dict[str, in
     """Length in characters of a value with its interpolations expanded; each value is measured once."""
     if key in sizes:
         if (known := sizes[key]) is None:
-            raise BadSweep(f"{key}: its interpolations contain themselves: write the value itself")
+            raise BadSweep(f"{key}: an interpolation (${{...}}) leads back to itself: write the value itself")
         return known
     sizes[key] = None
     if isinstance(value, (dict, list)):
@@ -462,25 +478,29 @@ def read_grids(config: Mapping[str, Any], where: str) -> list[Grid]:
     key."""
     axes, grids = config.get("axes"), config.get("grids")
     if axes is not None and grids is not None:
-        raise BadSweep(f"{where}: a sweep has either axes or grids; put common axes into each grid")
+        raise BadSweep(
+            f"{where}: a sweep has either axes or grids, got both: put the common axes into each grid"
+        )
     if grids is None:
         grids = [{} if axes is None else axes]
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, Mapping) for grid in grids):
-        raise BadSweep(f"{where}: grids must be a list of `key: [values]` sections, axes one such section")
+        raise BadSweep(
+            f"{where}: grids must be a list of sections with `key: [values]`, and axes one such section"
+        )
     return [{str(key): _as_list(value, str(key), where) for key, value in grid.items()} for grid in grids]
 
 
 def _as_list(value: Any, key: str, where: str) -> list[Any]:
     if is_session(key):
         raise BadSweep(
-            f"{where}: {key!r} cannot be an axis, since it sets how a command runs and nothing of a cell"
+            f"{where}: {key!r} cannot be an axis, because it sets how a command runs and changes no cell: set it on the command line"
         )
     if isinstance(value, Mapping):
         raise BadSweep(
             f"{where}: axis {key!r} must be a list of values; write nested keys with dots (method.beta)"
         )
     if value is None or value == []:
-        raise BadSweep(f"{where}: axis {key!r} has no values")
+        raise BadSweep(f"{where}: axis {key!r} has no values: list one or more")
     return value if isinstance(value, list) else [value]
 
 
@@ -543,17 +563,17 @@ def _grids_of(
     unfolds_grids = of_sweep or any(key.split(".")[0] in ("method", "model") for key in given)
     together = [replaced] if unfolds_grids or not files else []
     if files:
-        beside: dict[str, list[Any]] = {COMPLETIONS: list(files)}
+        file_grid: dict[str, list[Any]] = {COMPLETIONS: list(files)}
         for key, values in [(key, values) for grid in replaced for key, values in grid.items()]:
             if (
                 key.split(".")[0] in ("judge", "world", "scale")
                 or key == "data"
                 or (key.startswith("data.") and key in given)
             ):
-                beside[key] = list(
-                    {repr(value): value for value in [*beside.get(key, []), *values]}.values()
+                file_grid[key] = list(
+                    {repr(value): value for value in [*file_grid.get(key, []), *values]}.values()
                 )  # sections have no hash
-        together.append([beside])
+        together.append([file_grid])
     return together
 
 
@@ -564,10 +584,15 @@ def is_path(group: str, value: Any) -> bool:
 
 
 def full_point(point: Point) -> dict[str, Any]:
-    """A point with the short form `model=DIR` expanded to settings of a cell."""
+    """A point with the short forms `model=DIR` and `judge=[a,b]` expanded to settings of a cell. Raises
+    BadSweep for a list of judges that names one twice, or none."""
     full: dict[str, Any] = {}
     for key, value in point.items():
-        if is_path(key, value):
+        if key == "judge" and isinstance(value, list):
+            full |= _evaluations(value)
+        elif key == "judge.judges" and isinstance(value, dict) and isinstance(full.get(key), dict):
+            full[key] = {label: full[key].get(label, {}) | own for label, own in value.items()}
+        elif is_path(key, value):
             full |= {"model": "local", "model.path": value}
             full.setdefault("model.name", as_name(user_path(value).name))
         elif key == "model.hub" and isinstance(value, str):
@@ -579,6 +604,20 @@ def full_point(point: Point) -> dict[str, Any]:
         ):  # a command with both is refused elsewhere
             full[key] = value
     return full
+
+
+def _evaluations(judges: list[Any]) -> dict[str, Any]:
+    """Settings of a cell with several evaluations, each with the name of its judge as its label."""
+    if len(judges) == 1:
+        return {"judge": judges[0]}
+    if not judges:
+        raise BadSweep("judge must be a list of one judge or more, got an empty list")
+    if twice := [judge for n, judge in enumerate(judges) if judge in judges[:n]]:
+        way_out = "judge=suite 'judge.judges={a: {judge: NAME}, b: {judge: NAME}}'"
+        raise BadSweep(
+            f"judge must be a list of different judges, got {twice[0]} twice; to use it twice, give labels: {way_out}"
+        )
+    return {"judge": name_of(SuiteJudge), "judge.judges": {str(judge): {"judge": judge} for judge in judges}}
 
 
 def unfold(grids: Sequence[Grid]) -> list[Point]:

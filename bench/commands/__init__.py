@@ -12,7 +12,7 @@ from bench.store.store import Unsound
 from bench.terminal import say
 
 if TYPE_CHECKING:
-    from bench.cli.compose import Opened
+    from bench.cli.compose import CheckedCommand
 
 OK, SOME_FAILED, OVER_BUDGET = 0, 3, 4  # exit codes
 
@@ -31,7 +31,7 @@ COMMANDS = {
 }
 
 
-def carry_out(opened: Opened) -> int:
+def carry_out(opened: CheckedCommand) -> int:
     """Carry out a command that passed the checks; returns the exit code."""
     try:
         return import_module(COMMANDS[opened.session.do.name]).main(opened)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench import report
 from bench.cli.audit_files import audit_sources
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.commands import OK, OVER_BUDGET, SOME_FAILED
 from bench.commands.plan import costs_of, print_costs
 from bench.config import Audit, user_path
@@ -25,7 +25,7 @@ from bench.store.store import Store
 from bench.terminal import say
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     """Write a passport for every judge of the cells; returns the exit code.
 
     Verdicts that are in the store already are used, and their judges are not asked again.

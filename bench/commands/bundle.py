@@ -36,7 +36,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bench import methods, report, secrets
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.cli.sweep_files import sweep_path
 from bench.commands import OK, SOME_FAILED
 from bench.commands.cell_states import BUNDLE_FILE
@@ -73,7 +73,7 @@ their checksums.
 """
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     do, results = opened.session.do, opened.session.results_dir
     assert isinstance(do, Bundle)
     store, sweep = Store(results / "store"), sweep_of(opened)
@@ -84,7 +84,7 @@ def main(opened: Opened) -> int:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def opened_from(opened: Opened) -> Opened:
+def opened_from(opened: CheckedCommand) -> CheckedCommand:
     """The command with the cells of a bundle, if its results folder is one and it names no cells; else
     unchanged.
     """
@@ -94,7 +94,7 @@ def opened_from(opened: Opened) -> Opened:
     return read(results, opened)
 
 
-def read(results: Path, opened: Opened) -> Opened:
+def read(results: Path, opened: CheckedCommand) -> CheckedCommand:
     """The command with the cells of the bundle in `results`.
 
     Raises BadConfig for a bundle of another version of bench, or one that bench did not write. Raises Unsound
@@ -104,7 +104,7 @@ def read(results: Path, opened: Opened) -> Opened:
         facts = read_object(results / BUNDLE_FILE)
         if facts["format"] != FORMAT:
             raise ValueError(
-                f"it has format {printable(str(facts['format']))}, and this version reads format {FORMAT}"
+                f"it has format {printable(str(facts['format']))}, and this version reads format {FORMAT}; use the version that wrote it"
             )
         sweep, replaced = facts["sweep"], facts["replaced"]
         axes, written, expected = (_items(facts[name], name) for name in ("axes", "cells", "expectations"))
@@ -208,10 +208,10 @@ def nameless_command(command: str) -> str:
 
 def write(
     do: Bundle,
-    opened: Opened,
+    opened: CheckedCommand,
     sweep: report.Sweep,
     store: Store,
-    make_sweep: Callable[[Opened], report.Sweep],
+    make_sweep: Callable[[CheckedCommand], report.Sweep],
 ) -> list[str]:
     """Write the archive; returns lines about its contents, for the screen.
 
@@ -246,7 +246,7 @@ def write(
         report.write_files(again, rows, root)
         # A report writes files for cells' folders, and a bundle has none.
         shutil.rmtree(root / "cells", ignore_errors=True)
-        warnings = _look_through(root, results)
+        warnings = _search_for_secrets(root, results)
         size = _archive(root, out)
     done = sum(row.done for row in rows)
     mine = results / "sweeps" / sweep.name / "table.csv"
@@ -319,7 +319,7 @@ def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
 
 
 def bundle_facts(
-    opened: Opened, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store
+    opened: CheckedCommand, copied: Mapping[str, str], planned: Sequence[CellPlan], store: Store
 ) -> dict[str, Any]:
     """Content of `bundle.json`. `copied`: paths in the bundle of the user's files, by digest."""
 
@@ -350,7 +350,7 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _look_through(root: Path, results: Path) -> list[str]:
+def _search_for_secrets(root: Path, results: Path) -> list[str]:
     """Warnings about files that name folders of this machine.
 
     Raises BadConfig if a file holds a secret, before the archive is written.

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import OK, why
 from bench.commands.bundle import nameless, nameless_command
 from bench.config import Export, method_facts, user_path
@@ -35,7 +35,7 @@ from bench.text_files import BadFile, read_object, read_yaml
 NOT_NUMBERS = ("_low", "_high", "_se")  # ends of names that belong to another number
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     do, results = opened.session.do, opened.session.results_dir
     assert isinstance(do, Export)
     say("\n".join(export(do, results, Store(results / "store"))))
@@ -162,7 +162,7 @@ def card(exported: Exported, adapter: bool) -> str:
         _description(exported, adapter),
         "## Numbers",
         _numbers(exported.result),
-        "## How it came to be",
+        "## How it was made",
     ]
     parts += [
         "```\n" + "\n".join(exported.lineage) + "\n```",

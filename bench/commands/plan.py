@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.commands import OK
 from bench.commands.planned_sweep import sweep_of
 from bench.config import PlanVerb, WorldData
@@ -28,7 +28,7 @@ from bench.terminal import Terminal, plain_table, say
 from bench.text_files import BadFile
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     session = opened.session
     store = Store(session.results_dir / "store")
     sweep = sweep_of(opened)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench import methods, report
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.planning.cells import plan_cell, start_cell
 from bench.planning.inputs import CellPlan, Sources
 from bench.store.keys import hash_key
 
 
-def sweep_of(opened: Opened) -> report.Sweep:
+def sweep_of(opened: CheckedCommand) -> report.Sweep:
     """Sweep of a command: its cells planned, with the cells of their start models."""
     planned = [
         plan_cell(cell, sources, methods.chain)

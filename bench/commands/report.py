@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from bench import report
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import OK, SOME_FAILED, bundle
 from bench.commands.faults import fault_lines, print_faults, print_lines
 from bench.commands.planned_sweep import sweep_of
@@ -17,7 +17,7 @@ from bench.store.store import Store
 from bench.terminal import say
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     opened = bundle.opened_from(opened)
     results = opened.session.results_dir
     make_results(results, store=False)
@@ -36,7 +36,8 @@ def _report_again(sweep: report.Sweep, store: Store, results: Path) -> int:
     old = csv.DictReader(before.decode(errors="replace").splitlines())
     if not any(row.done for row in rows) and any(row.get("status") == "done" for row in old):
         if any(_has_folder(row.cell, results) for row in rows) and print_faults(sweep, store, results):
-            say(f"The cells of {sweep.name} have lost their numbers, so {table.parent} was not changed.")
+            lost = f"The cells of {sweep.name} have lost their numbers, so {table.parent} was not changed."
+            say(f"{lost} Run the sweep again to compute them.")
             return SOME_FAILED
         reason = f"no cell of {sweep.name} was run in {results}, so {table.parent} was not changed. Set results= to the folder of the run"
         raise BadConfig([reason])

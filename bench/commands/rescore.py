@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bench import report
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import OK, SOME_FAILED, bundle
 from bench.commands.faults import print_faults
 from bench.commands.planned_sweep import sweep_of
@@ -48,7 +48,7 @@ Columns = dict[str, Callable[[Line], str]]  # text of each column, from a row
 T = TypeVar("T")
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     do = opened.session.do
     assert isinstance(do, Rescore)
     if do.judgements is not None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench import report
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.commands import OK, OVER_BUDGET, SOME_FAILED
 from bench.commands.planned_sweep import sweep_of
 from bench.config import Session
 from bench.config.errors import BadConfig
 from bench.forecast.row_counts import data_refusals
 from bench.forecast.stage_time import estimates
+from bench.planning.inputs import single
 from bench.planning.to_do import Plan, make_plan
 from bench.runner import evict, launchers
 from bench.runner.cell_folders import write_cell
@@ -28,7 +29,7 @@ from bench.store.store import Store
 from bench.tracking.tracker import open_tracker
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     session = opened.session
     make_results(session.results_dir, store=True)
     store = Store(session.results_dir / "store")
@@ -52,7 +53,7 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
     failures: dict[Stage, str] = {}
     written: set[str] = set()
     unwritten: list[str] = []
-    gone = evict.Evicted()
+    evicted = evict.Evicted()
     trained = {
         stage: [cell for cell in sweep.cells if cell.roles.get("train") == stage]
         for stage in plan.to_do
@@ -71,8 +72,8 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
                     screen.say(line)
                 track_cell(tracker, sweep, cell, store, reason)
                 screen.cell_ended(cell, reason)
-        let_go = evict.evict(session.keep, sweep.cells, store)
-        gone.stages, gone.size = gone.stages + let_go.stages, gone.size + let_go.size
+        evicted_now = evict.evict(session.keep, sweep.cells, store)
+        evicted.stages, evicted.size = evicted.stages + evicted_now.stages, evicted.size + evicted_now.size
 
     def progressed(stage: Stage, rows: Sequence[dict[str, float]]) -> None:
         screen.progress(stage, rows[-1])
@@ -87,13 +88,15 @@ def run_sweep(session: Session, sweep: report.Sweep, plan: Plan, store: Store) -
         over_budget = run_stages(session, sweep, plan, store, screen, forecast, failures, ended, progressed)
         ended()
         rows = report.collect(
-            sweep, store, {cell.key: why for cell in sweep.cells if (why := failure_of(cell, failures))}
+            sweep,
+            store,
+            {cell.key: why for cell in single(sweep.cells) if (why := failure_of(cell, failures))},
         )
         paths = report.write_files(sweep, rows, results)
         tracker.sweep(sweep=sweep.name, rows=report.flat_rows(rows), files=paths.for_tracker)
         tracker.close()
     report.print_report(
-        sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), gone.words()]))
+        sweep, paths, tracker.notes, "; ".join(filter(None, [screen.summary(), evicted.words()]))
     )
     store.remove_leftovers()
     wrong = bool(failures or unwritten or paths.unwritten) or any(row.failed or not row.done for row in rows)

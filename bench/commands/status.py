@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container
 
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.commands import OK, SOME_FAILED, bundle
 from bench.commands.cell_states import WRONG, cell_state, jobs_of, made_cells
 from bench.commands.faults import damaged_lines, print_lines
@@ -16,7 +16,7 @@ from bench.store.store import Store
 from bench.terminal import Terminal, plain_table
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     opened = bundle.opened_from(opened)
     results = opened.session.results_dir
     store, sweep = Store(results / "store"), sweep_of(opened)

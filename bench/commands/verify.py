@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import report
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import OK, SOME_FAILED
 from bench.commands.why import read_cell
 from bench.judges.asked import journal
@@ -29,13 +29,13 @@ from bench.terminal import say
 from bench.text_files import open_regular, printable
 
 RUN_AGAIN = "run its sweep again to compute it"
-NOT_HERE = "this folder does not belong here, delete it or move it away; a command that needs a stage here computes it"
+NOT_HERE = "this folder does not belong here: delete it or move it away. A command that needs a stage with this name computes it again"
 NAME = re.compile(r".+-[0-9a-f]{8}", re.DOTALL)  # name of a cell's or a sweep's folder
 KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")  # name of a stage's folder
 REPORT_AGAIN = "run do=report +sweep=... of its sweep to write it again"
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     results = opened.session.results_dir
     return OK if show(results, Store(results / "store")) else SOME_FAILED
 
@@ -109,7 +109,7 @@ class CheckedStages:
                     yield Fault("STALE", what, RUN_AGAIN)
 
     def earlier(self) -> Iterator[str]:
-        """Lines about stages of another version that this version of bench does not read and makes anew."""
+        """Lines about stages of another version that this version of bench does not read and makes again."""
         for manifest in self.sound.values():
             if (known := VERSIONS.get(manifest.kind)) != manifest.version:  # type: ignore[call-overload]
                 now = (
@@ -121,7 +121,7 @@ class CheckedStages:
 
 
 def _of_journals(store: Store) -> Iterator[Fault]:
-    repair = "run its sweep again: it asks or counts this line again"
+    repair = "run its sweep again: it sends the request of this line again, or counts its cost again"
     for path in sorted([*store.root.glob("*/*.work/journal.jsonl"), *store.root.glob("*/spending.jsonl")]):
         try:
             faults = journal.check(path)

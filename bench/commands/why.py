@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import OK
 from bench.config import Why, is_name
 from bench.records import read_detections
@@ -25,7 +25,7 @@ SHORT = 8  # number of digits of a key on the screen
 FEWEST = 4  # least number of digits that names a cell
 
 
-def main(opened: Opened) -> int:
+def main(opened: CheckedCommand) -> int:
     do, results = opened.session.do, opened.session.results_dir
     assert isinstance(do, Why)
     explain(do, results, Store(results / "store"))
@@ -253,7 +253,7 @@ def _labeller(step: Step, name: Any, model_of: Any) -> str:
         case "implicit":
             return f"labelled by the implicit reward of {model_of('policy_logps')} against {model_of('reference_logps')}"
         case "self":
-            return f"labelled by what {model_of('replies')} wrote as the judge ({step.settings['prompt']})"
+            return f"labelled by the judgements of {model_of('replies')} (prompt {step.settings['prompt']})"
         case "reward_model":
             return f"labelled by {'your reward model' if (model := model_of('rewards')) == 'your model' else f'the {model}'}"
         case "gold":
@@ -261,7 +261,7 @@ def _labeller(step: Step, name: Any, model_of: Any) -> str:
         case "human":
             return "the demonstration is chosen"
         case labeller:
-            return f"labelled by nobody ({labeller})"
+            return f"labelled by a rule ({labeller})"
 
 
 def _ties(counts: Mapping[str, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
 from bench.config.data import DatasetData, LocalData, MixtureData, Sft, WorldData
 from bench.config.forgetting import Forgetting
-from bench.config.judges import AnyJudge
+from bench.config.judges import AnyJudge, SuiteJudge, judge_facts
 from bench.config.methods import AnyMethod, SelfRewarding, Spin, Written, is_loop, method_facts
 from bench.config.world import LocalModel, NoModel, World, WorldModel
 
@@ -90,9 +91,34 @@ class Cell(Settings):
         return self
 
 
+def evaluated(cell: Cell) -> dict[str, Cell]:
+    """The cell with one judge for each evaluation, by label; the cell itself under "" where it has no suite."""
+    if not isinstance(cell.judge, SuiteJudge):
+        return {"": cell}
+    return {label: cell.model_copy(update={"judge": judge}) for label, judge in cell.judge.judges.items()}
+
+
 def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     """Combinations of a cell's sections that are impossible, each with its key; single sections may have
     faults of their own."""
+    judge = cell["judge"]
+    if judge_facts(judge) is not SuiteJudge or not isinstance(judge.get("judges"), Mapping):
+        return _misfits(cell)
+    by_label = {label: _misfits({**cell, "judge": one}) for label, one in judge["judges"].items()}
+    placed = (
+        (
+            re.sub(r"^judge\b", f"judge.judges.{label}", key),
+            re.sub(r"\bjudge\.", f"judge.judges.{label}.", text).replace(
+                "use judge=none", f"leave {label} out"
+            ),
+        )
+        for label, problems in by_label.items()
+        for key, text in problems
+    )
+    return list(dict.fromkeys(placed))
+
+
+def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     model, method, data, judge = (
         {} if not isinstance(cell[key], Mapping) else cell[key]
         for key in ("model", "method", "data", "judge")
@@ -109,7 +135,7 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         )
     if model.get("kind") == "world" and not in_world:
         text = f"model={model.get('name')} knows only the controlled world's words and needs its data, got data={data.get('name')}"
-        problems.append(("model", f"{text}; take model=local model.path=DIR"))
+        problems.append(("model", f"{text}; use model=local model.path=DIR"))
     members = judge.get("judges") if isinstance(judge.get("judges"), Mapping) else {}
     gold = {
         label: member
@@ -125,7 +151,7 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             problems.append((f"judge.judges.{label}", text))
     if judge.get("name") == "gold" and not in_world:
         text = f"judge=gold knows the truth of the controlled world only and needs its data, got data={data.get('name')}"
-        problems.append(("judge", f"{text}; take judge=none"))
+        problems.append(("judge", f"{text}; use judge=none"))
     if model.get("kind") == "none" and facts is not Written:
         text = f"method={method.get('name')} needs a model, got model=none"
         problems.append(
@@ -133,14 +159,14 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         )
     if model.get("kind") != "none" and facts is Written:
         problems.append(
-            ("model", f"a file of completions needs no model, got model={model.get('name')}; take model=none")
+            ("model", f"a file of completions needs no model, got model={model.get('name')}; use model=none")
         )
     if in_world and data.get("completions_by") == "sft" and _opponent(judge) == "chosen":
         text = "opponent=chosen needs data.completions_by=writer, which gives all models the same opponent, got sft"
         problems.append(("judge.preference.opponent", text))
     thinned = [key for key in ("desirable_fraction", "undesirable_fraction") if data.get(key, 1) != 1]
     if thinned and data.get("form") == "paired":
-        text = f"data.{thinned[0]} drops rows of one label, and a pair has both: take unpaired data (data.form=unpaired)"
+        text = f"data.{thinned[0]} drops rows of one label, and a pair has both: use unpaired data (data.form=unpaired)"
         problems.append((f"data.{thinned[0]}", text))
     if judge.get("items", "") is None and not in_world:
         text = f"judge={judge.get('name')} takes the controlled world's prompts unless judge.items is set, got data={data.get('name')}"
@@ -149,11 +175,11 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         problems.append(
             (
                 "judge.n_items",
-                "judge.n_items must be a number where judge.items is null: the world has no last prompt",
+                "judge.n_items must be a number where judge.items is null: the controlled world can make any number of prompts",
             )
         )
     if data.get("form") == "unpaired" and facts.needs_pairs():
-        text = f"method={method['name']} learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data"
+        text = f"method={method['name']} learns from pairs, got unpaired rows; use method=kto, csft or offline_ppo, or paired data"
         problems.append(("data.form", text))
     if data.get("fraction") == 0 and facts.needs_labels and method.get("seed_training", ...) is not None:
         way_out = "; set method.seed_training=null" if "seed_training" in method else ""
@@ -189,11 +215,11 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         text = f"method.prompts is for data=local, got data={data.get('name')}, which has its own prompts: leave it out"
         problems.append(("method.prompts", text))
     if method.get("labeller") == "gold" and not in_world and facts is not SelfRewarding:
-        text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; take another method.labeller"
+        text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; use another method.labeller"
         problems.append(("method.labeller", text))
     if cell.get("sft") is not None and model.get("kind") != "local":
         text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
-        problems.append(("sft", f"{text}; take model=DIR or sft=none"))
+        problems.append(("sft", f"{text}; use model=DIR or sft=none"))
     sources = data.get("sources") if isinstance(data.get("sources"), Mapping) else {}
     of_mixture = [(f"data.sources.{label}", source) for label, source in sources.items()]
     for key, section in (("data", data), *of_mixture, ("sft", cell.get("sft")), ("model", model)):
@@ -203,7 +229,7 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             and section.get("hub") is None
             and section.get("path") is None
         ):
-            text = f"{key}.path must be set where {key}.hub is not: name a folder or file of yours, or what the hub has as {key}.hub"
+            text = f"{key}.path or {key}.hub must be set: {key}.path to your folder or file, or {key}.hub to its name on the hub"
             problems.append((f"{key}.path", text))
     if facts is Spin and in_world:
         iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
@@ -217,22 +243,22 @@ def misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             problems.append(("method.n_prompts", text))
     if cell.get("forgetting") is not None and facts.control is not None:
         text = f"method={method['name']} needs a control token after every prompt, and lm_eval does not write one"
-        problems.append(("forgetting", f"{text}; leave it out of the sweep or take forgetting=none"))
+        problems.append(("forgetting", f"{text}; leave it out of the sweep or use forgetting=none"))
     adapter = cell.get("adapter")
     if isinstance(adapter, Mapping) and adapter.get("name") != "none" and facts.whole is not None:
-        text = f"method={method['name']} trains {facts.whole}, got adapter={adapter.get('name')}; take adapter=none"
+        text = f"method={method['name']} trains {facts.whole}, got adapter={adapter.get('name')}; use adapter=none"
         problems.append(("adapter", text))
     engine, adapter = (
         cell[key] if isinstance(cell.get(key), Mapping) else {} for key in ("engine", "adapter")
     )
     if engine.get("name") == "vllm" and adapter.get("name") == "qlora":
-        text = "engine=vllm loads the base model unquantized, but adapter=qlora was trained on four bits; take engine=transformers"
+        text = "engine=vllm loads the base model unquantized, but adapter=qlora was trained on four bits; use engine=transformers"
         problems.append(("engine", text))
     if engine.get("logps") == "vllm" and adapter.get("name") == "lora":
         problems.append(
             (
                 "engine.logps",
-                "engine.logps=vllm cannot score completions of a LoRA adapter; take engine.logps=transformers",
+                "engine.logps=vllm cannot score completions of a LoRA adapter; use engine.logps=transformers",
             )
         )
     if facts.chooses:
@@ -258,17 +284,17 @@ def _self_rewarding_misfits(
 ) -> list[Misfit]:
     problems: list[Misfit] = []
     if method.get("prompts") is not None:
-        text = "self_rewarding takes no file of prompts, it chooses them by method.new_prompts: leave out method.prompts"
+        text = "method=self_rewarding takes no file of prompts, because method.new_prompts chooses them: leave out method.prompts"
         problems.append(("method.prompts", text))
     if in_world and method.get("new_prompts") == "self_instruct":
-        text = "the world's tiny models cannot write prompts, and gold rewards only the world's own: take method.new_prompts=family"
+        text = "self_instruct needs a model that can write prompts, and the world's models cannot: use method.new_prompts=family"
         problems.append(("method.new_prompts", text))
     if not in_world and method.get("new_prompts") == "family":
-        text = f"new prompts of the family are the controlled world's, got data={data.get('name')}; take method.new_prompts=self_instruct"
+        text = f"new prompts of the family need the controlled world, got data={data.get('name')}; use method.new_prompts=self_instruct"
         problems.append(("method.new_prompts", text))
     if not in_world and method.get("labeller", "self") != "self":
         text = f"method.labeller={method['labeller']} labels in the controlled world only, got data={data.get('name')}"
-        problems.append(("method.labeller", f"{text}; take method.labeller=self"))
+        problems.append(("method.labeller", f"{text}; use method.labeller=self"))
     return problems
 
 

@@ -31,7 +31,7 @@ class Forgetting(Settings):
     """Requests in a batch of lm-evaluation-harness."""
 
     @model_validator(mode="after")
-    def _once(self) -> Forgetting:
+    def _names_each_task_once(self) -> Forgetting:
         """Refuse a task that is named twice."""
         names = [task.partition("@")[0] for task in self.tasks]
         if twice := sorted({name for name in names if names.count(name) > 1}):

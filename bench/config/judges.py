@@ -27,6 +27,7 @@ from bench.config.base import (
     name_of,
 )
 
+EVALUATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")  # The label of a suite's evaluation.
 ENDINGS = ("n", "se", "low", "high", "failed")  # Endings that names of numbers have of their own.
 
 
@@ -75,6 +76,8 @@ class JudgeSettings(Settings):
     """Turns of an item."""
     classifier: ClassVar[str | None] = None
     """Kind of model that it needs, where that is a classifier."""
+    of_several: ClassVar[bool] = False
+    """Whether it has judges of its own, by label (`judges`)."""
     manner_in_name: ClassVar[bool] = False
     """Whether tables name its manner of verdict with it, since it could give another."""
 
@@ -344,6 +347,7 @@ class JuryJudge(JudgeSettings):
     and decoding are the jury's."""
 
     item_files = ("items",)
+    of_several = True
 
     name: Literal["jury"]
     judges: dict[str, Annotated[Member, Field(discriminator="name")]]
@@ -401,7 +405,43 @@ class JuryJudge(JudgeSettings):
         return hash(self.model_dump_json())
 
 
-AnyJudge = GoldJudge | NoJudge | ModelledJudge | JuryJudge  # The judges of a cell.
+OneJudge = GoldJudge | NoJudge | ModelledJudge | JuryJudge  # The judge of one evaluation.
+
+
+class SuiteJudge(JudgeSettings):
+    """Several evaluations of one policy, each with its own items, decoding, judge and budget."""
+
+    of_several = True
+
+    name: Literal["suite"]
+    judges: dict[str, Annotated[OneJudge, Field(discriminator="name")]]
+    """Evaluations by label: `judge`, a file of this folder, and the settings to change. A setting of the
+    suite's own level goes to every evaluation that has it."""
+
+    @model_validator(mode="after")
+    def _are_several(self) -> SuiteJudge:
+        labels = list(self.judges)
+        problems = [f"a suite needs two evaluations or more, got {len(labels)}"] if len(labels) < 2 else []
+        problems += [
+            f"an evaluation's label must be letters, digits, _, + and -, got {label}"
+            for label in labels
+            if not EVALUATION.fullmatch(label)
+        ]
+        problems += [
+            f"{one} and {two} are the same evaluation: leave {two} out, or give it other settings"
+            for n, two in enumerate(labels)
+            for one in labels[:n]
+            if self.judges[one] == self.judges[two]
+        ]
+        if problems:
+            raise misfit(*(("judges", text) for text in problems))
+        return self
+
+    def __hash__(self) -> int:  # dict fields have no hash
+        return hash(self.model_dump_json())
+
+
+AnyJudge = OneJudge | SuiteJudge  # The judges of a cell.
 JUDGES: dict[str, type[JudgeSettings]] = by_name(*get_args(AnyJudge))
 
 

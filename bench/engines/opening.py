@@ -20,7 +20,7 @@ def open_engine(
     if settings.engine == "vllm":
         from bench.engines.vllm import VllmEngine
 
-        assert settings.serving is not None, "engine=vllm comes with how it is served"
+        assert settings.serving is not None, "engine=vllm needs the settings of its server"
         return VllmEngine(model, settings.dtype, settings.serving, control, base)
     from bench.engines.hf import TransformersEngine
 

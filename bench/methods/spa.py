@@ -154,7 +154,7 @@ def make_trainer(job: TrainingJob) -> Trainer:
             loss = super().training_step(model, inputs, *args, **named)
             if not self.delayed:
                 self.trust += [
-                    Trust(self.fed.examples[i].row.id, *judgement)
+                    Trust(self.visited.examples[i].row.id, *judgement)
                     for i, judgement in zip(rows, self.judgements, strict=True)
                 ]
             return loss

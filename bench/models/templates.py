@@ -1,8 +1,8 @@
 """Chat templates: reading, dating and rendering them, for plan, cost and run alike. Loads no torch.
 
-transformers' renderer renders them. A template is a program that somebody else wrote. `look` runs it first in
-a process of its own, on PROBES, and ends that process if it takes too long or too much memory. An error of a
-template becomes TemplateFailed, with one line.
+transformers' renderer renders them. A template is a program that somebody else wrote. `try_template` runs it
+first in a process of its own, on PROBES, and ends that process if it takes too long or too much memory. An
+error of a template becomes TemplateFailed, with one line.
 
 A template that reads the clock writes another prompt every day. `dated` puts a fixed date before its text:
 `date_string`, and a `strftime_now` that knows only that day. The template then gives the same prompts on
@@ -306,7 +306,7 @@ PROBES: dict[str, list[dict[str, str]]] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class TemplateTrial:
     """Results of trying a template on PROBES."""
 
     reads: frozenset[str]  # Variables that it reads but does not set.
@@ -314,17 +314,17 @@ class Look:
     loses: Mapping[str, str]  # The role of a lost message, by name of the probe.
 
 
-def look(template: Template, seconds: float) -> Look:
+def try_template(template: Template, seconds: float) -> TemplateTrial:
     """Try a template on PROBES, in a process of its own.
 
     Raises TemplateFailed if it cannot be compiled, cannot write any of PROBES, leaves out a user's question,
     or takes more than `seconds` or MEMORY.
     """
-    return _look(template.text, tuple(sorted(template.special.items())), seconds)
+    return _try_template(template.text, tuple(sorted(template.special.items())), seconds)
 
 
 @functools.cache
-def _look(text: str, special: tuple[tuple[str, str], ...], limit: float) -> Look:
+def _try_template(text: str, special: tuple[tuple[str, str], ...], limit: float) -> TemplateTrial:
     environment = {**os.environ, "PYTHONPATH": python_path()}
     line = [sys.executable, "-P", "-m", "bench.models.templates"]
     with subprocess.Popen(
@@ -344,7 +344,7 @@ def _look(text: str, special: tuple[tuple[str, str], ...], limit: float) -> Look
     result = json.loads(output)
     if "failed" in result:
         raise TemplateFailed(result["failed"])
-    return Look(frozenset(result["reads"]), result["refuses"], result["loses"])
+    return TemplateTrial(frozenset(result["reads"]), result["refuses"], result["loses"])
 
 
 def main() -> None:
@@ -379,7 +379,7 @@ def _limit_memory() -> None:
 
 
 def _probed(template: Template) -> dict[str, dict[str, str]]:
-    """`refuses` and `loses` of Look, by name."""
+    """`refuses` and `loses` of TemplateTrial, by name."""
     refuses, loses = {}, {}
     for name, messages in PROBES.items():
         try:

@@ -236,23 +236,23 @@ def aligned_ids(
 
 @dataclass(frozen=True)
 class ConversationIds:
-    """Token ids of a whole conversation, with a mask of its answers."""
+    """Token ids of a whole conversation, with a mask of its assistant messages."""
 
     ids: list[int]
-    answers: list[bool]  # True at the tokens of assistant messages, EOS included.
+    assistant_mask: list[bool]  # True at the tokens of assistant messages, EOS included.
 
 
 def conversation_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], max_length: int
 ) -> ConversationIds:
-    """Ids of a conversation in the chat template, cut at `max_length`. An answer starts where a policy would
-    begin to write it.
+    """Ids of a conversation in the chat template, cut at `max_length`. An assistant message starts where a
+    policy would begin to write it.
 
-    Raises ValueError for a template that changes earlier messages when later ones follow: the answers' places
-    are then undefined.
+    Raises ValueError for a template that changes earlier messages when later ones follow: the places of
+    assistant messages are then undefined.
     """
     ids = _template(tokenizer, messages)
-    answers = [False] * len(ids)
+    mask = [False] * len(ids)
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -262,8 +262,8 @@ def conversation_ids(
             raise ValueError(
                 "the chat template changes earlier turns of a conversation when later ones follow. Use only first turns."
             )
-        answers[start : len(until)] = [True] * (len(until) - start)
-    return ConversationIds(ids[:max_length], answers[:max_length])
+        mask[start : len(until)] = [True] * (len(until) - start)
+    return ConversationIds(ids[:max_length], mask[:max_length])
 
 
 def preference_ids(

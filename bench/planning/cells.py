@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from bench.config import (
@@ -21,7 +22,7 @@ from bench.config import (
     WorldModel,
     Written,
 )
-from bench.planning.inputs import CellPlan, Chain, Ground, Policy, Sources
+from bench.planning.inputs import CellPlan, Chain, Ground, Policy, Sources, evaluated_sources
 from bench.planning.judging import _judging, _members, reward_scale
 from bench.planning.pieces import (
     FILES,
@@ -53,6 +54,7 @@ from bench.store.stage_settings import (
     PairData,
     ScoreSettings,
     Split,
+    SuiteScoreSettings,
     TaskSettings,
     WrittenCompletions,
     stage,
@@ -62,10 +64,39 @@ from bench.store.stage_settings import (
 def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     """The graph of one cell. `chain` builds the method's stages and returns the policy to judge."""
     if isinstance(cell.method, Written):
+        ground = policy = None
+    else:
+        cell = start_cell(cell) if isinstance(cell.method, NoMethod) else cell
+        ground = _ground(cell, sources)
+        policy = chain(cell, ground)
+    evaluations = {
+        label: _evaluation(one, of_one, ground, policy)
+        for label, (one, of_one) in evaluated_sources(cell, sources).items()
+    }
+    return evaluations.get("") or _suite(cell, evaluations)
+
+
+def _suite(cell: Cell, evaluations: Mapping[str, CellPlan]) -> CellPlan:
+    """The graph of a cell with several evaluations: theirs, and one stage that joins their numbers.
+
+    A role that is not the same stage in all of them is named after its evaluation: `LABEL/ROLE`.
+    """
+    scores: Inputs = {label: plan.score for label, plan in evaluations.items()}
+    score = stage("score", SuiteScoreSettings(), scores, "score")
+    roles: dict[str, Stage] = {}
+    for label, plan in evaluations.items():
+        for role, source in plan.roles.items():
+            shared = all(other.roles.get(role) == source for other in evaluations.values())
+            roles[role if shared else f"{label}/{role}"] = source
+    roles["score"] = score
+    key = hash_key({"cell": score.key})
+    return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles, evaluations)
+
+
+def _evaluation(cell: Cell, sources: Sources, ground: Ground | None, policy: Policy | None) -> CellPlan:
+    """The graph of a cell with one judge."""
+    if ground is None or policy is None:
         return _with_judging(cell, sources, None, {}, {})
-    cell = start_cell(cell) if isinstance(cell.method, NoMethod) else cell
-    ground = _ground(cell, sources)
-    policy = chain(cell, ground)
     if policy.train is None:  # An untrained policy needs no training data.
         return _with_judging(cell, sources, policy, {}, {})
     roles: dict[str, Stage] = {"preferences": ground.preferences}
@@ -90,7 +121,7 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
     roles["train"] = policy.train
     if (
         isinstance(cell.data, FILES)
-        and "items" not in ground.preferences.inputs
+        and not any(role.startswith("items") for role in ground.preferences.inputs)
         and (items := _benchmark_items(cell, sources)) is not None
     ):
         roles["overlap"] = stage(
@@ -262,6 +293,7 @@ def _evaluations(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decodin
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
     if isinstance(judge, (LanguageJudge, ModelJudge, JuryJudge)):
         return [(judge.gives[0], _judge_items(cell, judge, sources), judge.decoding)]
+    assert isinstance(judge, NoJudge)
     if isinstance(cell.data, FILES):
         items = stage(
             "data",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from bench.config import Cell
+from bench.config import Cell, evaluated
 from bench.store.keys import Input, Source, Stage
 
 
@@ -20,7 +20,7 @@ class JudgeSources:
     files: Mapping[str, Source] = field(default_factory=dict)  # By role: items, references, baseline.
     n_items: int = 0  # Number of items in the file `items`.
     calibration: Source | None = None  # For length control.
-    # Members of a jury, by label. The gold judge reads nothing and is left out.
+    # Members of a jury and evaluations of a suite, by label. The gold judge reads nothing and is left out.
     members: Mapping[str, JudgeSources] = field(default_factory=dict)
 
 
@@ -62,6 +62,8 @@ class CellPlan:
     name: str
     score: Stage
     roles: dict[str, Stage]  # By role: stages whose files tables, trackers and readers open.
+    # The evaluations of a suite by label, each planned as the cell with that judge alone.
+    evaluations: Mapping[str, CellPlan] = field(default_factory=dict)
 
     @property
     def stages(self) -> list[Stage]:
@@ -83,6 +85,20 @@ class Policy:
     # Labels of the pairs in an iterative method's last training, oldest iteration first.
     labels: Sequence[Stage] = ()
     self_judge: Stage | None = None  # Measures how well the policy judges (self-rewarding methods).
+
+
+def single(cells: Iterable[CellPlan]) -> list[CellPlan]:
+    """The cells with one judge each: a cell with a suite gives way to its evaluations."""
+    return [one for cell in cells for one in (cell.evaluations.values() or (cell,))]
+
+
+def evaluated_sources(cell: Cell, sources: Sources) -> dict[str, tuple[Cell, Sources]]:
+    """Each evaluation of a cell with the files that it reads, by label; "" where the cell has one judge."""
+    cells = evaluated(cell)
+    if "" in cells:
+        return {"": (cell, sources)}
+    members = sources.judge.members if sources.judge else {}
+    return {label: (one, replace(sources, judge=members.get(label))) for label, one in cells.items()}
 
 
 def all_stages(cells: Iterable[CellPlan]) -> list[Stage]:

@@ -19,6 +19,7 @@ from bench.config import (
     MtBenchJudge,
     NoJudge,
     Settings,
+    SuiteJudge,
     Training,
     as_name,
     name_of,
@@ -56,7 +57,7 @@ def reward_scale(method: Training) -> float:
 
 def _judging(cell: Cell, manner: str, sources: Sources) -> tuple[Settings, dict[str, Source]]:
     """Settings of a judge stage, and its inputs other than items and completions."""
-    assert not isinstance(cell.judge, (NoJudge, JuryJudge))
+    assert not isinstance(cell.judge, (NoJudge, JuryJudge, SuiteJudge))
     return judging_by(cell.judge, cell, manner, sources.judge)
 
 

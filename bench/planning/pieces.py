@@ -27,13 +27,15 @@ from bench.config import (
     RefinedDpo,
     Serving,
     SftTraining,
+    SuiteJudge,
     Trained,
     Vllm,
     WorldData,
     WorldModel,
     Writer,
+    evaluated,
 )
-from bench.planning.inputs import Policy, Sources
+from bench.planning.inputs import Policy, Sources, evaluated_sources
 from bench.readers import version
 from bench.store.keys import Input, Inputs, Stage
 from bench.store.stage_settings import (
@@ -145,7 +147,10 @@ def pair_settings(cell: Cell) -> LocalPairData:
     else:
         rows = {"dataset": _dataset_rows(data, data.n_heldout, data.form)}
     # Held-out prompts cannot overlap with train rows.
-    overlap = data.overlap if not isinstance(cell.judge, NoJudge | GoldJudge) else "report"
+    judges = (one.judge for one in evaluated(cell).values())
+    overlap = (
+        data.overlap if not all(isinstance(judge, NoJudge | GoldJudge) for judge in judges) else "report"
+    )
     of_rows = {**rows, "overlap": overlap, **_tokenizer_checks(cell, data)}
     return LocalPairData(
         heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_fractions(data)
@@ -173,8 +178,14 @@ def _tokenizer_checks(cell: Cell, data: LocalData | PublicRows) -> dict[str, Any
 
 def rows_read(cell: Cell, sources: Sources) -> Inputs:
     """Inputs of the rows: file, tokenizer, and the judge's items if overlapping train rows are dropped."""
-    items = _benchmark_items(cell, sources) if pair_settings(cell).overlap != "report" else None
-    return _file(cell, sources) | ({} if items is None else {"items": items})
+    if pair_settings(cell).overlap == "report":
+        return _file(cell, sources)
+    items = dict.fromkeys(
+        items
+        for one, of_one in evaluated_sources(cell, sources).values()
+        if (items := _benchmark_items(one, of_one)) is not None
+    )
+    return _file(cell, sources) | {f"items{n or ''}": of_one for n, of_one in enumerate(items)}
 
 
 def _file(cell: Cell, sources: Sources) -> Inputs:
@@ -412,6 +423,7 @@ def generate(
 
 def _kl_decoding(cell: Cell) -> Decoding:
     """Decoding of samples for KL: the policy's own distribution, with the judge's max_new_tokens."""
+    assert not isinstance(cell.judge, SuiteJudge)
     decoding = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
     return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=decoding.max_new_tokens)
 

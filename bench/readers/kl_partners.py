@@ -17,7 +17,9 @@ def partners(prompts: Sequence[str], seed: int) -> list[int]:
     Raises ValueError when all rows have the same prompt: then no completion is mismatched.
     """
     if len(set(prompts)) < 2:
-        raise ValueError("mismatched completions need rows of at least two prompts")
+        raise ValueError(
+            "KTO pairs each completion with another prompt, so the rows must have two prompts or more"
+        )
     order = list(range(len(prompts)))
     random.Random(f"partners/{seed}").shuffle(order)
     partner = [0] * len(prompts)

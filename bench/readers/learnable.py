@@ -94,7 +94,7 @@ def learn_check(tokenizer: PreTrainedTokenizerBase, most: int | None) -> LearnCh
             return Unlearnable(UNWRITABLE, str(error.__cause__ or error))
         return TOO_LONG if most is not None and n_tokens >= most else n_tokens
 
-    def look_anew(prompt: Sequence[Message], completions: Sequence[str]) -> Unlearnable | None:
+    def check_tokens(prompt: Sequence[Message], completions: Sequence[str]) -> Unlearnable | None:
         try:
             parts = [ids.completion for ids in aligned_ids(tokenizer, prompt, completions, most)]
         except TemplateFailed as error:
@@ -105,17 +105,17 @@ def learn_check(tokenizer: PreTrainedTokenizerBase, most: int | None) -> LearnCh
             return SAME_TOKENS
         return None if all(parts) else NO_TOKENS
 
-    def look(prompt: Sequence[Message], completions: Sequence[str]) -> Unlearnable | None:
+    def check_row(prompt: Sequence[Message], completions: Sequence[str]) -> Unlearnable | None:
         key = prompt_key(prompt)
         if key not in lengths:
             lengths[key] = length(prompt)
         if isinstance(prompt_length := lengths[key], Unlearnable) or not completions:
             return prompt_length if isinstance(prompt_length, Unlearnable) else None
         if (row := (key, *completions)) not in seen:
-            seen[row] = look_anew(prompt, completions)
+            seen[row] = check_tokens(prompt, completions)
         return seen[row]
 
-    return LearnCheck(look, special_token_finder(tokenizer))
+    return LearnCheck(check_row, special_token_finder(tokenizer))
 
 
 def check_conversations(template: Template | None, rows: Sequence[Conversation]) -> None:

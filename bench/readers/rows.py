@@ -21,6 +21,7 @@ from bench.config import Form
 from bench.readers.subsets import normalised, prompt_key
 from bench.records import Message, Pair, Text, Unpaired
 from bench.text_files import (
+    ROW_LIMIT_ENV,
     BadFile,
     begins_as_list,
     describe,
@@ -247,7 +248,9 @@ def _parquet_row(batch: Any, place: int, where: str, limit: int) -> dict[str, An
             row[name], n = Unreadable(str(error)), 0
         size += n
     if size > limit:
-        raise BadFile(f"{where}: a row of more than {limit >> 20} MiB")
+        raise BadFile(
+            f"{where}: the row is larger than {limit >> 20} MiB; set {ROW_LIMIT_ENV} to allow larger rows"
+        )
     return row
 
 

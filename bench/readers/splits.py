@@ -47,20 +47,20 @@ Files = Path | Mapping[str, Path]  # a dataset's folder or file, or those of a m
 
 
 def divide(
-    settings: LocalPairData, files: Files, items: Sequence[Item] = (), look: LearnCheck | None = None
+    settings: LocalPairData, files: Files, items: Sequence[Item] = (), learn_check: LearnCheck | None = None
 ) -> Divided:
     """Rows of a dataset or a mixture by use: train, held-out, prompts of later iterations.
 
     `items`: the judge's items; train rows with the same questions are dropped or refused (data.overlap).
-    `look` checks that a model learns from a row; the other rows are dropped or refused. Raises ValueError for
-    an empty split, a refused overlap, and rows that the chat template cannot write.
+    `learn_check` checks that a model learns from a row; the other rows are dropped or refused. Raises
+    ValueError for an empty split, a refused overlap, and rows that the chat template cannot write.
     """
     if isinstance(files, Mapping):
-        divided = _of_mixture(settings, files, look)
+        divided = _of_mixture(settings, files, learn_check)
     elif settings.dataset:
-        divided = _of_dataset(settings, settings.dataset, files, look)
+        divided = _of_dataset(settings, settings.dataset, files, learn_check)
     else:
-        divided = _of_file(settings, files, look)
+        divided = _of_file(settings, files, learn_check)
     train, counts = divided.train, divided.counts
     if items:
         same = overlap(train, items)
@@ -107,23 +107,23 @@ def _dropped(counts: Mapping[str, int]) -> str:
 FILE = "file"  # first part of the names of counts of a file's rows, before they are split
 
 
-def _of_file(settings: LocalPairData, path: Path, look: LearnCheck | None) -> Divided:
+def _of_file(settings: LocalPairData, path: Path, learn_check: LearnCheck | None) -> Divided:
     preferences = read_preferences(path)
     rows: list[Any] = list(preferences.rows)
     counts = {f"{FILE}/read": len(rows)} | {
         f"{FILE}/noted/{words}": n for words, n in sorted(preferences.noted.items())
     }
     _note(counts, FILE, OPPOSITE, opposites(rows))
-    if look is not None:
-        rows = _learnable(rows, look, settings, None, path, FILE, counts)
+    if learn_check is not None:
+        rows = _learnable(rows, learn_check, settings, None, path, FILE, counts)
     train, heldout = split_heldout(rows, settings.heldout_fraction)
     return Divided(train, heldout, [], counts)
 
 
 def _of_dataset(
-    settings: LocalPairData, dataset: DatasetRows, path: Path, look: LearnCheck | None
+    settings: LocalPairData, dataset: DatasetRows, path: Path, learn_check: LearnCheck | None
 ) -> Divided:
-    divided = _split(settings, dataset, path, look)
+    divided = _split(settings, dataset, path, learn_check)
     train, heldout = (
         _in_form(dataset.form, rows, settings, str(path)) for rows in (divided.train, divided.heldout)
     )
@@ -147,20 +147,22 @@ def _limited(heldout: list[Any], n_prompts: int | None) -> list[Any]:
     return [row for row in heldout if prompt_group(row.prompt) in kept]
 
 
-def _split(settings: LocalPairData, dataset: DatasetRows, path: Path, look: LearnCheck | None) -> Divided:
+def _split(
+    settings: LocalPairData, dataset: DatasetRows, path: Path, learn_check: LearnCheck | None
+) -> Divided:
     """Train and held-out rows of a dataset in its own form, without a prompt in both."""
     splits = read_dataset(path, dataset.reading, dataset.train_files, dataset.heldout_files)
     counts = dict(splits.counts)
     for split, rows in (("train", splits.train), ("heldout", splits.heldout or [])):
         if rows and row_form(rows[0]) is not None:
             _note(counts, split, OPPOSITE, opposites(rows))
-    if look is not None:
+    if learn_check is not None:
         of_train, of_heldout = splits.train, splits.heldout
         splits = Splits(
-            _learnable(of_train, look, settings, dataset, path, "train", counts),
+            _learnable(of_train, learn_check, settings, dataset, path, "train", counts),
             None
             if of_heldout is None
-            else _learnable(of_heldout, look, settings, dataset, path, "heldout", counts),
+            else _learnable(of_heldout, learn_check, settings, dataset, path, "heldout", counts),
             counts,
         )
     if splits.heldout is None:
@@ -197,12 +199,14 @@ def source_of(row_id: str) -> str:
     return row_id.partition("/")[0]
 
 
-def _of_mixture(settings: LocalPairData, files: Mapping[str, Path], look: LearnCheck | None) -> Divided:
+def _of_mixture(
+    settings: LocalPairData, files: Mapping[str, Path], learn_check: LearnCheck | None
+) -> Divided:
     """Rows of all sources, before caps and weights. The names of counts begin with the label of the source."""
     parts: dict[str, Divided] = {}
     for label, source in sorted(settings.sources.items()):
         try:
-            part = _split(settings, source.rows, files[label], look)
+            part = _split(settings, source.rows, files[label], learn_check)
         except ValueError as error:
             raise ValueError(
                 "\n".join(f"data.sources.{label}: {line}" for line in str(error).splitlines())
@@ -235,7 +239,8 @@ def _of_mixture(settings: LocalPairData, files: Mapping[str, Path], look: LearnC
             _note(counts, f"{label}/{split}", IN_ANOTHER, len(rows) - len(new[split]), "dropped")
         whole[label] = new["train"]
         heldout += _limited(
-            _in_form(settings.mixed_form, new["heldout"], settings, label), settings.sources[label].rows.n_heldout
+            _in_form(settings.mixed_form, new["heldout"], settings, label),
+            settings.sources[label].rows.n_heldout,
         )
     mixed = [row for rows in whole.values() for row in rows]
     _note(counts, "train", OPPOSITE_OF_ANOTHER, opposites(mixed) - sum(map(opposites, whole.values())))
@@ -283,7 +288,7 @@ def weighted(there: Mapping[str, int], weights: Mapping[str, float]) -> dict[str
 
 def _learnable(
     rows: list[Any],
-    look: LearnCheck,
+    learn_check: LearnCheck,
     settings: LocalPairData,
     dataset: DatasetRows | None,
     path: Path,
@@ -296,10 +301,10 @@ def _learnable(
     """
     kept, refused = [], []
     for row in rows:
-        problem = look(row.prompt, own_completions(row))
+        problem = learn_check(row.prompt, own_completions(row))
         if problem is None:
             kept.append(row)
-            for mark in look.special_tokens(row.prompt, own_completions(row)):
+            for mark in learn_check.special_tokens(row.prompt, own_completions(row)):
                 _note(counts, split, f"with {mark} {AS_CONTROL}", 1)
         elif problem.reason == UNWRITABLE and settings.unwritable == "refuse":
             refused.append((row, problem.why))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bench.planning.inputs import CellPlan
 from bench.records import Completion, Item, Verdict, by_id, read_completions, read_items, read_verdicts
 from bench.report.rows import CellRow
 from bench.store.store import Store
@@ -16,12 +17,17 @@ def samples(row: CellRow, store: Store) -> str | None:
 
     None for a cell without completions.
     """
-    parts = [part for manner in ("preference", "rating", "plain") if (part := _samples(row, store, manner))]
+    parts = [
+        part
+        for label, plan in (row.cell.evaluations or {"": row.cell}).items()
+        for manner in ("preference", "rating", "plain")
+        if (part := _samples(plan, store, manner, label))
+    ]
     return f"# {row.cell.name}\n\n" + "\n".join(parts) if parts else None
 
 
-def _samples(row: CellRow, store: Store, manner: str) -> str:
-    roles = {what: row.cell.roles.get(f"{manner}_{what}") for what in ("items", "completions", "verdicts")}
+def _samples(plan: CellPlan, store: Store, manner: str, label: str) -> str:
+    roles = {what: plan.roles.get(f"{manner}_{what}") for what in ("items", "completions", "verdicts")}
     folders = {what: store.folder(stage) for what, stage in roles.items() if store.is_done(stage)}
     if "completions" not in folders:
         return ""
@@ -30,7 +36,11 @@ def _samples(row: CellRow, store: Store, manner: str) -> str:
         (v.item_id, v.turn): v for v in (read_verdicts(folders["verdicts"]) if "verdicts" in folders else ())
     }
     first = read_completions(folders["completions"])[:SHOWN]
-    return f"## {manner}\n\n" + "\n\n".join("\n".join(_turns(items[c.id], c, verdicts)) for c in first) + "\n"
+    return (
+        f"## {label}{', ' if label else ''}{manner}\n\n"
+        + "\n\n".join("\n".join(_turns(items[c.id], c, verdicts)) for c in first)
+        + "\n"
+    )
 
 
 def _turns(item: Item, completion: Completion, verdicts: dict[tuple[str, int], Verdict]) -> Iterator[str]:

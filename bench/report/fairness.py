@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any
 
 from bench.config import NoMethod
+from bench.planning.inputs import CellPlan
 from bench.records import grouped, read_verdicts
 from bench.report.groups import Group, chosen, method_name, row_words
 from bench.report.rows import CellRow
@@ -184,7 +185,7 @@ class Certificate:
             for keys, facts in self.within.items()
         ]
         lines += [
-            f"Not comparable, because each {k} has its own: {', '.join(facts)}."
+            f"These facts cannot be compared, because each {k} has its own: {', '.join(facts)}."
             for k, facts in self.apart.items()
         ]
         lines += [
@@ -333,21 +334,35 @@ def known(row: CellRow, group: Group, axes: Sequence[str], store: Store) -> Cell
         ):
             measured = TrainFacts.read(path)
         facts = {fact.name: fact.of(measured) if measured else None for fact in FACTS if fact.of}
+    judging = {
+        label: _judging_facts(plan, store) for label, plan in (row.cell.evaluations or {"": row.cell}).items()
+    }
+    for name in ("decoding", "items", "judge"):
+        of_all = {label: known[name] for label, known in judging.items()}
+        facts[name] = (
+            None
+            if None in of_all.values()
+            else "; ".join(f"{a}: {b}" if a else str(b) for a, b in of_all.items())
+        )
+    votes = [int(n) for name, n in row.metrics.items() if name.rpartition("/")[2] == "votes_from_text"]
+    if votes:
+        facts["votes without log-probs"] = sum(votes)
+    where = {key: chosen(cell, key) for key in (*axes, "seed", "method.name")}
+    return CellFacts(row.cell.key, group.number, group.name, method_name(cell), where, facts)
+
+
+def _judging_facts(plan: CellPlan, store: Store) -> dict[str, str | None]:
+    """Facts of one evaluation, read from the store."""
+    roles, name = plan.roles, plan.cell.judge.name
     manners = [manner for manner in MANNERS if f"{manner}_completions" in roles]
-    facts |= {
+    return {
         "decoding": _each(manners, lambda manner: _decoding(roles[f"{manner}_completions"], store)),
         "items": _each(
             manners,
             lambda manner: _items(roles.get(f"{manner}_items"), roles[f"{manner}_completions"], store),
         ),
-        "judge": _each(
-            manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), cell.judge.name, store)
-        ),
+        "judge": _each(manners, lambda manner: _judge(roles.get(f"{manner}_verdicts"), name, store)),
     }
-    if "votes_from_text" in row.metrics:
-        facts["votes without log-probs"] = int(row.metrics["votes_from_text"])
-    where = {key: chosen(cell, key) for key in (*axes, "seed", "method.name")}
-    return CellFacts(row.cell.key, group.number, group.name, method_name(cell), where, facts)
 
 
 def _each(manners: Sequence[str], of: Callable[[str], str | None]) -> str | None:

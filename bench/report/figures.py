@@ -76,15 +76,19 @@ KL = Axis(
 def draw(pooled: Grid, title: str) -> dict[str, bytes]:
     """File name -> PNG or SVG of each figure with something to show.
 
-    Each judge has its own figures. The part of the title before its first bracket is drawn.
+    Each judge and each evaluation has its own figures. The part of the title before its first bracket is
+    drawn.
     """
     title = title.partition(" (")[0]
-    by_judge = grouped((group.cell.judge, group) for group in pooled.groups)
-    several = len(by_judge) > 1
     drawn: dict[str, bytes] = {}
-    for number, (judge, groups) in enumerate(by_judge.items(), 1):
-        headed, ending = (f"{title} ({judge.name})", f"_judge{number}") if several else (title, "")
-        drawn |= _of_judge(groups, pooled.varied, headed, ending)
+    for label, part in pooled.parts.items():
+        by_judge = grouped((group.cell.judge, group) for group in part.groups)
+        for number, (judge, groups) in enumerate(by_judge.items(), 1):
+            several = len(by_judge) > 1
+            names = [*([label] if label else []), *([judge.name] if several else [])]
+            headed = f"{title} ({', '.join(names)})" if names else title
+            ending = (f"_{label}" if label else "") + (f"_judge{number}" if several else "")
+            drawn |= _of_judge(groups, pooled.varied, headed, ending)
     return drawn
 
 

@@ -11,7 +11,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from bench.config import NoMethod, method_facts
@@ -89,6 +89,7 @@ class Evidence:
     method: str = ""
     start_loss: float | None = None  # Loss that the first step must have. None where it is not known.
     noted: Mapping[str, int] = field(default_factory=dict)  # Counts of `noted_rows`.
+    evaluations: Mapping[str, Evidence] = field(default_factory=dict)  # By label, where a cell has several.
 
     def both(self, name: str) -> tuple[float | None, float | None]:
         """(the cell's, the start model's) value of a metric."""
@@ -96,8 +97,16 @@ class Evidence:
 
 
 def find(evidence: Evidence) -> list[Finding]:
-    """Every finding, in a fixed order."""
-    return [finding for check in CHECKS if (finding := check(evidence)) is not None]
+    """Every finding, in a fixed order. Findings of one evaluation are named LABEL/NAME."""
+    parts = evidence.evaluations or {"": evidence}
+    return [
+        replace(finding, name=f"{label}/{finding.name}", says=f"{label}: {finding.says}")
+        if label
+        else finding
+        for check in CHECKS
+        for label, part in (parts.items() if check in OF_EVALUATIONS else (("", evidence),))
+        if (finding := check(part)) is not None
+    ]
 
 
 # Log-probabilities of held-out completions ------------------------------------------------------------------------------
@@ -257,8 +266,8 @@ def repetition(e: Evidence) -> Finding | None:
         "repetition collapse",
         f"The policy repeats itself: {'; '.join(shares)}.",
         100 * ours if within else 100 * distinct,  # type: ignore[operator]
-        "% repeated" if within else "% different",
-        f"repeated share up by {100 * REPETITION_RISE:g} points, or different share at most {DISTINCT_RATIO:g} times the start model's",
+        "% repeated" if within else "% distinct",
+        f"repeated share up by {100 * REPETITION_RISE:g} points, or distinct share at most {DISTINCT_RATIO:g} times the start model's",
         "warning",
         _numbers(e.metrics, "repetition", "distinct")
         | _numbers(e.start, "repetition", "distinct", prefix="start_"),
@@ -287,7 +296,7 @@ def kl_blow_up(e: Evidence) -> Finding | None:
     kl = e.metrics.get("kl")
     if kl is None or kl <= KL_NATS:
         return None
-    says = f"The KL to the start model is {kl:.1f} nats a completion, more than that of the best of 60 000 samples."
+    says = f"The KL to the start model is {kl:.1f} nats a completion, more than choosing the best of 60 000 samples gives."
     return Finding(
         "KL blow-up",
         says,
@@ -421,7 +430,7 @@ def opposite_rows(e: Evidence) -> Finding | None:
 
 def other_prompts(e: Evidence) -> Finding | None:
     says = "rows have a prompt that differs from their messages; the messages were trained on"
-    return _of_data(e, OTHER_PROMPT, "prompts beside other messages", says)
+    return _of_data(e, OTHER_PROMPT, "prompt differs from messages", says)
 
 
 def dropped_replies(e: Evidence) -> Finding | None:
@@ -469,6 +478,7 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     other_prompts,
     dropped_replies,
 )
+OF_EVALUATIONS = (length_drift, repetition, unfinished, dropped_replies)  # Each evaluation has its own.
 
 
 def _numbers(metrics: Metrics, *names: str, prefix: str = "") -> dict[str, float]:
@@ -477,7 +487,7 @@ def _numbers(metrics: Metrics, *names: str, prefix: str = "") -> dict[str, float
 
 # From rows to words -----------------------------------------------------------------------------------------------------
 
-NONE = "nothing conspicuous"
+NONE = "no finding"
 
 
 def read_curve(cell: CellPlan, store: Store) -> Curve:
@@ -511,21 +521,29 @@ def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
     Start models have only findings that compare with no start model.
     """
     starts = {
-        (row.group_key, row.cell.cell.seed): row.metrics
-        for row in rows
-        if isinstance(row.cell.cell.method, NoMethod)
+        (row.group_key, row.cell.cell.seed): row for row in rows if isinstance(row.cell.cell.method, NoMethod)
     }
-    of_cell = {}
-    for row in rows:
-        if row.done:
-            method = row.cell.cell.method
-            start = starts.get((row.start_key, row.cell.cell.seed), {}) if method.trains else {}
-            noted = noted_rows(row.cell, store, trained=method.trains)
-            curve = read_curve(row.cell, store)
-            of_cell[row.cell.key] = find(
-                Evidence(curve, row.metrics, start, method.name, known_start(row.cell), noted)
+
+    def evidence(row: CellRow, start: CellRow | None) -> Evidence:
+        method = row.cell.cell.method
+        noted = noted_rows(row.cell, store, trained=method.trains)
+        parts = {
+            label: evidence(part, start.evaluations.get(label) if start else None)
+            for label, part in row.evaluations.items()
+        }
+        curve = read_curve(row.cell, store)
+        metrics = start.metrics if start else {}
+        return Evidence(curve, row.metrics, metrics, method.name, known_start(row.cell), noted, parts)
+
+    return {
+        row.cell.key: find(
+            evidence(
+                row, starts.get((row.start_key, row.cell.cell.seed)) if row.cell.cell.method.trains else None
             )
-    return of_cell
+        )
+        for row in rows
+        if row.done
+    }
 
 
 def noted_rows(cell: CellPlan, store: Store, *, trained: bool) -> dict[str, int]:

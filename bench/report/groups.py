@@ -6,7 +6,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +32,13 @@ class Group:
     against_start: estimates.Comparison | None
     lc_against_start: estimates.Comparison | None
     among_best: bool  # Has the highest win rate, or does not differ from it significantly.
+    # The group's evaluations by label, where a suite judges it. They hold its comparisons.
+    evaluations: Mapping[str, Group] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> Mapping[str, Group]:
+        """The group as each evaluation sees it, by label; "" where it has one judge."""
+        return self.evaluations or {"": self}
 
     @property
     def is_start(self) -> bool:
@@ -76,10 +83,37 @@ class Grid:
     groups: Sequence[Group]
     varied: Sequence[str]
     pairs: Mapping[tuple[str, str], estimates.Comparison | None]
+    evaluations: Mapping[str, Grid] = field(default_factory=dict)  # By label.
+
+    @property
+    def parts(self) -> Mapping[str, Grid]:
+        """The groups of each evaluation by label; those with one judge under ""."""
+        alone = not self.evaluations or any(not group.evaluations for group in self.groups)
+        return ({"": self} if alone else {}) | dict(self.evaluations)
 
 
 def pool(rows: Sequence[CellRow]) -> Grid:
-    """Groups in the order of the sweep. Each is compared with its start model, paired by seed and item."""
+    """Groups in the order of the sweep. Each is compared with its start model, paired by seed and item, in
+    each evaluation alone."""
+    grid = _pool(rows)
+    outer = {group.key: group for group in grid.groups}
+    evaluations: dict[str, Grid] = {}
+    for label in dict.fromkeys(label for row in rows for label in row.evaluations):
+        of_label = _pool([row.evaluations[label] for row in rows if label in row.evaluations])
+        groups = [
+            replace(group, number=outer[group.key].number, name=outer[group.key].name)
+            for group in of_label.groups
+        ]
+        evaluations[label] = replace(of_label, groups=groups)
+    inner = {label: {group.key: group for group in part.groups} for label, part in evaluations.items()}
+    groups = [
+        replace(group, evaluations={label: of[key] for label, of in inner.items() if key in of})
+        for key, group in outer.items()
+    ]
+    return replace(grid, groups=groups, evaluations=evaluations)
+
+
+def _pool(rows: Sequence[CellRow]) -> Grid:
     members = grouped((row.group_key, row) for row in rows)
     pairs = _all_pairs(members)
     best = _among_best(members, pairs)
@@ -221,7 +255,7 @@ class Verified(NamedTuple):
 
 
 def verify(expectation: Expectation, pooled: Grid) -> Verified:
-    """Compare the two sides of an expectation. Each side must match exactly one group of the sweep."""
+    """Compare the two sides of an expectation in one evaluation. Each side must match exactly one group."""
     sides = (expectation.better, expectation.worse)
     # `{"method": "kto", "method.beta": 0.1}` becomes `kto beta 0.1`.
     words = (
@@ -259,7 +293,7 @@ def chosen(cell: Cell, key: str) -> Any:
     """
     value: Any = cell
     for part in key.split("."):
-        value = getattr(value, part, None)
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
     return list(value) if isinstance(value, tuple) else getattr(value, "name", value)
 
 
@@ -278,7 +312,7 @@ def _against_start(
     pairs = {key: (_values(members[key], of), _values(start, of)) for key, start in starts.items()}
     return {
         key: _bootstrapped(comparison, *pairs[key])
-        for key, comparison in estimates.compare_table(pairs).items()
+        for key, comparison in estimates.compare_table(pairs, screened=True).items()
     }
 
 

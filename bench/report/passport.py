@@ -156,7 +156,7 @@ PREFERENCE_RULES: dict[str, Rule] = {
 }
 RATING_RULES: dict[str, Rule] = {
     "noise_sd": lambda n: (
-        f"rates a completion {n['value']:.2f} points (sd) apart when asked again"
+        f"changes its rating when asked again: standard deviation {n['value']:.2f} points"
         if _above(n, MOST_NOISE)
         else None
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config import GoldJudge, JuryJudge
+from bench.planning.inputs import single
 from bench.planning.judging import judge_key, judge_name
 from bench.report.rows import Sweep
 from bench.store.stage_settings import member_label
@@ -25,7 +26,7 @@ def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[s
     """
     passports = dict(_read(results / PASSPORTS))
     lines: dict[str, str] = {}
-    for cell in sweep.cells:
+    for cell in single(sweep.cells):
         for role, verdicts in cell.roles.items():
             judge, label = cell.cell.judge, member_label(role)
             if (

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from bench.config import FITTED, Cell, Expectation, GoldJudge, NoMethod, WorldData
+from bench.config import FITTED, Cell, Expectation, GoldJudge, NoMethod, WorldData, evaluated
 from bench.planning.cells import start_cell
-from bench.planning.inputs import CellPlan
+from bench.planning.inputs import CellPlan, single
 from bench.records import Result, TaskResult, Verdict, read_jsonl
 from bench.scoring import calibration as calibrations
+from bench.scoring.suite import joined
 from bench.stats import estimates
 from bench.stats.length_control import Calibration, contributions_of_verdicts
 from bench.store.keys import hash_key
@@ -57,14 +58,17 @@ class CellRow:
     recorded: Sequence[Mapping[str, Any]] = ()  # Versions and device of every stage behind the numbers.
     calibration: str | None = None  # Digest of the calibration that length control used.
     tasks: Sequence[TaskResult] = ()  # Shown results of the forgetting check.
+    # The evaluations of a suite by label, each as if its judge were the only one.
+    evaluations: Mapping[str, CellRow] = field(default_factory=dict)
+    suite: Cell | None = None  # The cell with all its evaluations, if this is the row of one.
 
     @property
     def group_key(self) -> str:
-        return seedless(self.cell.cell)
+        return seedless(self.suite or self.cell.cell)
 
     @property
     def start_key(self) -> str:
-        return seedless(start_cell(self.cell.cell))
+        return seedless(start_cell(self.suite or self.cell.cell))
 
 
 def seedless(cell: Cell) -> str:
@@ -73,7 +77,8 @@ def seedless(cell: Cell) -> str:
     It is also equal for start models that differ only in data that a training would read.
     """
     config = cell.model_dump(mode="json", exclude={"seed"})
-    chosen_answers = isinstance(cell.judge, GoldJudge) and cell.judge.preference.opponent == "chosen"
+    judges = [one.judge for one in evaluated(cell).values()]
+    chosen_answers = any(isinstance(j, GoldJudge) and j.preference.opponent == "chosen" for j in judges)
     if isinstance(cell.method, NoMethod) and isinstance(cell.data, WorldData) and not chosen_answers:
         config["data"] = {
             name: config["data"][name] for name in ("kind", "demonstrations", "n_demonstrations", "earlier")
@@ -132,18 +137,55 @@ def collect(
     maps cell keys to numbers that replace the stored ones. Where an endpoint served two models for one judge,
     cells with another served model than the first one have failed.
     """
-    again, known = rescored or {}, calibrations.by_cell(sweep.cells, store)
-    rows = []
-    for cell in sweep.cells:
+    again, known = rescored or {}, calibrations.by_cell(single(sweep.cells), store)
+    first: dict[str, dict[str, str]] = {}  # By label of the evaluation.
+
+    def row_of(cell: CellPlan, label: str = "") -> CellRow:
         now = again.get(cell.key)
         result = now.result if now else stored_result(cell, store)
         calibration = now.calibration if now and now.calibration else known.get(cell.key)
         replaced = now is not None and now.calibration is not None
         if result and calibration and calibrations.calibration_setting(cell) == FITTED and not replaced:
             result = calibrations.recalibrated(result, cell, store, calibration)
-        rows.append(_row(cell, store, failures.get(cell.key), result, calibration))
-    first: dict[str, str] = {}
-    return [_same_judge(row, _served(row.cell, store) if row.done else {}, first) for row in rows]
+        row = _row(cell, store, failures.get(cell.key), result, calibration)
+        return _same_judge(row, _served(cell, store) if row.done else {}, first.setdefault(label, {}))
+
+    return [
+        _suite_row(cell, {label: row_of(plan, label) for label, plan in cell.evaluations.items()})
+        if cell.evaluations
+        else row_of(cell)
+        for cell in sweep.cells
+    ]
+
+
+def _suite_row(cell: CellPlan, rows: Mapping[str, CellRow]) -> CellRow:
+    """The row of a cell with several evaluations. It has the numbers of those that are done, and is done when
+    all are."""
+    failed = {label: row.failed for label, row in rows.items() if row.failed}
+    everywhere = len(failed) == len(rows) and len(set(failed.values())) == 1
+    done = {label: row for label, row in rows.items() if row.done}
+    numbers = joined({label: Result(dict(row.metrics), dict(row.missing)) for label, row in done.items()})
+    absent = {
+        f"{label}/{name}": why
+        for label, row in rows.items()
+        if label not in done
+        for name, why in row.missing.items()
+    }
+    recorded = {id(facts): facts for row in rows.values() for facts in row.recorded}
+    some = next(iter(done.values()), None)
+    return CellRow(
+        cell,
+        next(iter(failed.values()))
+        if everywhere
+        else "; ".join(f"{label}: {why}" for label, why in failed.items()) or None,
+        len(done) == len(rows),
+        numbers.metrics,
+        numbers.missing | absent,
+        n_train=some.n_train if some else None,
+        recorded=list(recorded.values()),
+        tasks=some.tasks if some else (),
+        evaluations={label: replace(row, suite=cell.cell) for label, row in rows.items()},
+    )
 
 
 def stored_result(cell: CellPlan, store: Store) -> Result | None:

@@ -28,6 +28,7 @@ HEADINGS = (HOW_TO_READ, EXPECTATIONS, JUDGES, FAIRNESS, FINDINGS)  # In their o
 EXPLAINED_IN = "results/README.md explains every column, mark and file."
 
 Notes = Mapping[str, Sequence[str]]
+Column = tuple[str, Callable[[Group], str]]  # Its name, and a group's text in it.
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     notes: Notes
+    # Labels of evaluations; a column of one is named LABEL/NAME.
+    evaluations: tuple[str, ...] = ()
 
     @property
     def note_lines(self) -> list[str]:
@@ -55,7 +58,7 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
     Columns without a value are left out; missing numbers are explained under the table.
     """
     groups = pooled.groups
-    columns: list[tuple[str, Callable[[Group], str]]] = [
+    columns: list[Column] = [
         ("row", lambda g: str(g.number)),
         ("method", lambda g: method_name(g.cell)),
     ]
@@ -74,8 +77,6 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
         if varied:
             columns.append((name, value))
     columns += [(short_name(key), lambda g, key=key: settings(g.cell).get(key, "")) for key in pooled.varied]  # type: ignore[misc]
-    # Beside a win rate the rating is one of several columns; its interval would make the table too wide.
-    compared = any("win_rate" in row.metrics for group in groups for row in group.done)
     columns.append(
         (
             "seeds",
@@ -84,7 +85,71 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
             ),
         )
     )
-    columns += [
+    after: list[Column] = []  # Columns of an evaluation that stand behind those of the training.
+    for label, part in pooled.parts.items():
+        of_label, last = _evaluation_columns(part.groups)
+        columns += [_of_part(label, column) for column in [*of_label, *(last if label else [])]]
+        after += [] if label else last
+    # KL can be measured in another way in each evaluation.
+    trained_ones = [
+        *_training_columns(),
+        *(c for label in pooled.evaluations for c in _training_columns(f"{label}/")),
+    ]
+    of_tasks: list[Column] = [
+        (
+            column,
+            partial(_percent, number) if column.endswith(" %") else partial(_with_interval, number, 3, 1),
+        )
+        for column, number in tasks(groups).items()
+    ]
+    columns += [*map(_of_training, trained_ones), *after, *map(_of_training, of_tasks)]
+    cells = [[value(group) for _, value in columns] for group in groups]
+    always = ("row", "method", "seeds")
+    kept = [
+        i for i, (name, _) in enumerate(columns) if name in always or any(row[i] != MISSING for row in cells)
+    ]
+    seeds = max((len(group.done) for group in groups), default=0)
+    verified = {
+        label: [_expected(verify(expectation, part), seeds) for expectation in expectations]
+        for label, part in pooled.parts.items()
+        if not label or any("win_rate" in row.metrics for group in part.groups for row in group.done)
+    }
+    notes = _notes(pooled) | {EXPECTATIONS: together(verified)}
+    shown = [[row[i] for i in kept] for row in cells]
+    return Table([columns[i][0] for i in kept], shown, {}, tuple(pooled.evaluations)).with_notes(notes)
+
+
+def _of_part(label: str, column: Column) -> Column:
+    """The column of one evaluation in the whole table, under the evaluation's label."""
+    name, value = column
+    return (f"{label}/{name}" if label else name), partial(_counted, value, lambda g: g.parts.get(label))
+
+
+def _of_training(column: Column) -> Column:
+    """The column of a number of the training, also for rows with an evaluation that is not done."""
+    name, value = column
+
+    def measured(group: Group) -> Group:
+        rows = [replace(row, done=True) for row in group.rows if row.metrics]
+        return replace(group, rows=rows) if group.evaluations else group
+
+    return name, partial(_counted, value, measured)
+
+
+def _counted(value: Callable[[Group], str], part_of: Callable[[Group], Group | None], group: Group) -> str:
+    """The text of a part of a group, with its number of seeds where that is not the group's."""
+    if (part := part_of(group)) is None:
+        return MISSING
+    text = value(part)
+    other = len(part.done) != len(group.done) and text != MISSING and "(n=" not in text
+    return f"{text} (n={len(part.done)})" if other else text
+
+
+def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Column]]:
+    """(columns of one evaluation, those that stand behind the training's where it is the only one)."""
+    # Beside a win rate the rating is one of several columns; its interval would make the table too wide.
+    compared = any("win_rate" in row.metrics for group in groups for row in group.done)
+    columns: list[Column] = [
         ("win rate %", lambda g: _percent("win_rate", g) + (" *" if g.among_best else "")),
         ("LC win rate %", partial(_percent, "lc_win_rate")),
         ("Arena-Hard %", partial(_percent, "arena_win_rate")),
@@ -105,37 +170,24 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
         ("p (Holm)", lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
         ("rating", partial(_number if compared else _with_interval, "rating", 2, 1)),
         ("expected rating", partial(_number, "expected_rating", 2, 1)),
-        ("reward acc. %", partial(_number, "reward_accuracy", 1, 100)),
-        ("reward AUC %", partial(_number, "reward_auc", 1, 100)),
-        ("label acc. %", partial(_number, "label_accuracy", 1, 100)),
-        ("noise prec. %", partial(_number, "noise_precision", 1, 100)),
-        ("noise recall %", partial(_number, "noise_recall", 1, 100)),
-        ("judge acc. %", partial(_percent, "judge_pair_accuracy")),
-        ("shorter acc. %", partial(_number, "judge_shorter_accuracy", 1, 100)),
-        ("judge tau", partial(_number, "judge_kendall", 2, 1)),
-        ("parsed %", partial(_number, "judge_parse_rate", 1, 100)),
-        ("KL nats", partial(_number, "kl", 2, 1)),
-        ("length", partial(_number, "mean_length", 1, 1)),
-        *(
-            (
-                column,
-                partial(_percent, number) if column.endswith(" %") else partial(_with_interval, number, 3, 1),
-            )
-            for column, number in tasks(groups).items()
-        ),
     ]
-    cells = [[value(group) for _, value in columns] for group in groups]
-    always = ("row", "method", "seeds")
-    kept = [
-        i for i, (name, _) in enumerate(columns) if name in always or any(row[i] != MISSING for row in cells)
+    return columns, [("length", partial(_number, "mean_length", 1, 1))]
+
+
+def _training_columns(prefix: str = "") -> list[Column]:
+    """Columns of the training; `prefix` begins their names and those of its numbers."""
+    return [
+        (f"{prefix}reward acc. %", partial(_number, f"{prefix}reward_accuracy", 1, 100)),
+        (f"{prefix}reward AUC %", partial(_number, f"{prefix}reward_auc", 1, 100)),
+        (f"{prefix}label acc. %", partial(_number, f"{prefix}label_accuracy", 1, 100)),
+        (f"{prefix}noise prec. %", partial(_number, f"{prefix}noise_precision", 1, 100)),
+        (f"{prefix}noise recall %", partial(_number, f"{prefix}noise_recall", 1, 100)),
+        (f"{prefix}judge acc. %", partial(_percent, f"{prefix}judge_pair_accuracy")),
+        (f"{prefix}shorter acc. %", partial(_number, f"{prefix}judge_shorter_accuracy", 1, 100)),
+        (f"{prefix}judge tau", partial(_number, f"{prefix}judge_kendall", 2, 1)),
+        (f"{prefix}parsed %", partial(_number, f"{prefix}judge_parse_rate", 1, 100)),
+        (f"{prefix}KL nats", partial(_number, f"{prefix}kl", 2, 1)),
     ]
-    seeds = max((len(group.done) for group in groups), default=0)
-    notes = _notes(groups) | {
-        EXPECTATIONS: [_expected(verify(expectation, pooled), seeds) for expectation in expectations]
-    }
-    return Table([columns[i][0] for i in kept], [[row[i] for i in kept] for row in cells], {}).with_notes(
-        notes
-    )
 
 
 RATES = ("acc", "exact_match", "em", "f1", "pass@")  # Metrics of tasks with these prefixes are in [0, 1].
@@ -278,16 +330,28 @@ def _expected(verified: Verified, seeds: int) -> str:
     return f"{head} {verdict}, difference {_signed(lead)} percentage points{errors} ({p})."
 
 
-def _notes(groups: Sequence[Group]) -> dict[str, list[str]]:
+def together(lines: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of several evaluations by label, each once; a line that not all have names those that have it."""
+    labels: dict[str, list[str]] = {}
+    for label, some in lines.items():
+        for line in some:
+            labels.setdefault(line, []).append(label)
+    return [
+        line if len(having) == len(lines) else f"{', '.join(filter(None, having)) or 'Other rows'}: {line}"
+        for line, having in labels.items()
+    ]
+
+
+def _notes(pooled: Grid) -> dict[str, list[str]]:
     """Lines under the table by heading."""
+    groups = pooled.groups
     done = [row for group in groups for row in group.done]
-    scored = [row for row in done if "win_rate" in row.metrics]
-    seeds = max((len(group.done) for group in groups), default=0)
-    reading = (
-        _win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups))
-        if scored
-        else _ratings_notes(done, seeds)
-    )
+    reading = together({label: _part_notes(part.groups) for label, part in pooled.parts.items()})
+    if pooled.evaluations:
+        reading.append(
+            "A column begins with the label of its evaluation. Each evaluation is tested alone: its p-values are corrected over its own "
+            "rows, not over the evaluations."
+        )
     reading += [*_tasks_notes(done), *_missing(done)]
     absent = [row for group in groups for row in group.rows if not row.done]
     by_reason = grouped((row.failed.splitlines()[0] if row.failed else None, row.cell.name) for row in absent)
@@ -295,8 +359,23 @@ def _notes(groups: Sequence[Group]) -> dict[str, list[str]]:
         reading.append(
             f"FAILED: {', '.join(names)}. Reason: {reason}" if reason else f"Not run yet: {', '.join(names)}."
         )
-    judges = [*_reply_notes(done), *_judges_notes(done, members(groups))]
-    return {HOW_TO_READ: [*reading, EXPLAINED_IN], JUDGES: judges, FAIRNESS: _mixed(done)}
+    judges = {
+        label: [*_reply_notes(scored), *_judges_notes(scored, members(part.groups))]
+        for label, part in pooled.parts.items()
+        for scored in [[row for group in part.groups for row in group.done]]
+    }
+    some = [row for group in groups for row in group.rows if row.metrics]
+    return {HOW_TO_READ: [*reading, EXPLAINED_IN], JUDGES: together(judges), FAIRNESS: _mixed(some)}
+
+
+def _part_notes(groups: Sequence[Group]) -> list[str]:
+    """Lines on the numbers of one evaluation."""
+    done = [row for group in groups for row in group.done]
+    scored = [row for row in done if "win_rate" in row.metrics]
+    seeds = max((len(group.done) for group in groups), default=0)
+    if scored:
+        return _win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups))
+    return _ratings_notes(done, seeds)
 
 
 def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: bool) -> list[str]:
@@ -304,7 +383,7 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
     n = [int(row.metrics["n_scored"]) for row in scored]
     ratings, turns = _sum(scored, "n_ratings_unscored"), _sum(scored, "n_turns_unscored")
     unrated = (f" and {ratings} ratings" if ratings else "") + (
-        f" and {turns} turns of others" if turns else ""
+        f" and {turns} turns of scored items" if turns else ""
     )
     unscored = f"{_sum(scored, 'n_unscored')} verdicts{unrated} are unscored and left out of the means"
     if seeds > 1:
@@ -319,7 +398,7 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
         f"Each cell was judged on {_span(n)} prompts; {unscored}.",
         brackets,
         f"vs start is the win rate minus the start model's win rate on the same seeds and prompts. {interval}",
-        f"SEs is that difference in standard errors.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
+        f"SEs is vs start divided by its standard error.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
         "A * marks the highest win rate and every row that does not differ from it significantly. ≈ marks rows that do not differ "
         "significantly from the start model (both at 5 %, corrected).",
     ]

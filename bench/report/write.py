@@ -99,12 +99,20 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     out.write(folder / "table.csv", csv_text(flat))
     out.write(
         folder / "differences.csv",
-        csv_text([_against_start(group) for group in pooled.groups if group.against_start]),
+        csv_text(
+            [
+                _labelled(label, pooled) | _against_start(group)
+                for label, part in pooled.parts.items()
+                for group in part.groups
+                if group.against_start
+            ]
+        ),
     )
     names = {group.key: group.name for group in pooled.groups}
     pairs = [
-        {"first": names[a], "second": names[b], **_comparison(pair)}
-        for (a, b), pair in pooled.pairs.items()
+        {**_labelled(label, pooled), "first": names[a], "second": names[b], **_comparison(pair)}
+        for label, part in pooled.parts.items()
+        for (a, b), pair in part.pairs.items()
         if pair is not None
     ]
     out.write(folder / "pairs.csv", csv_text(pairs))
@@ -115,6 +123,11 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
             out.write(folder / "completions" / f"{row.cell.name}.md", text)
     drawn = _write_figures(out, pooled, sweep.title, folder / "figures")
     return Paths(folder, drawn, shown, out.lines())
+
+
+def _labelled(label: str, pooled: Grid) -> dict[str, str]:
+    """The column with the label of an evaluation; none where every row has one judge."""
+    return {"evaluation": label} if pooled.evaluations else {}
 
 
 def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> list[Path]:

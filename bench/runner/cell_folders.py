@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -20,23 +21,31 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
     """Write the cell's folder `cells/<name>-<key>/`. Returns a line for each file that could not be written.
 
     The folder holds the config, the metrics or the reason why there are none (`reason`), the completions and
-    verdicts in the formats of AlpacaEval and FastChat, and the logs of the stages.
+    verdicts in the formats of AlpacaEval and FastChat, and the logs of the stages. Each evaluation of a suite
+    has its own folder too, the one of the cell with that judge alone.
     """
+    lines = [
+        line
+        for plan in cell.evaluations.values()
+        for line in write_cell(plan, store, results, None if store.is_done(plan.score) else reason)
+    ]
     folder, out = results / "cells" / cell.name, OutputFiles(results)
     out.write(folder / "config.yaml", yaml.safe_dump(cell.cell.model_dump(mode="json"), sort_keys=False))
     stages = {
         s.key: {"kind": s.kind, "label": s.label, "folder": str(store.folder(s).relative_to(results))}
         for s in cell.stages
     }
-    out.write(
-        folder / "stages.json", json.dumps({"key": cell.key, "failed": reason, "stages": stages}, indent=1)
-    )
+    facts: dict[str, Any] = {"key": cell.key, "failed": reason, "stages": stages}
+    if cell.evaluations:
+        facts["evaluations"] = {label: plan.name for label, plan in cell.evaluations.items()}
+    out.write(folder / "stages.json", json.dumps(facts, indent=1))
     try:
         if reason is None:
             out.write(folder / "result.json", (store.folder(cell.score) / "result.json").read_bytes())
         else:
             out.remove(folder / "result.json")
-        report.export(cell, store, out, folder)
+        if not cell.evaluations:
+            report.export(cell, store, out, folder)
     except OSError as error:  # A file of the store could not be read.
         out.refused[folder] = os_reason(error)
     logs = []
@@ -46,7 +55,7 @@ def write_cell(cell: CellPlan, store: Store, results: Path, reason: str | None) 
                 text = secrets.clean(log.read().decode("utf-8", "replace"))
             logs.append(f"=== {stage.kind} {stage.key} {stage.label}\n{text}\n")
     out.write(folder / "log.txt", "".join(logs))
-    return out.lines()
+    return [*lines, *out.lines()]
 
 
 def history(cell: CellPlan, store: Store) -> Iterator[dict[str, float]]:

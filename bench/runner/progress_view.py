@@ -85,7 +85,7 @@ class PlainScreen:
         seconds = time.monotonic() - self.since.pop(stage.key, time.monotonic())
         self.outcomes[outcome] += 1
         if outcome == "retried":
-            self.say(f"{stage_words(stage)}: {error}; it runs again")
+            self.say(f"{stage_words(stage)}: {error}; the stage runs again")
             return
         self.left.pop(stage, None)
         if outcome == "done":

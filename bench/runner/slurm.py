@@ -273,12 +273,13 @@ class SlurmQueue:
         if ids and time.monotonic() - self.last_poll >= self.settings.poll_s:
             self.last_poll = time.monotonic()
             try:
-                self._look(ids, run_squeue())
+                self._update_ended(ids, run_squeue())
             except (OSError, subprocess.SubprocessError) as error:
                 self._say_once(f"squeue failed; still waiting for the jobs: {error}")
         return {job_id: how for job_id, how in self.over.items() if job_id in ids}
 
-    def _look(self, ids: Collection[str], listing: Listing) -> None:
+    def _update_ended(self, ids: Collection[str], listing: Listing) -> None:
+        """Record the jobs that ended. Jobs that can never start are cancelled and recorded too."""
         if listing.unread:
             line = printable(listing.unread[0])[:80]
             self._say_once(

@@ -74,7 +74,7 @@ def verdicts_of(cell: CellPlan, store: Store) -> list[Verdict]:
 def recalibrated(
     result: Result, cell: CellPlan, store: Store, calibration: Calibration | Unmeasured
 ) -> Result:
-    """The cell's numbers with the length-controlled ones computed anew from this calibration."""
+    """The cell's numbers with the length-controlled ones computed again from this calibration."""
     assert isinstance(cell.score.settings, ScoreSettings)
     controlled = lc_numbers(cell.score.settings, verdicts_of(cell, store), calibration)
     metrics = {name: value for name, value in result.metrics.items() if not name.startswith("lc_win_rate")}

@@ -380,8 +380,13 @@ def _files(run: StageRun) -> Path | dict[str, Path]:
 
 
 def _judge_items(run: StageRun) -> list[Item]:
-    """The judge's items; train rows with the same prompts are left out."""
-    return read_items(run.inputs["items"]) if "items" in run.inputs else []
+    """The items of the judge, or of a suite's; train rows with the same prompts are left out."""
+    return [
+        item
+        for role in sorted(run.inputs)
+        if role.startswith("items")
+        for item in read_items(run.inputs[role])
+    ]
 
 
 def _learn_check(max_length: int | None, run: StageRun) -> LearnCheck | None:

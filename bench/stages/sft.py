@@ -99,10 +99,11 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
     tokenized = [conversation_ids(tokenizer, row.messages, settings.max_length) for row in rows]
     examples = [
         SftExample(
-            row.ids, [token if answer else -100 for token, answer in zip(row.ids, row.answers, strict=True)]
+            row.ids,
+            [token if learnt else -100 for token, learnt in zip(row.ids, row.assistant_mask, strict=True)],
         )
         for row in tokenized
-        if any(row.answers)
+        if any(row.assistant_mask)
     ]
     if not examples:
         raise ValueError(

@@ -610,6 +610,12 @@ class ScoreSettings(Settings):
     best_of: Annotated[Count, LATER] = 1
 
 
+class SuiteScoreSettings(Settings):
+    """A cell's metrics of several evaluations, from their score stages. Those are the inputs, by label."""
+
+    score: Literal["suite"] = "suite"
+
+
 class AuditSettings(Settings):
     """An audit of a judge, computed from its verdicts."""
 
@@ -670,7 +676,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         PairRankerSettings,
         JurySettings,
     ),
-    "score": (ScoreSettings,),
+    "score": (ScoreSettings, SuiteScoreSettings),
     "audit": (AuditSettings, SelfJudgeSettings),
     "tasks": (TaskSettings,),
 }

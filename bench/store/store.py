@@ -534,7 +534,9 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(aside)
                 shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(f"could not move {built} to {folder}: something else keeps that place")
+        raise OSError(
+            f"could not move {built} to {folder}: another file or folder is there and cannot be replaced. Move it away"
+        )
 
 
 BUILD = re.compile(r"\.build-(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{6}$")

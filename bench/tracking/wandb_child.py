@@ -94,10 +94,10 @@ class _Client:
             raise
 
     def cell(self, message: Mapping[str, Any]) -> None:
-        self._once(message, self._write_cell)
+        self._write_once(message, self._write_cell)
 
     def sweep(self, message: Mapping[str, Any]) -> None:
-        self._once(message, self._write_table)
+        self._write_once(message, self._write_table)
 
     def close(self) -> None:
         """Mark the runs of unfinished cells as interrupted. The next command completes them."""
@@ -106,7 +106,7 @@ class _Client:
             entry.run.finish(exit_code=1)
         self.open.clear()
 
-    def _once(self, message: Mapping[str, Any], write: Any) -> None:
+    def _write_once(self, message: Mapping[str, Any], write: Any) -> None:
         """Write a message that is not in the ledger; offline where the server fails."""
         if self._is_written(message):
             self.before += 1
@@ -119,7 +119,7 @@ class _Client:
             if not entry.online:
                 raise
             self._go_offline(error)
-            self._once(message, write)
+            self._write_once(message, write)
             return
         try:
             entry.run.finish(exit_code=message.get("exit_code", 0))

@@ -99,7 +99,7 @@ class Checkpoints(TrainerCallback):
         # this one.
         trainer.order.set_epoch(int(read_object(checkpoint / "trainer_state.json")["epoch"]))
         if kept["fed"] is not None:
-            trainer.fed.restore(kept["fed"])
+            trainer.visited.restore(kept["fed"])
         if kept["threshold"] is not None:
             trainer.threshold.seen.extend(kept["threshold"])
             trainer.trust += [Trust.from_json(row) for row in kept["trust"]]
@@ -122,7 +122,7 @@ class Checkpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         recorder = self.recorder
-        fed, threshold = (getattr(self.trainer, name, None) for name in ("fed", "threshold"))
+        visited, threshold = (getattr(self.trainer, name, None) for name in ("visited", "threshold"))
         folder = self.folder / f"checkpoint-{state.global_step}"
         kept = {
             "made_of": self.made_of,
@@ -130,7 +130,7 @@ class Checkpoints(TrainerCallback):
             "history": recorder.history,
             "speed": recorder.speed,
             "tokens": recorder.tokens,
-            "fed": None if fed is None else fed.to_json(),
+            "fed": None if visited is None else visited.to_json(),
             "threshold": None if threshold is None else list(threshold.seen),
             "trust": [] if threshold is None else [trust.to_json() for trust in self.trainer.trust],
         }

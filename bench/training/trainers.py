@@ -37,7 +37,7 @@ from bench.store.stage_run import Progress
 from bench.store.stage_settings import RewardModelSettings, TrainSettings
 from bench.training import losses
 from bench.training.devices import check_rows, share_of
-from bench.training.training_record import Fed, TrainerRow, TrainFacts, digest
+from bench.training.training_record import TrainerRow, TrainFacts, VisitedRows, digest
 
 # transformers reads warmup_steps below 1 as a share of the steps, rounded up, and from 1 on as a number of
 # steps.
@@ -218,10 +218,10 @@ class Prepared:
     """Mixin for TRL's preference trainers: rows come tokenised, with reference log-probs, in our order.
 
     Batches are made by a row's `length`. A row's `example` names its preference row and the completions that
-    the loss uses. `fed` counts the rows of each step.
+    the loss uses. `visited` counts the rows of each step.
     """
 
-    fed: Fed
+    visited: VisitedRows
 
     @classmethod
     def over(cls, rows: Sequence[dict[str, Any]], job: TrainingJob, arguments: Any) -> Self:
@@ -248,7 +248,7 @@ class Prepared:
                 parameter.data = data.to(parameter.device)
         method = job.settings.method
         trainer.order = LengthBatches([row["length"] for row in rows], method.batch_size, job.settings.seed)  # type: ignore[attr-defined]
-        trainer.fed = Fed([row["example"] for row in rows])
+        trainer.visited = VisitedRows([row["example"] for row in rows])
         collate = trainer.data_collator  # type: ignore[attr-defined]
         trainer.data_collator = lambda rows: {  # type: ignore[attr-defined]
             **collate(rows),
@@ -259,7 +259,7 @@ class Prepared:
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **named: Any) -> torch.Tensor:
         rows = self.accelerator.gather(inputs.pop("row")).tolist()  # type: ignore[attr-defined]
         state = self.state  # type: ignore[attr-defined]
-        self.fed.visit(rows, step=state.global_step, epoch=int(state.epoch))
+        self.visited.visit(rows, step=state.global_step, epoch=int(state.epoch))
         return super().training_step(model, inputs, *args, **named)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
@@ -417,7 +417,7 @@ def training_facts(trainer: Trainer, job: TrainingJob) -> TrainFacts:
     """Facts of a finished training: its rows, counted by `Prepared`, and its trainer's arguments."""
     arguments, template = trainer.args, job.tokenizer.chat_template
     return TrainFacts(
-        **trainer.fed.facts(),  # type: ignore[attr-defined]
+        **trainer.visited.facts(),  # type: ignore[attr-defined]
         template=digest(template) if template else "none",
         optimizer=OptimizerNames(arguments.optim).value,
         weight_decay=arguments.weight_decay,

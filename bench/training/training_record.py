@@ -55,7 +55,7 @@ class TrainerRow:
     ids: Mapping[str, Ids]
 
 
-class Fed:
+class VisitedRows:
     """Counts the rows that a trainer steps on."""
 
     def __init__(self, examples: Sequence[TrainerRow]):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny import make_model, make_preferences, write_rows
 
-from bench.cli.compose import Opened, open_command
+from bench.cli.compose import CheckedCommand, open_command
 from bench.cli.folders import with_template
 from bench.config import METHODS, NAME_WORDS
 from bench.store.keys import tree_stamp
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
 Problems = Callable[..., list[str]]
-Open = Callable[..., Opened]
+Open = Callable[..., CheckedCommand]
 
 
 def write_sweep(folder: Path, text: str, name: str = "mine") -> str:
@@ -58,7 +58,7 @@ def test_each_fault_alone_is_one_line(problems: Problems, word: str) -> None:
     assert f"({word} on the command line)" in problem
 
 
-def test_the_door_loads_no_torch_whether_or_not_it_opens() -> None:
+def test_the_checks_of_a_command_load_no_torch() -> None:
     code = """
 import sys
 from bench.cli.compose import BadConfig, open_command
@@ -170,14 +170,14 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         ),
         (
             ["+sweep=kto_beta,smoke"],
-            ["a command runs one sweep, got kto_beta, smoke (command line): run it once for each"],
+            ["a command runs one sweep, got kto_beta, smoke (command line): run the command once for each"],
         ),
         (
             ["method.beta=0.1", "method.beta=0.2"],
             ["method.beta is given twice (method.beta=0.1 and method.beta=0.2 on the command line)"],
         ),
         (["~method.beta"], ["cannot delete 'method.beta' (~method.beta on the command line): set another value instead"]),
-        (["seed=range(3,0)"], ["seed has no values (seed=range(3,0) on the command line)"]),
+        (["seed=range(3,0)"], ["seed has no values (seed=range(3,0) on the command line): give it one value or more"]),
         (["hydra/launcher=nope"], ["unknown hydra/launcher 'nope' (hydra/launcher=nope on the command line); known: local, ray, slurm"]),
         (
             ["hydra.launcher.workers=0"],
@@ -193,12 +193,12 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
         (
             ["hydra.mode=RUN"],
             [
-                "cannot set hydra.mode (hydra.mode=RUN on the command line): bench unfolds every command itself; "
-                "leave the word out"
+                "cannot set hydra.mode (hydra.mode=RUN on the command line): bench makes the cells of a command itself; "
+                "leave this word out"
             ],
         ),
-        (["hydra/sweeper=basic"], ["cannot set hydra/sweeper (hydra/sweeper=basic on the command line): bench unfolds every command "
-                                   "itself; leave the word out"]),
+        (["hydra/sweeper=basic"], ["cannot set hydra/sweeper (hydra/sweeper=basic on the command line): bench makes the cells of a command "
+                                   "itself; leave this word out"]),
         (["hydra.foo=1"], ["cannot compose hydra.foo=1: Could not override 'hydra.foo'. To append to your config use +hydra.foo=1"]),
         (["--config-dir=/nope"], ["--config-dir must be a folder of configs, got /nope: no such folder"]),
         (["--config-dir"], ["--config-dir must be a folder of configs, got nothing: no such folder"]),
@@ -327,9 +327,9 @@ def test_the_command_that_is_kept_can_be_typed_again(opened: Open, tmp_path: Pat
 
 def test_a_file_for_the_worlds_model_and_judge_is_impossible(problems: Problems, pairs_file: Path) -> None:
     assert problems("data=local", f"data.path={pairs_file}", "judge=gold") == [
-        "model=world_medium knows only the controlled world's words and needs its data, got data=local; take model=local model.path=DIR "
+        "model=world_medium knows only the controlled world's words and needs its data, got data=local; use model=local model.path=DIR "
         "(model=world_medium)",
-        "judge=gold knows the truth of the controlled world only and needs its data, got data=local; take judge=none "
+        "judge=gold knows the truth of the controlled world only and needs its data, got data=local; use judge=none "
         "(judge=gold on the command line)",
     ]
 
@@ -338,7 +338,7 @@ def test_impossible_combinations_are_said_beside_other_faults(problems: Problems
     found = problems("data.form=unpaired", "method=dpo", "method.beta=-1")
     assert found == [
         "method.beta must be > 0, got -1 (method.beta=-1 on the command line)",
-        "method=dpo learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data "
+        "method=dpo learns from pairs, got unpaired rows; use method=kto, csft or offline_ppo, or paired data "
         "(data.form=unpaired on the command line)",
     ]
 
@@ -348,7 +348,7 @@ def test_best_of_n_refuses_unpaired_rows_and_samples_that_are_all_the_same(probl
         "method=best_of_n", "data.form=unpaired", "judge.rating.decoding.temperature=0", "method.n=1"
     ) == [
         "method.n must be >= 2, got 1 (method.n=1 on the command line)",
-        "method=best_of_n learns from pairs, got unpaired rows; take method=kto, csft or "
+        "method=best_of_n learns from pairs, got unpaired rows; use method=kto, csft or "
         "offline_ppo, or paired data (data.form=unpaired on the command line)",
         "method=best_of_n chooses among samples, and at temperature 0 they are all the same; set a temperature above 0 "
         "(judge.rating.decoding.temperature=0 on the command line)",
@@ -368,7 +368,7 @@ def test_a_method_for_pairs_refuses_a_file_of_unpaired_rows(
 ) -> None:
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={unpaired_file}"]
     assert problems(*words, "method=ipo,kto") == [
-        "method=ipo learns from pairs, got unpaired rows; take method=kto, csft or offline_ppo, or paired data "
+        "method=ipo learns from pairs, got unpaired rows; use method=kto, csft or offline_ppo, or paired data "
         f"(data.path={unpaired_file} on the command line)"
     ]
 
@@ -715,26 +715,29 @@ def test_faults_in_the_sections_of_a_sweep_file_name_the_file(problems: Problems
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("axes: {seed: []}", "axis 'seed' has no values"),
-        ("axes:\n  seed:\n", "axis 'seed' has no values"),
+        ("axes: {seed: []}", "axis 'seed' has no values: list one or more"),
+        ("axes:\n  seed:\n", "axis 'seed' has no values: list one or more"),
         (
             "axes: {method: {beta: [1]}}",
             "axis 'method' must be a list of values; write nested keys with dots (method.beta)",
         ),
         (
             "axes: {seed: [0]}\ngrids: [{seed: [1]}]",
-            "a sweep has either axes or grids; put common axes into each grid",
+            "a sweep has either axes or grids, got both: put the common axes into each grid",
         ),
-        ("grids: {seed: [1]}", "grids must be a list of `key: [values]` sections, axes one such section"),
-        ("grids: []", "grids must be a list of `key: [values]` sections, axes one such section"),
-        ("axes: [seed]", "grids must be a list of `key: [values]` sections, axes one such section"),
+        (
+            "grids: {seed: [1]}",
+            "grids must be a list of sections with `key: [values]`, and axes one such section",
+        ),
+        ("grids: []", "grids must be a list of sections with `key: [values]`, and axes one such section"),
+        ("axes: [seed]", "grids must be a list of sections with `key: [values]`, and axes one such section"),
         (
             "axes: {do: [run, plan]}",
-            "'do' cannot be an axis, since it sets how a command runs and nothing of a cell",
+            "'do' cannot be an axis, because it sets how a command runs and changes no cell: set it on the command line",
         ),
         (
             "axes: {tracker.project: [a, b]}",
-            "'tracker.project' cannot be an axis, since it sets how a command runs and nothing of a cell",
+            "'tracker.project' cannot be an axis, because it sets how a command runs and changes no cell: set it on the command line",
         ),
     ],
 )
@@ -859,7 +862,7 @@ def test_results_do_not_depend_on_the_session(opened: Open) -> None:
 
 def test_what_an_adapter_does_not_hold_is_refused(problems: Problems) -> None:
     warm = ("judge.preference.decoding.temperature=1", "judge.rating.decoding.temperature=1")
-    where = "got adapter=lora; take adapter=none (adapter=lora on the command line)"
+    where = "got adapter=lora; use adapter=none (adapter=lora on the command line)"
     assert problems("method=csft,best_of_n", "adapter=lora", *warm) == [
         f"method=csft trains embeddings of its control tokens, which an adapter does not hold, {where}",
         f"method=best_of_n trains a reward model, which is trained whole, {where}",
@@ -867,7 +870,7 @@ def test_what_an_adapter_does_not_hold_is_refused(problems: Problems) -> None:
 
 
 def test_a_default_length_is_cut_to_the_models_positions_and_one_that_was_asked_for_is_refused(
-    opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path
+    opened: Callable[..., CheckedCommand], problems: Problems, model_folder: Path, pairs_file: Path
 ) -> None:
     words = ["model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"]
     (model_folder / "config.json").write_text('{"max_position_embeddings": 96}')
@@ -879,7 +882,7 @@ def test_a_default_length_is_cut_to_the_models_positions_and_one_that_was_asked_
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
 def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
-    opened: Callable[..., Opened], problems: Problems, model_folder: Path, pairs_file: Path
+    opened: Callable[..., CheckedCommand], problems: Problems, model_folder: Path, pairs_file: Path
 ) -> None:
     words = [
         "model=local",
@@ -894,7 +897,7 @@ def test_what_needs_a_gpu_is_said_before_anything_is_loaded_and_can_be_planned(
 
 
 def test_qlora_without_its_package_is_refused_and_can_be_planned(
-    opened: Callable[..., Opened],
+    opened: Callable[..., CheckedCommand],
     problems: Problems,
     model_folder: Path,
     pairs_file: Path,

@@ -178,7 +178,7 @@ def test_a_bundle_of_another_version_is_said(tmp_path: Path) -> None:
     assert "cannot be read by this version of bench: it has format 99" in ran.err
 
 
-def test_where_it_goes_is_checked_at_the_door(tmp_path: Path) -> None:
+def test_a_bad_out_is_refused_before_a_run(tmp_path: Path) -> None:
     ran = bench("+sweep=smoke", "do=bundle", "out=there.zip", results=tmp_path / "results")
     assert ran.code == 2
     assert "out must be an archive, FILE.tar.gz, in an existing folder, got there.zip" in ran.err

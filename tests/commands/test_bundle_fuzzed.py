@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_foreign_files import ODD, parts, spoilt
 from tiny import make_model, make_preferences
 
-from bench.cli.compose import BadConfig, Opened, open_command
+from bench.cli.compose import BadConfig, CheckedCommand, open_command
 from bench.commands.bundle import bundle_facts, nameless, read
 from bench.commands.planned_sweep import sweep_of
 from bench.store.keys import hash_long
@@ -46,7 +46,7 @@ PATHS = st.sampled_from(
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> list[Opened]:
+def opened(tmp_path_factory: pytest.TempPathFactory) -> list[CheckedCommand]:
     """Commands over cells of the world, of a user's files, and judged by several."""
     place = tmp_path_factory.mktemp("sent")
     model, rows = (
@@ -88,7 +88,7 @@ def holds(read: Any, written: Any) -> bool:
 @QUICK
 @given(data=st.data())
 def test_a_bundle_is_refused_by_its_file_or_read_as_it_stands(
-    opened: list[Opened], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    opened: list[CheckedCommand], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     asked = opened[data.draw(st.integers(0, 1))]
     folder = tmp_path_factory.getbasetemp() / "bundle"
@@ -120,7 +120,9 @@ def test_a_bundle_is_refused_by_its_file_or_read_as_it_stands(
 
 @pytest.mark.parametrize("name", ["cells", "expectations", "axes"])
 @pytest.mark.parametrize("value", ["", {}, None, 0])
-def test_lists_of_a_bundle_are_lists(name: str, value: Any, opened: list[Opened], tmp_path: Path) -> None:
+def test_lists_of_a_bundle_are_lists(
+    name: str, value: Any, opened: list[CheckedCommand], tmp_path: Path
+) -> None:
     told = json.loads(json.dumps(bundle_facts(opened[0], {}, [], Store(tmp_path / "store"))))
     (tmp_path / "bundle.json").write_text(json.dumps(told | {name: value}))
     with pytest.raises(

@@ -419,7 +419,7 @@ def test_cells_lie_in_alpacaevals_layout_and_are_rescored_to_the_same_rates(tmp_
         (["do.judgement=x"], "did you mean do.judgements?"),
     ],
 )
-def test_the_door_says_what_cannot_be_rescored(problems: Any, words: list[str], says: str) -> None:
+def test_what_cannot_be_rescored_is_refused_before_a_run(problems: Any, words: list[str], says: str) -> None:
     assert any(text.startswith(says) or says in text for text in problems("do=rescore", *words)), problems(
         "do=rescore", *words
     )
@@ -437,7 +437,7 @@ def test_all_that_is_wrong_is_said_at_once_and_a_key_of_another_verb_is_unknown(
     ]
     (tmp_path / "j.jsonl").write_text("")
     words = ("do=rescore", f"judgements={tmp_path / 'j.jsonl'}", "calibration=fitted")
-    assert ["calibration is for AlpacaEval's verdicts" in text for text in problems(*words)] == [True]
+    assert ["calibration is only read for AlpacaEval's" in text for text in problems(*words)] == [True]
 
 
 @needs_fixtures

@@ -14,7 +14,7 @@ from published import PUBLISHED, publish
 from pydantic import BaseModel, ValidationError
 
 from bench import config
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.cli.help import bases, fields, first_sentence, own_settings, settings
 from bench.config import Cell, Session, misfits
 
@@ -37,7 +37,7 @@ def _choices() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("group", "choice"), _choices(), ids="=".join)
 def test_every_file_in_conf_composes_and_passes(
-    group: str, choice: str, opened: Callable[..., Opened], model_folder: Path, pairs_file: Path
+    group: str, choice: str, opened: Callable[..., CheckedCommand], model_folder: Path, pairs_file: Path
 ) -> None:
     words = {f"{group}={choice}"}
     if group == "model" and not choice.startswith("world"):
@@ -287,7 +287,7 @@ def test_all_impossible_combinations_are_found_at_once(cell: Cell) -> None:
 
 
 def test_results_lie_where_the_command_then_the_environment_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: Callable[..., Opened]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: Callable[..., CheckedCommand]
 ) -> None:
     def results_dir(*words: str) -> Path:
         session = opened(*words).session

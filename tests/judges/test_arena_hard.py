@@ -1,4 +1,4 @@
-"""Arena-Hard's manner over real HTTP: games, five verdicts, what is stored; its files; and the door."""
+"""Arena-Hard's manner over real HTTP: games, five verdicts, what is stored; its files; and its checks."""
 
 from __future__ import annotations
 

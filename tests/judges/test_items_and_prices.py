@@ -432,6 +432,6 @@ def test_prices_are_dated_sourced_and_of_exact_names(tmp_path: Path) -> None:
     )
     mine.write_text("- {models: [mine], prompt: 2}")
     with pytest.raises(
-        ValueError, match=r"judge\.prices must be a file that holds a list of models, prompt, completion"
+        ValueError, match=r"judge\.prices must be a file that lists prices: models, prompt and completion"
     ):
         price_of("mine", f"{mine}")

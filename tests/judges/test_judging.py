@@ -1,5 +1,5 @@
 """The whole command with a judge that is asked: budget and exit code, resume, forecast against what was counted, a server of its own,
-MT-Bench's manner; and the door on judges. Trained stages come from the shared smoke run."""
+MT-Bench's manner; and the checks of judges. Trained stages come from the shared smoke run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from endpoint import Answer, Endpoint, Said, fair
 from tiny import CELL, ROOT, bench, copy_results, make_model, smoke
 
-from bench.cli.compose import Opened, open_command
+from bench.cli.compose import CheckedCommand, open_command
 from bench.planning.cells import plan_cell
 from bench.records import Completion, Verdict, read_jsonl, write_jsonl
 from bench.scoring import numbers
@@ -316,7 +316,7 @@ def test_official_items_come_from_the_hubs_cache_without_a_network(
     assert sources.judge and sources.judge.n_items == 3 and set(sources.judge.files) == {"items"}
 
 
-def test_what_moves_the_keys_of_judging(opened: Callable[..., Opened], tmp_path: Path) -> None:
+def test_what_moves_the_keys_of_judging(opened: Callable[..., CheckedCommand], tmp_path: Path) -> None:
     """Another annotator or judge moves verdicts alone; how it is reached moves nothing; other items move completions too."""
     from bench import methods
 

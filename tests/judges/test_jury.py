@@ -1,4 +1,4 @@
-"""A jury's verdict from its members' by hand, and the door on juries."""
+"""A jury's verdict from its members' by hand, and the checks of juries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import methods
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.judges.jury import Jury
 from bench.planning.cells import plan_cell
 from bench.records import Completion, Item, Verdict
@@ -96,7 +96,7 @@ TWO = "judge.judges={truth: {judge: gold}, asked: {judge: alpaca_eval, model: m}
         ((TWO, "do=audit"), "do=audit measures one judge, got judge=jury; audit its members one by one"),
     ],
 )
-def test_a_wrong_jury_is_said_at_the_door(
+def test_a_wrong_jury_is_refused_before_a_run(
     problems: Callable[..., list[str]], words: tuple[str, ...], said: str
 ) -> None:
     found = problems("judge=jury", *words)
@@ -104,7 +104,7 @@ def test_a_wrong_jury_is_said_at_the_door(
 
 
 def test_a_member_is_set_as_if_it_judged_alone_and_shares_its_stage_with_that_judge(
-    opened: Callable[..., Opened], tmp_path: Path
+    opened: Callable[..., CheckedCommand], tmp_path: Path
 ) -> None:
     def roles(*words: str) -> dict[str, str]:
         found = opened(*words)

@@ -132,7 +132,7 @@ def test_a_run_without_the_package_is_refused_and_a_plan_is_not(
         ),
     ],
 )
-def test_what_cannot_be_asked_is_said_at_the_door(
+def test_what_cannot_be_asked_is_refused_before_a_run(
     problems: Callable[..., list[str]], place: Path, words: tuple[str, ...], said: str
 ) -> None:
     found = problems(*asked(place, "do=plan", *words))

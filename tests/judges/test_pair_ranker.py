@@ -328,7 +328,7 @@ def test_a_ranker_judges_a_sweep_and_its_position_bias_is_audited(tmp_path: Path
         ),
     ],
 )
-def test_a_wrong_ranker_is_said_at_the_door(
+def test_a_wrong_ranker_is_refused_before_a_run(
     problems: Callable[..., list[str]], words: tuple[str, ...], said: str
 ) -> None:
     found = problems("judge=pair_ranker", *words)

@@ -102,7 +102,7 @@ def test_a_reward_model_is_audited_as_a_function(tmp_path: Path) -> None:
         (("judge.items=nowhere.json",), "judge.items must be a file, got nowhere.json"),
     ],
 )
-def test_a_wrong_reward_model_is_said_at_the_door(
+def test_a_wrong_reward_model_is_refused_before_a_run(
     problems: Callable[..., list[str]], words: tuple[str, ...], said: str
 ) -> None:
     found = problems("judge=reward_model", *words)

@@ -1,4 +1,4 @@
-"""What a training was fed: counts and digests by hand, and what real trainers stepped on."""
+"""Facts of a training: counts and digests by hand, and what real trainers stepped on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.models.tokenize import Ids, load_tokenizer, preference_ids
 from bench.records import Pair, read_rows
 from bench.store.keys import Stage
 from bench.training.trainers import LengthBatches
-from bench.training.training_record import Fed, TrainerRow, TrainFacts, digest
+from bench.training.training_record import TrainerRow, TrainFacts, VisitedRows, digest
 
 
 def pair(name: str, chosen: str = "yes") -> Pair:
@@ -23,13 +23,13 @@ def pair(name: str, chosen: str = "yes") -> Pair:
 CHOSEN, REJECTED = Ids([1, 2], [3, 4, 5]), Ids([1, 2], [6], cut=True)
 
 
-def fed(
+def facts_after(
     examples: list[TrainerRow], *batches: list[int], per_step: int = 1, epochs: int = 1
 ) -> dict[str, Any]:
-    found = Fed(examples)
+    visited = VisitedRows(examples)
     for i, rows in enumerate(batches):
-        found.visit(rows, step=i // per_step, epoch=i * epochs // len(batches))
-    return found.facts()
+        visited.visit(rows, step=i // per_step, epoch=i * epochs // len(batches))
+    return visited.facts()
 
 
 def pairs(*names: str) -> list[TrainerRow]:
@@ -47,8 +47,8 @@ def singles(*names: str) -> list[TrainerRow]:
 def test_pairs_and_their_single_completions_are_the_same_examples_and_tokens() -> None:
     """Four pairs, two a step: 2 steps of 4 completions. As eight rows, two a step: 4 steps of 2 completions, one pair's worth.
     Each completion has a prompt of 2 tokens: 8 · 2; completions 4 · (3 + 1); the rejected ones are cut."""
-    paired = fed(pairs("a", "b", "c", "d"), [0, 1], [3, 2])
-    single = fed(singles("a", "b", "c", "d"), [7, 0], [1, 2], [3, 4], [5, 6])
+    paired = facts_after(pairs("a", "b", "c", "d"), [0, 1], [3, 2])
+    single = facts_after(singles("a", "b", "c", "d"), [7, 0], [1, 2], [3, 4], [5, 6])
     same = {
         "rows": 4,
         "completions": {"chosen": 4, "rejected": 4},
@@ -66,31 +66,31 @@ def test_pairs_and_their_single_completions_are_the_same_examples_and_tokens() -
 
 
 def test_texts_rows_and_columns_make_the_examples_and_the_order_does_not() -> None:
-    first = fed(pairs("a", "b"), [0], [1])
-    assert fed(pairs("a", "b"), [1], [0])["examples"] == first["examples"]
-    assert fed(pairs("a", "b"), [1], [0])["order"] != first["order"]
+    first = facts_after(pairs("a", "b"), [0], [1])
+    assert facts_after(pairs("a", "b"), [1], [0])["examples"] == first["examples"]
+    assert facts_after(pairs("a", "b"), [1], [0])["order"] != first["order"]
     other = [*pairs("a"), TrainerRow(pair("b", "maybe"), {"chosen": CHOSEN, "rejected": REJECTED})]
     chosen_only = [TrainerRow(pair(name), {"chosen": CHOSEN}) for name in "ab"]
     assert (
         len(
             {
-                fed(rows, [0], [1])["examples"]
+                facts_after(rows, [0], [1])["examples"]
                 for rows in (pairs("a", "b"), other, chosen_only, pairs("a", "c"))
             }
         )
         == 4
     )
-    assert fed(chosen_only, [0], [1])["batch_rows"] == 1.0
+    assert facts_after(chosen_only, [0], [1])["batch_rows"] == 1.0
 
 
 def test_accumulated_batches_are_one_step_and_a_part_of_an_epoch_is_said() -> None:
     """Four pairs, one a pass, two passes a step; the second epoch ends half way."""
-    found = fed(pairs("a", "b", "c", "d"), [0], [1], [2], [3], per_step=2)
+    found = facts_after(pairs("a", "b", "c", "d"), [0], [1], [2], [3], per_step=2)
     assert (found["steps"], found["batch_rows"]) == (2, 2.0)
-    half = fed(pairs("a", "b", "c", "d"), [0, 1], [2, 3], [1, 0], [3], epochs=2)
+    half = facts_after(pairs("a", "b", "c", "d"), [0, 1], [2, 3], [1, 0], [3], epochs=2)
     assert half["epochs"] == 1.75
     assert half["order"] == [digest(["a", "b", "c", "d"]), digest(["b", "a", "d"])]
-    assert fed(pairs("a", "b", "c", "d"), [0, 1])["rows"] == 2
+    assert facts_after(pairs("a", "b", "c", "d"), [0, 1])["rows"] == 2
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])

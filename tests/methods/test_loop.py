@@ -17,7 +17,7 @@ from tiny import bench, copy_results, make_model, make_preferences, plans, smoke
 from transformers import AutoModelForCausalLM
 
 from bench import methods
-from bench.cli.compose import BadConfig, Opened
+from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import why
 from bench.config import Cell, Dpo, IterativeDpo, Loop, SeedTraining, Spa, Spin, Training, Why
 from bench.forecast.stage_time import token_bound
@@ -279,7 +279,7 @@ def test_an_axis_of_iterations_is_typed_like_any_other() -> None:
         (("method=spa", "method.iteration=-1"), "method.iteration must be >= 0, got -1"),
     ],
 )
-def test_what_cannot_be_is_said_at_the_door(
+def test_what_cannot_be_is_refused_before_a_run(
     words: tuple[str, ...], said: str, problems: Callable[..., list[str]]
 ) -> None:
     assert said in "\n".join(problems(*words))
@@ -351,7 +351,7 @@ def test_a_loop_on_ones_own_data_needs_new_prompts(
 
 @pytest.mark.parametrize("method", ["spa", "iterative_dpo", "spin", "self_rewarding"])
 def test_a_pretrained_model_writes_samples_as_long_as_its_scale_lets_it(
-    method: str, model_folder: Path, pairs_file: Path, tmp_path: Path, opened: Callable[..., Opened]
+    method: str, model_folder: Path, pairs_file: Path, tmp_path: Path, opened: Callable[..., CheckedCommand]
 ) -> None:
     """Not as short as the world's: those of 48 tokens would all be cut, and the longer, finished one would be the human's."""
     prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "One more?", "completion": "Yes."}])
@@ -631,7 +631,7 @@ def test_a_cells_lineage_says_who_made_labelled_and_trained_what(store: Store) -
 
 
 @pytest.mark.parametrize("key", ["12345678", "1e234567", "0123abcd"])
-def test_a_key_is_text_whatever_it_looks_like(key: str, opened: Callable[..., Opened]) -> None:
+def test_a_key_is_text_whatever_it_looks_like(key: str, opened: Callable[..., CheckedCommand]) -> None:
     do = opened("do=why", f"cell={key}").session.do
     assert isinstance(do, Why) and do.cell == key
 

@@ -144,12 +144,12 @@ def test_ablations_part_where_they_should() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("method=self_rewarding", "method.new_prompts=self_instruct"), "take method.new_prompts=family"),
+        (("method=self_rewarding", "method.new_prompts=self_instruct"), "use method.new_prompts=family"),
         (("method=self_rewarding", "data.form=unpaired"), "learns from pairs"),
         (("method=self_rewarding", "method.judge_prompt=poem"), "method.judge_prompt must be"),
     ],
 )
-def test_what_cannot_be_is_said_at_the_door(
+def test_impossible_settings_are_refused(
     words: tuple[str, ...], said: str, problems: Callable[..., list[str]]
 ) -> None:
     assert said in "\n".join(problems(*words))
@@ -166,7 +166,7 @@ def test_with_a_file_of_pairs_prompts_are_written_and_the_model_judges(
         "method=self_rewarding",
     )
     text = "\n".join(problems(*words, "method.labeller=gold"))
-    assert "take method.new_prompts=self_instruct" in text and "take method.labeller=self" in text
+    assert "use method.new_prompts=self_instruct" in text and "use method.labeller=self" in text
     assert problems(*words, "method.new_prompts=self_instruct") == []
 
 
@@ -253,7 +253,7 @@ def test_the_judges_numbers_reach_the_row_and_why_tells_the_rest(store: Store) -
         assert row[name] == result.metrics[name]
     write_cell(cell, store, store.root.parent, None)
     lines = list(why.lines(why.lineage(store.root.parent / "cells" / cell.name, store)))
-    by = "labelled by what iteration 1 policy (self_rewarding) wrote as the judge (criteria): 24 pairs"
+    by = "labelled by the judgements of iteration 1 policy (self_rewarding) (prompt criteria): 24 pairs"
     for words in ("evaluations by the truth (data/", by):
         assert any(words in line for line in lines), "\n".join(lines)
     judged = store.manifest(labelled(cell)["the policy as a judge"]).counts

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from published import publish
 from tiny import make_model, make_preferences, plans
 
-from bench.cli.compose import Opened, open_command
+from bench.cli.compose import CheckedCommand, open_command
 from bench.forecast.row_counts import data_lines
 from bench.models import hub
 from bench.store.store import Store
@@ -54,7 +54,7 @@ def test_a_model_of_the_hub_is_known_by_its_revision_and_read_from_the_cache(
     own = ("model=hub", "model.hub=org/tiny", f"model.revision={SHA}", f"results={tmp_path}")
     words = (*own, "data=world", "judge=gold", "method=dpo")
     there = put(cache, model_folder)
-    done: Opened = open_command(words)
+    done: CheckedCommand = open_command(words)
     assert done.cells[0].model.name == "tiny"
     source = done.sources[0].model
     assert source is not None

@@ -340,7 +340,7 @@ ODD_ENDS: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("file", "settings", "why"), ODD_ENDS)
-def test_an_end_that_is_no_token_is_refused_at_the_door(
+def test_an_end_that_is_no_token_is_refused_before_a_run(
     file: str, settings: dict[str, Any], why: str, whole: Path, tmp_path: Path
 ) -> None:
     model_folder(str(whole), BOUNDS)
@@ -350,7 +350,7 @@ def test_an_end_that_is_no_token_is_refused_at_the_door(
         model_folder(str(folder), BOUNDS)
 
 
-def test_an_adapter_beside_a_whole_model_is_refused_at_the_door_and_by_both_engines(
+def test_an_adapter_beside_a_whole_model_is_refused_before_a_run_and_by_both_engines(
     whole: Path, adapter: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(whole, tmp_path / "both")
@@ -508,7 +508,7 @@ def test_what_leaves_a_table_of_positions_is_said_before_it_is_written(
     assert not has_position_table(load_model(whole, "float32"))
 
 
-def test_lengths_beyond_a_table_are_refused_at_the_door(
+def test_lengths_beyond_a_table_are_refused_before_a_run(
     whole: Path, tmp_path: Path, problems: Callable[..., list[str]]
 ) -> None:
     folder = of_table("gpt2", whole, tmp_path / "gpt2")
@@ -645,7 +645,7 @@ def test_the_date_is_fixed_and_keyed_only_where_the_template_reads_it(
     )
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", tomorrow)
     assert asked(*asks) == first
-    tokenizer = load_tokenizer(tmp_path / "asks" / "m")  # not by the door
+    tokenizer = load_tokenizer(tmp_path / "asks" / "m")  # not by the checks of a command
     assert "26 Jul 2024" in str(
         tokenizer.apply_chat_template([{"role": "user", "content": "a dog"}], tokenize=False)
     )

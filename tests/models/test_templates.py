@@ -23,9 +23,9 @@ from bench.models.templates import (
     TemplateFailed,
     dated,
     is_dated,
-    look,
     read_template,
     refusals,
+    try_template,
     variables,
 )
 from bench.models.token_counts import counter
@@ -112,11 +112,11 @@ def test_what_a_template_leaves_out_is_seen() -> None:
 
 
 def test_a_look_tells_what_a_template_reads_refuses_and_loses() -> None:
-    found = look(Template(NO_SYSTEM), 60)
+    found = try_template(Template(NO_SYSTEM), 60)
     assert "messages" in found.reads
     assert dict(found.refuses) == {"a system message": "System role not supported"}
-    assert look(Template(NO_REASONING), 60).loses == {"thinking in an answer": "assistant"}
-    assert CLOCK in look(Template("{{ strftime_now('%d') }}" + CHATML), 60).reads
+    assert try_template(Template(NO_REASONING), 60).loses == {"thinking in an answer": "assistant"}
+    assert CLOCK in try_template(Template("{{ strftime_now('%d') }}" + CHATML), 60).reads
 
 
 BROKEN = {
@@ -139,7 +139,7 @@ BROKEN = {
 @pytest.mark.parametrize(("text", "why"), BROKEN.items(), ids=range(len(BROKEN)))
 def test_a_template_that_cannot_be_used_fails_in_one_line(text: str, why: str) -> None:
     with pytest.raises(TemplateFailed, match=r"\w") as failed:
-        look(Template(text), 60)
+        try_template(Template(text), 60)
     assert why in str(failed.value)
     assert "\n" not in str(failed.value)
 
@@ -150,7 +150,7 @@ def test_a_template_that_never_ends_is_ended(inner: str) -> None:
     with pytest.raises(
         TemplateFailed, match=r"more than 1 s for a few short conversations \(bounds.template_s\)"
     ):
-        look(Template(endless), 1)
+        try_template(Template(endless), 1)
 
 
 def write(folder: Path, name: str, content: Any) -> None:

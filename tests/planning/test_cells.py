@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bench import methods
-from bench.cli.compose import Opened, open_command
+from bench.cli.compose import CheckedCommand, open_command
 from bench.commands.planned_sweep import with_start_cells
 from bench.config import Cell
 from bench.forecast.stage_time import estimates, token_bound
@@ -34,7 +34,7 @@ SOURCES = Sources(
 )
 
 RunBench = Callable[..., "subprocess.CompletedProcess[str]"]
-Open = Callable[..., Opened]
+Open = Callable[..., CheckedCommand]
 Tree = dict[str, Any]
 
 

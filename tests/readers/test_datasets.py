@@ -13,7 +13,7 @@ from published import PUBLISHED, bot, halos, oasst, publish, shp, ultrafeedback,
 from tiny import make_model, plans
 
 from bench import methods, readers
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.config import DatasetData, TrlRows
 from bench.forecast.row_counts import data_lines
 from bench.models.tokenize import PromptTooLong, load_tokenizer, positions, preference_ids, row_ids
@@ -30,7 +30,7 @@ from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import ConversationData, DatasetRows, LocalPairData, NextPromptData
 from bench.store.store import Store
 
-Open = Callable[..., Opened]
+Open = Callable[..., CheckedCommand]
 READ = sorted(name for name in PUBLISHED if name != "ultrachat_200k")
 
 
@@ -538,7 +538,7 @@ def test_a_setting_of_a_dataset_moves_the_rows_that_it_bears_on(
     assert moved == MOVES[word] | held_out
 
 
-def _rows_of(done: Opened) -> dict[str, str]:
+def _rows_of(done: CheckedCommand) -> dict[str, str]:
     """Keys of a cell's data stages by label."""
     stages = plan_cell(done.cells[0], done.sources[0], methods.chain).stages
     return {stage.label: stage.key for stage in stages if stage.kind == "data"}

@@ -217,12 +217,12 @@ def test_rows_that_a_template_cannot_write_are_dropped_and_counted_where_that_is
 
 
 def test_what_is_found_of_a_row_is_found_again_without_looking(models: Mapping[str, Path]) -> None:
-    look, rows = learn_check(load_tokenizer(models["strict"]), 60), [user("name a dog")]
+    check_row, rows = learn_check(load_tokenizer(models["strict"]), 60), [user("name a dog")]
     for _ in range(2):
-        assert look(rows, ["a", "b"]) is None and look(rows, []) is None
-        assert look(rows, ["a", "a"]) == SAME_TOKENS
-        assert look([user("dog " * 80)], []) == look([user("dog " * 80)], ["a"]) == TOO_LONG
-        assert (found := look([SYSTEM, *rows], ["a"])) and found.reason == UNWRITABLE
+        assert check_row(rows, ["a", "b"]) is None and check_row(rows, []) is None
+        assert check_row(rows, ["a", "a"]) == SAME_TOKENS
+        assert check_row([user("dog " * 80)], []) == check_row([user("dog " * 80)], ["a"]) == TOO_LONG
+        assert (found := check_row([SYSTEM, *rows], ["a"])) and found.reason == UNWRITABLE
 
 
 @pytest.mark.parametrize("prompt", [[SYSTEM, user("name")], [user("dog " * 300)]])
@@ -370,9 +370,9 @@ def test_special_tokens_that_somebody_typed_are_counted_by_plan_and_run(
 
 
 def test_an_end_that_plain_rows_have_is_no_typed_token(models: Mapping[str, Path]) -> None:
-    look, plain = learn_check(load_tokenizer(models["chatml"]), None), [{"role": "text", "content": "a"}]
-    assert look.special_tokens(plain, ["b<|im_end|>", "c"]) == set()  # type: ignore[arg-type]
-    assert look.special_tokens(plain, ["b<|im_end|>c", "c"]) == {"<|im_end|>"}  # type: ignore[arg-type]
+    check_row, plain = learn_check(load_tokenizer(models["chatml"]), None), [{"role": "text", "content": "a"}]
+    assert check_row.special_tokens(plain, ["b<|im_end|>", "c"]) == set()  # type: ignore[arg-type]
+    assert check_row.special_tokens(plain, ["b<|im_end|>c", "c"]) == {"<|im_end|>"}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["local", "dataset"])

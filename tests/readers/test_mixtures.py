@@ -14,7 +14,7 @@ from test_datasets import groups
 from tiny import make_model
 
 from bench import methods
-from bench.cli.compose import Opened, open_command
+from bench.cli.compose import CheckedCommand, open_command
 from bench.config import MixtureData
 from bench.forecast.row_counts import data_lines
 from bench.planning.cells import plan_cell
@@ -26,7 +26,7 @@ from bench.store.stage_run import Progress, StageRun
 from bench.store.stage_settings import LocalPairData
 from bench.store.store import Store
 
-Open = Callable[..., Opened]
+Open = Callable[..., CheckedCommand]
 SOURCES = {"hh": "hh_rlhf", "shp": "shp", "oasst": "oasst1"}
 WEIGHTS = {"hh": 3, "shp": 1, "oasst": 1}
 N_TRAIN = {"hh": 4 * 10, "shp": 2 * 10, "oasst": 10}  # rows of the files of `copies`
@@ -248,7 +248,7 @@ def test_pairs_become_judged_completions_where_that_is_asked(
             "data.sources.b.weight must be set",
         ),
         (("data.sources={a/b: {data: shp}}",), "a source's label must be letters and digits"),
-        (("data.sources={a: {data: dataset}}",), "data.sources.a.path must be set"),
+        (("data.sources={a: {data: dataset}}",), "data.sources.a.path or data.sources.a.hub must be set"),
         (("data.sources={a: {data: shp, path: nowhere}}",), "data.sources.a.path must be a copy"),
     ],
 )

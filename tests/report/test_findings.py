@@ -319,7 +319,7 @@ def test_findings_md_has_every_cell_with_numbers_and_thresholds() -> None:
         f"## {real[1].cell.name}\n\n- **KL blow-up** (warning): {kl.says} Threshold: more than 10 nats."
         in text
     )
-    assert f"## {real[2].cell.name}\n\n- nothing conspicuous" in text
+    assert f"## {real[2].cell.name}\n\n- no finding" in text
     assert f"## {real[3].cell.name}\n\n- No numbers: not run yet" in text
 
 
@@ -343,7 +343,7 @@ def test_rows_that_were_kept_all_the_same_are_said() -> None:
     assert [(one.name, one.value, one.unit) for one in found] == [
         ("special tokens in the text", 5, "rows"),
         ("opposite rows", 4, "rows"),
-        ("prompts beside other messages", 1, "rows"),
+        ("prompt differs from messages", 1, "rows"),
         ("dropped replies", 6, "replies"),
     ]
     assert (

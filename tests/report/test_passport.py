@@ -406,14 +406,14 @@ def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path
         (["n_items=2"], "do.n_items must be >= 4"),
     ],
 )
-def test_an_audit_that_cannot_be_is_said_at_the_door(
+def test_an_audit_that_cannot_be_is_refused_before_a_run(
     problems: Callable[..., list[str]], words: list[str], said: str
 ) -> None:
     found = problems("do=audit", *words)
     assert any(said in problem for problem in found), found
 
 
-def test_recorded_verdicts_without_a_scored_pair_are_said_at_the_door(
+def test_recorded_verdicts_without_a_scored_pair_are_refused_before_a_run(
     problems: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "m" / "a"
@@ -444,7 +444,7 @@ def test_of_a_repeated_recorded_pair_the_last_row_counts(tmp_path: Path) -> None
     assert verdict.preference == 1
 
 
-def test_a_bad_label_and_items_without_answers_are_said_at_the_door(
+def test_a_bad_label_and_items_without_answers_are_refused_before_a_run(
     problems: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     labels, items = tmp_path / "labels.jsonl", tmp_path / "items.json"

@@ -372,15 +372,15 @@ def test_no_two_of_many_points_look_alike() -> None:
 
 def test_lines_under_a_table_are_grouped_by_heading(rows: list[CellRow]) -> None:
     table = comparison_table(pool(rows), [Expectation(better={"method": "dpo"}, worse={"method": "kto"})])
-    more = table.with_notes({"Findings": ["Row 2: nothing conspicuous."], "Judges": ["A judge."]})
+    more = table.with_notes({"Findings": ["Row 2 has no finding."], "Judges": ["A judge."]})
     assert list(more.notes) == ["How to read this table", "Expectations", "Judges", "Findings"]
     assert (
         table.notes["How to read this table"][-1] == "results/README.md explains every column, mark and file."
     )
     text = markdown("t", "c", more)
-    assert "\n### Judges\n\n- A judge.\n\n### Findings\n\n- Row 2: nothing conspicuous.\n" in text
+    assert "\n### Judges\n\n- A judge.\n\n### Findings\n\n- Row 2 has no finding.\n" in text
     assert "- A \\* marks the highest win rate" in text
-    assert "% Findings\n% - Row 2: nothing conspicuous.\n" in latex(more)
+    assert "% Findings\n% - Row 2 has no finding.\n" in latex(more)
 
 
 def test_markdown_and_latex_escape_what_they_must() -> None:

@@ -99,7 +99,7 @@ def test_plain_lines_say_how_each_stage_ended(sweep: Sweep, store: Store, tmp_pa
     assert f"tiny: 6 cells, 0 stages done, {total} to do, 2 at a time" in text
     first, second, third, *_ = sweep.cells[1].stages
     assert f"{first.kind} {first.label} ({first.key[:6]}) 0.0 s; {total - 1} stages left" in text
-    assert f"({second.key[:6]}): its worker process died (signal SIGKILL); it runs again" in text
+    assert f"({second.key[:6]}): its worker process died (signal SIGKILL); the stage runs again" in text
     failed = f"FAILED {third.kind} {third.label} ({third.key[:6]}): ValueError: expected [bold]this[/bold] (log: {tmp_path / 'log'})"
     assert failed in text
     assert "Traceback" not in text  # it is in the log

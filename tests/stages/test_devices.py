@@ -21,7 +21,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny import ROOT, smoke_cell, smoke_folder
 
-from bench.cli.compose import Opened
+from bench.cli.compose import CheckedCommand
 from bench.config import Accelerate, Adapter, Loading, RefinedDpo, SftEpochs, Training
 from bench.records import read_rows
 from bench.stages import sft as sft_stage
@@ -117,7 +117,7 @@ def history(run: StageRun) -> list[dict[str, float]]:
     [("one", "NO", 1), ("ddp", "MULTI_GPU", 2), ("fsdp", "FSDP", 8), ("zero3", "DEEPSPEED", 8)],
 )
 def test_accelerate_reads_the_settings_that_it_is_given(
-    name: str, kind: str, processes: int, opened: Callable[..., Opened], tmp_path: Path
+    name: str, kind: str, processes: int, opened: Callable[..., CheckedCommand], tmp_path: Path
 ) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -379,7 +379,7 @@ def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(
     sharding: str,
     training: str,
     tmp_path: Path,
-    opened: Callable[..., Opened],
+    opened: Callable[..., CheckedCommand],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The tolerance: a completion's log-probability is a sum of some 50 float32 terms of up to 10 nats, so its rounding error is below

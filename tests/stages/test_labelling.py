@@ -1,5 +1,5 @@
 """Judges as labellers of loops, by the whole command: budget, resume and forecast as in an evaluation, local models, ratings, rewards from
-a folder, a ranker that learns from more pairs than the seed; and the door. What is trained before comes from the shared smoke run."""
+a folder, a ranker that learns from more pairs than the seed; and the checks. What is trained before comes from the shared smoke run."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ def test_arena_hards_games_label(own: Path, endpoint: Endpoint) -> None:
             assert set(lengths) == {max(map(len, texts)), min(map(len, texts))}
 
 
-# Keys and the door ----------------------------------------------------------------------------------------------------
+# Keys and checks ----------------------------------------------------------------------------------------------------
 
 
 def test_a_ranker_may_learn_from_more_pairs_than_the_seed() -> None:

@@ -287,7 +287,7 @@ def test_no_pair_left_is_a_named_failure(room: Room) -> None:
     inputs["train"] = label_file(room, "train", [True, None])
     with pytest.raises(
         ValueError,
-        match=r"Too few train rows \(1\): mismatched completions need rows of at least two prompts",
+        match=r"Too few train rows \(1\): KTO pairs each completion with another prompt, so the rows must have two prompts or more",
     ):
         room.run(data, PairData(form="paired", fraction=1.0, seed=0), "rows", **inputs)
 

@@ -38,7 +38,7 @@ _ROWS = TypeAdapter(list[Price])
 
 def read_prices(path: Path) -> tuple[Price, ...]:
     """The rows of a price file. Raises BadFile for any other file, or for a model named twice."""
-    wanted = "judge.prices must be a file that holds a list of models, prompt, completion (dollars per million tokens), date and source"
+    wanted = "judge.prices must be a file that lists prices: models, prompt and completion (dollars per million tokens), date, source"
     try:
         rows = tuple(_ROWS.validate_python(read_yaml(path)))
     except BadFile as error:

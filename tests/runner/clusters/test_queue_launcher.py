@@ -200,7 +200,7 @@ def test_resources_are_those_of_the_need_with_the_changes_of_the_kind() -> None:
     )
 
 
-def test_what_is_wrong_with_a_clusters_settings_is_said_at_the_door(
+def test_what_is_wrong_with_a_clusters_settings_is_refused_before_a_run(
     problems: Callable[..., list[str]],
 ) -> None:
     found = problems(

@@ -54,7 +54,7 @@ def kill_a_worker_in_the_middle(words: tuple[str, ...], results: Path) -> None:
     out, err = command.communicate(timeout=3000)
     assert command.returncode == 0, err
     assert re.search(
-        r"train .*: its worker process died \(signal SIGKILL\) \(job .* on .*\); it runs again", err
+        r"train .*: its worker process died \(signal SIGKILL\) \(job .* on .*\); the stage runs again", err
     )
     undisturbed = smoke()
     assert Ran(results, 0, out, err, 0).table()["table.csv"] == undisturbed.table()["table.csv"]
