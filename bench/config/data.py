@@ -156,6 +156,32 @@ class HalosFeedback(Settings):
     reader: Literal["halos"]
 
 
+class HelpSteer3(Settings):
+    reader: Literal["helpsteer3"]
+    domains: Annotated[tuple[Literal["general", "stem", "code", "multilingual"], ...], AsList] = Field(
+        min_length=1
+    )
+    """Domains of the rows to keep."""
+    min_preference: Annotated[int, Field(ge=1, le=3)]
+    """Smallest strength of a preference to keep, 1 (slightly better) to 3 (much better); ties are never kept."""
+
+
+class PkuSafeRlhf(Settings):
+    reader: Literal["pku_saferlhf"]
+    chosen: Literal["better", "safer"]
+    """Chosen answer of a pair: the more helpful one (better), or the safer one."""
+
+
+class Nectar(Settings):
+    reader: Literal["nectar"]
+    pairs: Literal["best_worst", "neighbours", "all"]
+    """Pairs of a ranking: the best against the worst answer (best_worst), neighbours in rank, or all."""
+
+
+class ChineseDpoPairs(Settings):
+    reader: Literal["chinese_dpo_pairs"]
+
+
 class TrlRows(Settings):
     """TRL's forms, as data=local reads them."""
 
@@ -176,6 +202,10 @@ Reading = (
     | Shp
     | Oasst1
     | HalosFeedback
+    | HelpSteer3
+    | PkuSafeRlhf
+    | Nectar
+    | ChineseDpoPairs
     | TrlRows
 )
 Patterns = Annotated[tuple[str, ...], AsList]  # Patterns of file names in the hub's folder.
