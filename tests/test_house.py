@@ -39,6 +39,7 @@ LIGHT_ROOMS = [
     "planning",
     "cli",
     "scoring",
+    "papers",
     "report",
     "forecast",
     "commands",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from published import shp
 
@@ -67,6 +68,8 @@ def own(tmp_path: Path, model_folder: Path, pairs_file: Path) -> dict[str, str]:
         "data.path=FILE": pairs_file,
         "COPY": write_rows(tmp_path / "shp.jsonl", [shp(f"Why {k}?", "So.", "No.") for k in range(20)]),
         "completions=FILE": write_rows(tmp_path / "completions.jsonl", completions),
+        "method.ift=FILE": tmp_path / "completions.jsonl",
+        "method.eft=FILE": tmp_path / "completions.jsonl",
         "PROMPTS": write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"New {k}?"} for k in range(5000)]),
         "QUESTIONS": write_rows(tmp_path / "question.jsonl", [question]),
         "REFERENCES": write_rows(tmp_path / "reference.jsonl", [answer]),
@@ -117,6 +120,8 @@ def test_every_command_opens(
             "do=status"
         )  # the same checks, but nothing is fetched and no package of an extra is asked for
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     words = [word for word in words if not word.startswith("results=")] + [f"results={tmp_path / 'results'}"]
     try:
         open_command(words)

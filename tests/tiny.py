@@ -251,7 +251,7 @@ def state(stage: Stage, root: Path) -> str:
     return Store(root).status(stage).state
 
 
-SMOKE = yaml.safe_load((ROOT / "sweeps" / "smoke.yaml").read_text(encoding="utf-8"))
+SMOKE = yaml.safe_load((ROOT / "sweeps" / "smoke.yaml").read_text(encoding="utf-8"))["world"]
 CELL = ["method=kto", "method.beta=0.1"]
 
 

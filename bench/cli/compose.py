@@ -16,23 +16,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from bench import secrets
+from bench import papers, secrets
 from bench.cli import sweep_files as sweeps
 from bench.cli.checks import problems_of
 from bench.cli.files import Fetches, Files
-from bench.cli.messages import (
-    GROUPS,
-    MEMBERS,
-    SOURCES,
-    Tree,
-    Where,
-    in_words,
-    leaves,
-    one_line,
-    short,
-    unknown,
-)
-from bench.cli.sweep_files import CommandLine, is_session
+from bench.cli.messages import GROUPS, MEMBERS, SOURCES, Where, in_words, one_line, short, unknown
+from bench.cli.sweep_files import CommandLine, Tree, is_session, leaves, merged
 from bench.cli.words import CONF, SWEEPS
 from bench.config import (
     MAX_CELLS,
@@ -94,6 +83,8 @@ class CheckedCommand:
     sources: list[Sources]  # one for each cell
     expectations: tuple[Expectation, ...] = ()  # from the sweep file
     axes: tuple[str, ...] = ()  # keys and groups that differ between the cells on purpose
+    away: tuple[str, ...] = ()  # why a plan has to do without models or rows of the hub
+    published: Tree = field(default_factory=dict)  # the sweep file's part of that name, see papers.beside
 
 
 def open_command(words: Sequence[str]) -> CheckedCommand:
@@ -117,6 +108,8 @@ class _Opening:
     sweep: str | None = None
     sweep_file: str = "the command line"
     in_sweep: frozenset[str] = frozenset()
+    kind: str | None = None  # of the command's scale: world, or real
+    parts: sweeps.Parts = field(default_factory=sweeps.Parts)
     files: Files = field(init=False)
     _composed: dict[tuple[str, ...], tuple[Tree, dict[str, str]] | None] = field(default_factory=dict)
     _known: dict[str, list[str]] = field(default_factory=dict)
@@ -137,9 +130,15 @@ class _Opening:
         of_cells = {key: values for key, values in given.items() if not is_session(key)}
         base = self._point(
             of_session
-            | {key: values[0] for key, values in of_cells.items() if key in GROUPS and len(values) == 1}
+            | {
+                key: values[0]
+                for key, values in of_cells.items()
+                if key in GROUPS
+                and len(values) == 1
+                and (key != sweeps.LABELLING_JUDGE or "method" in of_cells)  # the sweep may name its method
+            }
         )
-        grids = self._grids(base[0]) if base else []
+        grids = self._grids(*base) if base else []
         session = self._session(*base) if base else None
         if session and session.results_problem:
             self.problems.append(session.results_problem)
@@ -148,6 +147,7 @@ class _Opening:
             self.files.fetches = FETCHED.get(session.do.name, "nothing")
             self.files.bounds = session.bounds
         expectations = self._expectations(*base) if base else ()
+        published = self._published(*base) if base else {}
         cells: dict[Cell, None] = {}
         cell_points = self._cell_points(grids, of_cells, session.max_cells if session else MAX_CELLS)
         for point in cell_points:
@@ -177,6 +177,8 @@ class _Opening:
             sources,
             expectations,
             axes,
+            tuple(self.files.away),
+            published,
         )
 
     def _cell_points(
@@ -223,12 +225,12 @@ class _Opening:
             self.problems.append(f"{path} {why}")
             return
         try:
-            written = OmegaConf.to_container(sweeps.load_sweep(path))
+            written: Any = OmegaConf.to_container(sweeps.load_sweep(path))
+            self.parts = sweeps.parts_of(written, sweeps.sweep_label(path))
         except sweeps.BadSweep as error:
             self.problems.append(str(error))
             return
         self.sweep, self.sweep_file = name, sweeps.sweep_label(path)
-        self.in_sweep = frozenset(key for key, _ in leaves(written))
 
     def _options(self, group: str) -> list[str]:
         """Choices of a group; `basic`, Hydra's own launcher, is left out because bench does not use it."""
@@ -269,8 +271,12 @@ class _Opening:
     def _is_choice(self, group: str, choice: Any) -> bool:
         return choice in self._options(group) or sweeps.is_path(group, choice)
 
-    def _grids(self, tree: Tree) -> list[sweeps.Grid]:
+    def _grids(self, tree: Tree, where: Where) -> list[sweeps.Grid]:
         """The sweep file's grids. An axis may read the scale preset by interpolation."""
+        self.kind = str(tree["scale"].get("kind"))
+        if lacking := self.parts.lacking(self.kind, where.choices["scale"], self.sweep_file):
+            self.problems.append(lacking)
+            return []
         try:
             config = sweeps.resolved({key: tree[key] for key in ("axes", "grids", "scale") if key in tree})
             grids = sweeps.read_grids(config, self.sweep_file)
@@ -294,6 +300,13 @@ class _Opening:
             if (expectation := self._valid(Expectation, item, where, "expect"))
         )
 
+    def _published(self, tree: Tree, where: Where) -> Tree:
+        """The sweep file's part on published tables, as written."""
+        written = tree.get("published") or {}
+        _, problems = papers.beside(written)
+        self.problems += [f"{problem} ({where.of('published')})" for problem in problems]
+        return {} if problems else written
+
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
         """The composed config of one point and the places its values come from; values that cannot be set are
         reported and left out."""
@@ -308,19 +321,16 @@ class _Opening:
             self.problems.append(
                 unknown(group, groups[group], self._options(group), f"{group} in {self.sweep_file}")
             )
-        if strange or (composed := self._compose(groups)) is None:
+        if strange or (composed := self._compose({**self._brought(groups), **groups})) is None:
             return None
-        brought = (
-            {k: v for k, v in composed[0]["scale"]["brings"].items() if k not in groups}
-            if "scale" in groups
-            else {}
-        )
-        if brought and (composed := self._compose(groups | brought)) is None:
+        tree, choices = copy.deepcopy(composed[0]), composed[1]
+        kind = str(tree["scale"].get("kind"))
+        if self.kind not in (None, kind) and self.parts.of_kind:
+            text = f"{self.sweep_file} has settings of its own for pretrained models"
+            self._report(f"{text}: use scales of one kind, got scale={choices['scale']} too")
             return None
-        tree, where = (
-            copy.deepcopy(composed[0]),
-            Where(self.command, self.sweep_file, self.in_sweep, composed[1]),
-        )
+        tree = self.parts.merged(tree, kind)
+        where = Where(self.command, self.sweep_file, self.in_sweep | self.parts.keys(kind), choices)
         if (
             file := point.pop(sweeps.COMPLETIONS, None)
         ) is not None:  # in place of the sweep's models and methods
@@ -345,6 +355,34 @@ class _Opening:
         if judge_facts(tree.get("judge")).of_several:
             self._fill_judges(tree, tree["judge"], "judge", of_judges, where)
         return tree, where
+
+    def _brought(self, groups: Mapping[str, str]) -> Mapping[str, str]:
+        """Choices of model and data that the scale of these choices brings."""
+        preset = self._section("scale", groups["scale"]) if "scale" in groups else None
+        return preset["brings"] if preset else {}
+
+    def _in_toy_world(self, tree: Tree, where: Where) -> str | None:
+        """Why a scale of pretrained models must not be used with what is left of the controlled world; None
+        where the command line chose it."""
+        left = {
+            group: tree[group]["name"] + f" ({where.of(group)})" * (group in where.in_sweep)
+            for group in ("model", "data")
+            if tree["scale"].get("kind") == "real"
+            and group not in self.command.given
+            and isinstance(tree[group], dict)
+            and tree[group].get("kind") == "world"
+        }
+        if not left:
+            return None
+        ways = {"model": "model=DIR", "data": "data=local data.path=FILE, or another of conf/data"}
+        has = " and ".join(f"{group}={name}" for group, name in left.items())
+        text = f"scale={where.choices['scale']} is for pretrained models, and {has} for the controlled world"
+        return f"{text}: add {' and '.join(ways[group] for group in left)}"
+
+    def _report(self, problem: str) -> None:
+        """Report a problem that many points may share."""
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def _fill_judges(self, tree: Tree, judge: Tree, place: str, given: Tree, where: Where) -> None:
         """Fill the members of the jury, or the evaluations of the suite, at `place`, and set the given keys.
@@ -404,7 +442,7 @@ class _Opening:
                 for name, value in shared.items():
                     if name not in OF_A_BENCHMARK and _set(section, name, value, where) is None:
                         unused.pop(name, None)
-                judge["judges"][label] = _merged(section, settings)
+                judge["judges"][label] = merged(section, settings)
             else:
                 judge["judges"][label] = self._member(judge, section, settings, key)
         for name in unused if suite else ():
@@ -426,7 +464,7 @@ class _Opening:
             }
         elif "calibration" in section:
             shared["calibration"] = None  # the table's number is the jury's
-        return _merged(_merged(section, settings), shared)
+        return merged(merged(section, settings), shared)
 
     def _fill_mixture(self, mixture: Any, where: Where) -> None:
         """Replace each source of a mixture by the source's part of its `data: CHOICE` with the source's own
@@ -461,7 +499,7 @@ class _Opening:
                 )
             own_fields = MixtureSource.model_fields.keys() & section.keys()
             empty = {"weight": None, "cap": None} | {key: section[key] for key in own_fields}
-            mixture["sources"][label] = _merged(empty, given)
+            mixture["sources"][label] = merged(empty, given)
 
     def _section(self, group: str, choice: str) -> Tree | None:
         """A choice of a group as in its file, without the sweep's changes."""
@@ -512,7 +550,10 @@ class _Opening:
 
     def _cell(self, tree: Tree, where: Where) -> Cell | None:
         """The cell of a composed config, or None; all its problems are reported."""
-        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "hydra"}):
+        if why := self._in_toy_world(tree, where):
+            self._report(why)
+            return None
+        for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "published", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
             else:
@@ -603,12 +644,5 @@ def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:
             ".".join(parents),
             meant=inside,
         )
-    section[name] = _merged(section[name], value)
+    section[name] = merged(section[name], value)
     return None
-
-
-def _merged(old: Any, new: Any) -> Any:
-    """The new value over the old one as Hydra does it: sections are merged, other values are replaced."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return old | {key: _merged(old.get(key), value) for key, value in new.items()}
-    return new

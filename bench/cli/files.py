@@ -34,8 +34,10 @@ from bench.cli.judge_files import (
     labeller_files,
     labeller_identity,
 )
-from bench.cli.messages import SOURCES, Tree, Where, short
+from bench.cli.messages import SOURCES, Where, short
+from bench.cli.sweep_files import Tree
 from bench.config import (
+    SFT_PROMPTS,
     Bounds,
     Cell,
     Conversations,
@@ -57,22 +59,25 @@ from bench.config import (
     judge_facts,
     method_facts,
     misfits,
+    prompts_needed,
     user_path,
 )
 from bench.judges.asked.replies import parser_version
-from bench.models import hub
+from bench.models import hub, recorded
 from bench.models.hub import read_config
 from bench.models.model_config import has_position_table, positions
 from bench.planning.inputs import JudgeSources, Sources
 from bench.readers import Shown, check, find_files, shown_by
 from bench.readers.completions_file import read_written
-from bench.readers.rows import read_preferences, read_prompts
+from bench.readers.prompts import read_prompts
+from bench.readers.rows import read_preferences
 from bench.records import Pair, Text, Unpaired
 from bench.store.keys import Source, file_digest, hash_long, tree_digest, tree_stamp
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 Fetches = Literal["all", "not weights", "nothing"]
+UNLOCKED = "newest"  # In place of a revision that a plan could not ask for; no result has such a key.
 
 
 ANY = sys.maxsize
@@ -90,6 +95,7 @@ class Files:
     lock: Path = Path(hub.LOCK)  # file of the hub's locked revisions
     fetches: Fetches = "nothing"  # the part of the hub's files that the command reads
     bounds: Bounds = NO_BOUNDS
+    away: list[str] = field(default_factory=list)  # why a plan has to do without models or rows of the hub
     _datasets: dict[str, tuple[Source, Shown] | None] = field(default_factory=dict)
     _models: dict[str, Path | None] = field(default_factory=dict)
     _hub_models: dict[str, Source | None] = field(default_factory=dict)
@@ -98,6 +104,7 @@ class Files:
     _data: dict[str, tuple[Path, Shown] | None] = field(default_factory=dict)
     _written: dict[str, Path | None] = field(default_factory=dict)
     _prompts: dict[str, int | None] = field(default_factory=dict)
+    _supervised: dict[str, int | None] = field(default_factory=dict)
     _tasks: dict[str, Path | None] = field(default_factory=dict)
     _digests: dict[Path, Source] = field(default_factory=dict)
 
@@ -128,14 +135,14 @@ class Files:
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if places is not None and has_position_table(config):
                 self._check_new_tokens(cell, places, source.path, where)
-            if model.base is not None:
-                read_base = partial(model_folder, bounds=self.bounds, key="model.base")
-                base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
-                own = (
-                    model.chat_template is None and no_template(source.path, "") is None
-                )  # the base gets the tuned model's template
-                if base is not None and own and (why := no_template(base, ADD_ONE)):
-                    self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
+        if model is not None and source is not None and model.base is not None:
+            read_base = partial(model_folder, bounds=self.bounds, key="model.base")
+            base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
+            own = (
+                source.path.is_dir() and model.chat_template is None and no_template(source.path, "") is None
+            )  # the base gets the tuned model's template
+            if base is not None and own and (why := no_template(base, ADD_ONE)):
+                self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
         if isinstance(folder := forgetting.get("include_path"), str):
             self._read_once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method_facts(method) is Written:
@@ -145,17 +152,8 @@ class Files:
             if named and "???" not in named:  # what is not set is reported elsewhere
                 read_files = partial(self._judge_files, place, partial(judge_files_of, section, self.bounds))
                 self._read_once(self._judges, judge_identity(section), read_files, where.of(place))
-        if isinstance(method, dict) and is_loop(method) and isinstance(prompts := method.get("prompts"), str):
-            data_file = _local_path(cell["data"]) or ""
-            read_once = partial(_prompts_file, answered=method_facts(method).demonstrates, data=data_file)
-            n = self._read_once(
-                self._prompts,
-                _prompts_identity(method, data_file),
-                lambda _: read_once(prompts),
-                where.of("method.prompts"),
-            )
-            if n is not None and (few := _too_few(method, n)):
-                self.problems.append(f"{few} ({where.of('method.n_prompts')})")
+        if isinstance(method, dict) and is_loop(method):
+            self._check_loop(method, cell, where)
         labelling = (
             method.get("labelling_judge")
             if isinstance(method, dict) and method.get("labeller") == "judge"
@@ -167,6 +165,30 @@ class Files:
                 self._judge_files, "method.labelling_judge", partial(labeller_files, labelling, self.bounds)
             )
             self._read_once(self._judges, what, read_files, where.of("method.labelling_judge"))
+
+    def _check_loop(self, method: Tree, cell: Tree, where: Where) -> None:
+        """Report problems of the files and model folders that a loop's settings name."""
+        facts, data_file = method_facts(method), _local_path(cell["data"]) or ""
+        prompts = method.get("prompts")
+        if isinstance(prompts, str) and prompts != SFT_PROMPTS:
+            identity = repr([facts.demonstrates, prompts, data_file])
+            read = partial(_prompts_file, prompts, facts.demonstrates, data_file)
+            n = self._read_once(self._prompts, identity, lambda _: read(), where.of("method.prompts"))
+            needed = prompts_needed(method)
+            if n is not None and needed is not None and needed.n > n:
+                text = f"{needed.what} need {needed.n} prompts, and {prompts} has {n} different ones: add prompts or lower n_prompts"
+                self.problems.append(f"{text} ({where.of('method.n_prompts')})")
+        for name in facts.texts:
+            if isinstance(file := method.get(name), str):
+                read_rows = partial(_supervised_file, key=f"method.{name}")
+                self._read_once(self._supervised, file, read_rows, where.of(f"method.{name}"))
+        for name, what in facts.models.items():
+            if isinstance(folder := method.get(name), str):
+                place = where.of(f"method.{name}")
+                read_folder = partial(model_folder, bounds=self.bounds, key=f"method.{name}", what=what)
+                path = self._read_once(self._models, folder, read_folder, place)
+                if path is not None and what == "a causal LM" and (why := no_template(path, ADD_ONE)):
+                    self.problems.append(f"{why} ({place})")
 
     def _judge_files(self, place: str, read: Callable[[], JudgeFiles], _: str) -> JudgeFiles:
         """A judge's files; its model's chat template gets a fixed date. `place`: the section's key, for messages."""
@@ -180,6 +202,8 @@ class Files:
         """Check the rows that a cell learns from. Returns whether they are messages, as far as the first rows
         show."""
         messages = isinstance(cell["data"], dict) and cell["data"].get("kind") == "world"
+        if isinstance(method := cell["method"], dict):
+            messages |= method_facts(method).asks_in_messages(method)
         if (path := _local_path(cell["data"])) is not None:
             read = self._read_once(self._data, path, _data_file, where.of("data.path"))
             form_misfits = misfits(cell | {"data": cell["data"] | {"form": read[1].form}}) if read else []
@@ -290,29 +314,29 @@ class Files:
         Raises ValueError where it cannot be fetched.
         """
         assert section.hub is not None
+        at = section.revision
         try:
-            at = section.revision or hub.revision(self.lock, "models", section.hub)
+            at = at or hub.revision(self.lock, "models", section.hub)
             read = self.fetches != "nothing"
             path = (
                 hub.fetch_model(section.hub, at, weights=self.fetches == "all") if read else Path(section.hub)
             )
         except hub.NotThere as error:
-            raise ValueError(f"{error}; to use a copy of its folder, set model.path") from error
+            planned = self.fetches == "not weights" and isinstance(error, hub.Unreachable)
+            if not (planned and recorded.sizes(section.hub)):
+                raise ValueError(f"{error}; to use a copy of its folder, set model.path") from error
+            path = Path(section.hub)  # do=plan goes by the recorded sizes
+            self.away.append(str(error))
         if path.is_dir():
             check_model(path, self.bounds, self.fetches == "all")
-        return Source(path, f"hub:models/{section.hub}@{at}")
+        return Source(path, f"hub:models/{section.hub}@{at or UNLOCKED}")
 
     def _dataset(self, section: ReadFrom | Sft, where: str, key: str) -> Shown:
         """A look at the rows of a public dataset, which is read once. `key` names the section, for messages."""
         if section.path is None and section.hub is None:  # reported by misfits
             return Shown(None, False)
-        fetches = self.fetches != "nothing"
-        dataset = self._read_once(
-            self._datasets,
-            _dataset_identity(section),
-            lambda _: _dataset(section, self.lock, fetches, key),
-            where,
-        )
+        read = partial(_dataset, section, self.lock, self.fetches, self.away, key)
+        dataset = self._read_once(self._datasets, _dataset_identity(section), lambda _: read(), where)
         return dataset[1] if dataset else Shown(None, False)
 
     def _read_once(
@@ -348,8 +372,6 @@ class Files:
         own, rows, texts, before = (
             self._source(path) if path else None for path in (model, data[0] if data else None, written, base)
         )
-        file = cell.method.prompts if isinstance(cell.method, Loop) else None
-        prompts = self._source(user_path(file)) if file else None
         public, conversations = self._public(cell.data), self._public(cell.sft)
         of_mixture = cell.data.sources.items() if isinstance(cell.data, MixtureData) else ()
         mixture = {label: source for label, section in of_mixture if (source := self._public(section))}
@@ -362,11 +384,24 @@ class Files:
             judge,
             before,
             labelling,
-            prompts,
+            self._of_method(cell.method),
             conversations,
             tasks,
             mixture,
         )
+
+    def _of_method(self, method: Any) -> dict[str, Source]:
+        """Files and model folders that a loop's settings name, by setting."""
+        if not isinstance(method, Loop):
+            return {}
+        named = {name: getattr(method, name) for name in ("prompts", *method.texts)}
+        of_files = {
+            name: text for name, text in named.items() if isinstance(text, str) and text != SFT_PROMPTS
+        }
+        folders = {name: self._models[text] for name in method.models if (text := getattr(method, name))}
+        paths = {name: user_path(text) for name, text in of_files.items()}
+        paths |= {name: self._templated(folder).folder for name, folder in folders.items() if folder}
+        return {name: self._source(path) for name, path in paths.items()}
 
     def _public(self, section: Any) -> Source | None:
         dataset = self._datasets[_dataset_identity(section)] if isinstance(section, (ReadFrom, Sft)) else None
@@ -423,11 +458,13 @@ def _dataset_identity(section: ReadFrom | Sft) -> str:
     return repr([getattr(section, name, None) for name in names])
 
 
-def _dataset(section: ReadFrom | Sft, lock: Path, fetches: bool, key: str) -> tuple[Source, Shown]:
+def _dataset(
+    section: ReadFrom | Sft, lock: Path, fetches: Fetches, away: list[str], key: str
+) -> tuple[Source, Shown]:
     """A public dataset's source and a look at its rows. Raises ValueError where it cannot be fetched or read.
 
     A copy is identified by its files' content. A dataset of the hub is identified by its revision, so a
-    command that reads no rows needs no files.
+    command that reads no rows needs no files; a plan says what it cannot count without them.
     """
     reading = section.reading if isinstance(section, ReadFrom) else Conversations(reader="conversations")
     train, heldout = section.train_files, section.heldout_files if isinstance(section, ReadFrom) else ()
@@ -446,14 +483,18 @@ def _dataset(section: ReadFrom | Sft, lock: Path, fetches: bool, key: str) -> tu
         )
         return Source(path, digest, tree_stamp(path)), shown
     assert section.hub is not None
+    at = section.revision
+    fetched: Path | None = None
     try:
-        at = section.revision or hub.revision(lock, "datasets", section.hub)
-        if not fetches:
-            return Source(Path(section.hub), f"hub:datasets/{section.hub}@{at}"), Shown(None, False)
-        path = hub.fetch("datasets", section.hub, at, (*train, *heldout))
+        at = at or hub.revision(lock, "datasets", section.hub)
+        if fetches != "nothing":
+            fetched = hub.fetch("datasets", section.hub, at, (*train, *heldout))
     except hub.NotThere as error:
-        raise ValueError(f"{error}; to use a copy of its folder, set {key}.path") from error
-    return Source(path, f"hub:datasets/{section.hub}@{at}"), check(path, reading, train, heldout)
+        if not (fetches == "not weights" and isinstance(error, hub.Unreachable)):
+            raise ValueError(f"{error}; to use a copy of its folder, set {key}.path") from error
+        away.append(str(error))
+    shown = check(fetched, reading, train, heldout) if fetched else Shown(None, False)
+    return Source(fetched or Path(section.hub), f"hub:datasets/{section.hub}@{at or UNLOCKED}"), shown
 
 
 def _data_file(text: str) -> tuple[Path, Shown]:
@@ -461,13 +502,9 @@ def _data_file(text: str) -> tuple[Path, Shown]:
     return path, shown_by(read_preferences(path).rows[0])
 
 
-def _prompts_identity(method: Tree, data: str) -> str:
-    return repr([method_facts(method).demonstrates, method["prompts"], data])
-
-
 def _prompts_file(text: str, answered: bool, data: str) -> int:
     """Number of different prompts in a loop's file. Raises ValueError where the data have some too."""
-    prompts = read_prompts(existing_file(text, "method.prompts"), answered)
+    prompts = read_prompts(existing_file(text, "method.prompts"), answered).different()
     path = user_path(data)
     if not data or not path.is_file():
         return len(prompts)  # the data file is reported elsewhere
@@ -480,22 +517,14 @@ def _prompts_file(text: str, answered: bool, data: str) -> int:
     return len(prompts)
 
 
+def _supervised_file(text: str, key: str) -> int:
+    """Number of supervised rows in a file."""
+    return len(read_prompts(existing_file(text, key), with_completions=True).rows)
+
+
 def _contents(row: Pair | Unpaired | Text) -> tuple[str, ...]:
     """The text of a prompt, as messages or as plain text."""
     return tuple(message["content"] for message in row.prompt)
-
-
-def _too_few(method: Tree, there: int) -> str | None:
-    """The problem of a loop that needs more prompts than its file has, or None."""
-    iteration, n = method.get("iteration"), method.get("n_prompts")
-    if not isinstance(iteration, int) or not isinstance(n, int):
-        return None
-    first = method_facts(method).starts_at
-    needed = (iteration + 1 - first) * n
-    if needed <= there:
-        return None
-    there_are = f"{method['prompts']} has {there} different ones"
-    return f"iterations {first} to {iteration} of {n} prompts each need {needed} prompts, and {there_are}: add prompts or lower n_prompts"
 
 
 def _written_file(text: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli.folders import ADD_ONE, existing_file, model_folder, no_template
-from bench.cli.messages import Tree
+from bench.cli.sweep_files import Tree
 from bench.config import FITTED, Bounds, LanguageJudge, judge_facts
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.prompts import prompts_of

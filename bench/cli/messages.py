@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Discriminator
 
 from bench.cli import sweep_files as sweeps
 from bench.cli.sweep_files import CELL_GROUPS, SESSION_GROUPS, CommandLine
@@ -15,7 +15,6 @@ from bench.config import NAME_WORDS
 
 GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
 MEMBERS, SOURCES = "judge.judges", "data.sources"
-Tree = dict[str, Any]  # A composed config as plain containers, with its interpolations unresolved.
 
 BOUNDS = {
     "greater_than": ("gt", ">"),
@@ -107,7 +106,11 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
     siblings = list(record.model_fields)
     members: dict[Any, type[BaseModel]] = {}
     by_name: dict[Any, type[BaseModel]] = {}  # members of a union that is a dict's values
+    tagged = False  # the next part names the member of a union of plain values, such as a number or a list
     for part in location:
+        if tagged:
+            tagged = False
+            continue
         if part in members:
             here, members = members[part], {}
             siblings = list(here.model_fields)
@@ -120,6 +123,7 @@ def _place(record: type[BaseModel], location: Sequence[str | int]) -> tuple[list
         if here is None or part not in (siblings := list(here.model_fields)):
             continue
         info = here.model_fields[str(part)]
+        tagged = any(isinstance(mark, Discriminator) for mark in info.metadata)
         kinds = get_args(info.annotation) or (info.annotation,)
         if (
             get_origin(info.annotation) is dict and get_origin(kinds[1]) is Annotated
@@ -159,12 +163,3 @@ def short(value: Any) -> str:
 def one_line(error: Exception) -> str:
     """An error's text on one line."""
     return " ".join(str(error).split())
-
-
-def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every value in nested sections."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

@@ -3,6 +3,8 @@
 A sweep file holds `axes:` (a product) or `grids:` (a list of products, for axes that differ by method). On
 the command line `key=a,b` is an axis too. A command-line axis or value replaces that key's axis in every
 grid; a group choice (`method=kto`) that only some grids have keeps those grids only.
+
+The parts `world:` and `real:` hold what else a sweep file may hold, for scales of that kind alone.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
@@ -37,7 +39,17 @@ from omegaconf.resolvers import oc
 
 from bench import secrets
 from bench.cli.words import CONF, SWEEPS, with_commands
-from bench.config import MAX_CELLS, METHODS, VERB_KEYS, SuiteJudge, as_name, name_of, user_path
+from bench.config import (
+    MAX_CELLS,
+    METHODS,
+    VERB_KEYS,
+    Kind,
+    SuiteJudge,
+    World,
+    as_name,
+    name_of,
+    user_path,
+)
 from bench.text_files import parse_yaml, read_text
 
 COMPLETIONS = "completions"  # Files of completions. They are cells of their own outside the grid, and no setting of a cell.
@@ -58,6 +70,7 @@ CELL_GROUPS = (
 )
 SESSION_GROUPS = ("do", "tracker", "accelerate", "hardware", "hydra/launcher")
 
+Tree = dict[str, Any]  # A config as plain containers, with its interpolations unresolved.
 Point = Mapping[str, Any]  # dotted key or group -> value
 Grid = Mapping[str, Sequence[Any]]
 
@@ -279,6 +292,80 @@ def load_foreign(path: Path) -> Any:
     return OmegaConf.load(io.StringIO(content))
 
 
+AXES, EXPECT = ("axes", "grids"), "expect"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A sweep file's keys for every scale, and those of its parts, for scales of one kind."""
+
+    common: Tree = field(default_factory=dict)
+    of_kind: Mapping[str, Tree] = field(default_factory=dict)  # world, real: where the file has such a part
+
+    def keys(self, kind: str) -> frozenset[str]:
+        """Dotted keys that the file sets for scales of this kind."""
+        return frozenset(key for part in (self.common, self.of_kind.get(kind, {})) for key, _ in leaves(part))
+
+    def merged(self, tree: Tree, kind: str) -> Tree:
+        """A composed config that holds the whole file, with the part of `kind` merged over the rest. A part's
+        axes or grids replace the file's; its expectations are added."""
+        part, world = self.of_kind.get(kind, {}), tree.get("world")
+        tree = {key: value for key, value in tree.items() if key != "real" or not isinstance(value, dict)}
+        if isinstance(world, dict) and "world" in self.of_kind:
+            tree["world"] = {key: world[key] for key in world if key not in self.of_kind["world"]} or None
+        if any(key in part for key in AXES):
+            tree = {key: value for key, value in tree.items() if key not in AXES}
+        if EXPECT in part and isinstance(tree.get(EXPECT), list) and isinstance(part[EXPECT], list):
+            part = part | {EXPECT: [*tree[EXPECT], *part[EXPECT]]}
+        return merged(tree, part)
+
+    def lacking(self, kind: str, scale: str, where: str) -> str | None:
+        """Why the file has nothing to run at scales of this kind; None if it has."""
+        axes = {other for other, part in self.of_kind.items() if any(key in part for key in AXES)}
+        if not axes or kind in axes or any(key in self.common for key in AXES):
+            return None
+        if kind == "real":
+            return f"{where} is only about the controlled world, got scale={scale}: use scale=world"
+        return f"{where} is only about pretrained models, got scale={scale}: use one of their scales, such as scale=zephyr_7b"
+
+
+def parts_of(written: Tree, where: str) -> Parts:
+    """A sweep file's keys by part. `world:` with settings of the world's section alone is that section. Raises
+    BadSweep for a part that is no section."""
+    of_kind: dict[str, Tree] = {}
+    for kind in get_args(Kind):
+        part = written.get(kind)
+        if kind == "world" and isinstance(part, dict):
+            part = {key: value for key, value in part.items() if key not in World.model_fields} or None
+        if part is not None and not isinstance(part, dict):
+            raise BadSweep(f"{where}: {kind} must hold sections for scales of that kind, got {part!r:.80}")
+        if part:
+            of_kind[kind] = part
+    taken = of_kind.get("world", {})
+    common = {key: value for key, value in written.items() if key not in get_args(Kind)}
+    if isinstance(world := written.get("world"), dict) and (
+        rest := {k: world[k] for k in world if k not in taken}
+    ):
+        common["world"] = rest
+    return Parts(common, of_kind)
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value in nested sections."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def merged(old: Any, new: Any) -> Any:
+    """The new value over the old one as Hydra does it: sections are merged, other values are replaced."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: merged(old.get(key), value) for key, value in new.items()}
+    return new
+
+
 class ForeignConfigs(FileConfigSource):
     """Hydra's source of config files in `--config-dir`; each file is checked before Hydra reads it."""
 
@@ -301,10 +388,14 @@ class ForeignConfigs(FileConfigSource):
         )
 
 
+RECORDED = {"model": "sizes", "data": "rows", "sft": "rows"}  # Records in config files that are no settings.
+
+
 class OwnConfigs(FileConfigSource):
-    """Hydra's source of bench's own config files. A method's file holds its learning rates as `rates`, by
-    scale; here they become the scales' `learning_rate`, by method, so that adding a method touches no scale
-    file and a sweep can set all rates of a scale in one place."""
+    """Hydra's source of bench's own config files, without their records that are no settings. A method's file
+    holds its learning rates as `rates` and further settings as `by_scale`, by scale; here they become the
+    scales' `learning_rate` and `settings`, by method, so that adding a method touches no scale file and a
+    sweep can set all rates of a scale in one place."""
 
     def load_config(self, config_path: str) -> ConfigResult:
         result = super().load_config(config_path)
@@ -312,23 +403,33 @@ class OwnConfigs(FileConfigSource):
         if Path(self.path) != CONF or not isinstance(result.config, DictConfig):
             return result
         if path.parent.name == "method":
-            result.config.pop("rates", None)
-        if path.parent.name == "scale" and (rates := _rates().get(path.stem)):
-            result.config = OmegaConf.merge({"learning_rate": rates}, result.config)
+            for name in OF_SCALES:
+                result.config.pop(name, None)
+        if what := RECORDED.get(path.parent.name):
+            result.config.pop(what, None)
+        if path.parent.name == "scale":
+            of_methods = {field: _of_methods(name).get(path.stem, {}) for name, field in OF_SCALES.items()}
+            result.config = OmegaConf.merge(of_methods, result.config)
         return result
 
 
+OF_SCALES = {
+    "rates": "learning_rate",
+    "by_scale": "settings",
+}  # Sections of a method's file: fields of a scale.
+
+
 @cache
-def _rates() -> dict[str, dict[str, float]]:
-    """Learning rates by scale and method; methods are in the order of tables."""
+def _of_methods(section: str) -> dict[str, dict[str, Any]]:
+    """A section of the methods' files by scale and method; methods are in the order of tables."""
     order = [*METHODS, *sorted(path.stem for path in (CONF / "method").glob("*.yaml"))]
-    rates: dict[str, dict[str, float]] = {}
+    by_scale: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(order):
         path = CONF / "method" / f"{name}.yaml"
-        config: Any = OmegaConf.load(path) if path.exists() else {}
-        for scale, rate in config.get("rates", {}).items():
-            rates.setdefault(scale, {})[name] = rate
-    return rates
+        config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+        for scale, value in config.get(section, {}).items():
+            by_scale.setdefault(scale, {})[name] = value
+    return by_scale
 
 
 def _check_values(value: Any, key: str, where: str) -> None:

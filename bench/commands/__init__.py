@@ -28,6 +28,7 @@ COMMANDS = {
     "bundle": "bench.commands.bundle",
     "verify": "bench.commands.verify",
     "conformance": "bench.commands.conformance",
+    "scoreboard": "bench.commands.scoreboard",
 }
 
 

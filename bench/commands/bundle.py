@@ -35,7 +35,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bench import methods, report, secrets
+from bench import methods, papers, report, secrets
 from bench.cli.compose import BadConfig, CheckedCommand
 from bench.cli.sweep_files import sweep_path
 from bench.commands import OK, SOME_FAILED
@@ -129,6 +129,9 @@ def read(results: Path, opened: CheckedCommand) -> CheckedCommand:
         for cell, source in zip(cells, sources, strict=True):
             plan_cell(cell, source, methods.chain)  # raises for a cell whose files are not named
         expectations = tuple(Expectation.model_validate(item) for item in expected)
+        published = facts.get("published", {})
+        if faults := papers.beside(published)[1]:
+            raise ValueError(faults[0])
     except (ValueError, KeyError, TypeError) as error:
         reason = (
             f"{type(error).__name__} {error}"
@@ -144,7 +147,7 @@ def read(results: Path, opened: CheckedCommand) -> CheckedCommand:
         if of_cell.judge and of_cell.judge.calibration:
             _check_source(of_cell.judge.calibration)
     own = replace(opened, sweep=sweep, replaced=replaced, title=title, command=command, axes=varied)
-    return replace(own, cells=cells, sources=sources, expectations=expectations)
+    return replace(own, cells=cells, sources=sources, expectations=expectations, published=published)
 
 
 def _items(value: Any, name: str) -> list[Any]:
@@ -340,6 +343,7 @@ def bundle_facts(
         "command": nameless_command(opened.command),
         "axes": list(opened.axes),
         "expectations": [item.model_dump(mode="json") for item in opened.expectations],
+        "published": opened.published,
         "cells": cells,
         "done": sorted(cell.key for cell in planned if store.is_done(cell.score)),
     }

@@ -23,6 +23,7 @@ from bench.report import Sweep
 from bench.runner.local_pool import pool_size
 from bench.runner.progress_view import clock, makespan_s
 from bench.store.keys import Stage
+from bench.store.stage_settings import LanguageJudgeSettings
 from bench.store.store import Store
 from bench.terminal import Terminal, plain_table, say
 from bench.text_files import BadFile
@@ -48,6 +49,8 @@ def main(opened: CheckedCommand) -> int:
                 sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size
             )
         )
+    for line in opened.away:
+        say(f"missing  {line}")
     if data.refusals:
         raise BadConfig(data.refusals)
     return OK
@@ -129,6 +132,10 @@ def print_plan(
         console.print(f"         {label}: {_cost_words(some)}")
     if of_labels:
         console.print(f"labels   {_cost_words(of_labels)}")
+    asking = [stage for stage in plan.to_do if isinstance(stage.settings, LanguageJudgeSettings)]
+    if away := [stage for stage in asking if stage not in costs]:
+        text = f"{len(away)} stages that ask a judge are not counted: their prompts are not on this machine"
+        console.print(f"         {text}")
     for source in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {source}")
     for place, line in enumerate(data):

@@ -21,7 +21,9 @@ def sweep_of(opened: CheckedCommand) -> report.Sweep:
     name = opened.sweep or "cells"
     if opened.replaced or not opened.sweep:  # a name that no other set of cells has
         name += f"-{hash_key(sorted(cell.key for cell in cells))[:8]}"
-    return report.Sweep(name, opened.title, opened.command, cells, opened.expectations, opened.axes)
+    return report.Sweep(
+        name, opened.title, opened.command, cells, opened.expectations, opened.axes, opened.published
+    )
 
 
 def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> list[CellPlan]:

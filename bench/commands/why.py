@@ -232,8 +232,9 @@ def words(step: Step, steps: Mapping[str, Step]) -> str:
             sources = ", ".join(name(role) for role in sorted(step.inputs) if role != TOKENIZER)
             return f"{counts['train']} train rows kept from {sources}{prompts}{_dropped(counts)}"
         case "data":
-            read = f" from {', '.join(name(role) for role in sorted(step.inputs))}" if step.inputs else ""
+            sources = ", ".join(name(role) for role in sorted(step.inputs) if role != TOKENIZER)
             more = "".join(f", {n} {what}" for what, n in counts.items() if what != "rows")
+            read = f" from {sources}" if sources else ""
             return f"{counts['rows']} rows{read}{more}"
         case "train":
             against = f", against {model_of('reference_logps')}" if "reference_logps" in step.inputs else ""
@@ -252,6 +253,8 @@ def _labeller(step: Step, name: Any, model_of: Any) -> str:
             return f"labelled by {name('verdicts').partition(' of ')[2]}, {step.counts['asked']} asked{mute}"
         case "implicit":
             return f"labelled by the implicit reward of {model_of('policy_logps')} against {model_of('reference_logps')}"
+        case "tuned_judge":
+            return f"labelled by the {model_of('choice_logps')}"
         case "self":
             return f"labelled by the judgements of {model_of('replies')} (prompt {step.settings['prompt']})"
         case "reward_model":

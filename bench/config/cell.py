@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,16 @@ from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Setti
 from bench.config.data import DatasetData, LocalData, MixtureData, Sft, WorldData
 from bench.config.forgetting import Forgetting
 from bench.config.judges import AnyJudge, SuiteJudge, judge_facts
-from bench.config.methods import AnyMethod, SelfRewarding, Spin, Written, is_loop, method_facts
+from bench.config.methods import (
+    SFT_PROMPTS,
+    AnyMethod,
+    SelfRewarding,
+    Spin,
+    Written,
+    is_loop,
+    method_facts,
+    prompt_ranges,
+)
 from bench.config.world import LocalModel, NoModel, World, WorldModel
 
 
@@ -181,8 +190,8 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if data.get("form") == "unpaired" and facts.needs_pairs():
         text = f"method={method['name']} learns from pairs, got unpaired rows; use method=kto, csft or offline_ppo, or paired data"
         problems.append(("data.form", text))
-    if data.get("fraction") == 0 and facts.needs_labels and method.get("seed_training", ...) is not None:
-        way_out = "; set method.seed_training=null" if "seed_training" in method else ""
+    if data.get("fraction") == 0 and facts.reads_labels(method):
+        way_out = f"; set {facts.without_labels}" if facts.without_labels else ""
         problems.append(
             (
                 "data.fraction",
@@ -193,7 +202,7 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         method.get("judging_reference") == "base"
         and model.get("kind") == "local"
         and model.get("base") is None
-        and not cell.get("sft")
+        and not (isinstance(sft := cell.get("sft"), Mapping) and sft.get("training"))
     ):
         text = "method.judging_reference=base compares a policy with the model its start model was tuned from: set model.base=DIR"
         problems.append(("method.judging_reference", text))
@@ -210,13 +219,19 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     ):
         what = "demonstrations" if facts.demonstrates else "new prompts"
         text = f"method={method['name']} needs {what} in addition to data={data.get('name')}: set method.prompts=FILE"
-        problems.append(("method.prompts", text))
-    if in_world and facts is not SelfRewarding and method.get("prompts") is not None:
+        problems.append(("method.prompts", f"{text}, or method.prompts=sft with the conversations of sft="))
+    if method.get("prompts") == SFT_PROMPTS and cell.get("sft") is None:
+        text = "method.prompts=sft takes the conversations of sft=, got sft=none: add sft=ultrachat_200k"
+        problems.append(("method.prompts", f"{text}, with sft.training=null if the model has learned them"))
+    if in_world and method.get("prompts") is not None:
         text = f"method.prompts is for data=local, got data={data.get('name')}, which has its own prompts: leave it out"
         problems.append(("method.prompts", text))
-    if method.get("labeller") == "gold" and not in_world and facts is not SelfRewarding:
+    if method.get("labeller") == "gold" and not in_world:
         text = f"labeller=gold knows the truth of the controlled world only, got data={data.get('name')}; use another method.labeller"
         problems.append(("method.labeller", text))
+    if method.get("labeller") == "tuned_judge" and in_world:
+        text = f"labeller=tuned_judge asks a model about texts of yours, got data={data.get('name')}"
+        problems.append(("method.labeller", f"{text}; in the world take method=self_rewarding"))
     if cell.get("sft") is not None and model.get("kind") != "local":
         text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
         problems.append(("sft", f"{text}; use model=DIR or sft=none"))
@@ -232,19 +247,21 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
             text = f"{key}.path or {key}.hub must be set: {key}.path to your folder or file, or {key}.hub to its name on the hub"
             problems.append((f"{key}.path", text))
     if facts is Spin and in_world:
-        iteration, n, there = method.get("iteration"), method.get("n_prompts"), data.get("n_demonstrations")
-        if (
-            isinstance(iteration, int)
-            and isinstance(n, int)
-            and isinstance(there, int)
-            and (needed := (iteration + 1) * n) > there
-        ):
-            text = f"iterations 0 to {iteration} of {n} prompts each need {needed} demonstrations, got data.n_demonstrations={there}"
+        needed, there = prompts_needed(method), data.get("n_demonstrations")
+        if needed is not None and isinstance(there, int) and needed.n > there:
+            text = f"{needed.what} need {needed.n} demonstrations, got data.n_demonstrations={there}"
             problems.append(("method.n_prompts", text))
     if cell.get("forgetting") is not None and facts.control is not None:
         text = f"method={method['name']} needs a control token after every prompt, and lm_eval does not write one"
         problems.append(("forgetting", f"{text}; leave it out of the sweep or use forgetting=none"))
     adapter = cell.get("adapter")
+    if (
+        isinstance(adapter, Mapping)
+        and adapter.get("name") != "none"
+        and method.get("judge_init") == "previous"
+    ):
+        text = f"method.judge_init=previous trains the whole policy as a judge, got adapter={adapter.get('name')}"
+        problems.append(("method.judge_init", f"{text}; take adapter=none or judge_init=start"))
     if isinstance(adapter, Mapping) and adapter.get("name") != "none" and facts.whole is not None:
         text = f"method={method['name']} trains {facts.whole}, got adapter={adapter.get('name')}; use adapter=none"
         problems.append(("adapter", text))
@@ -283,19 +300,40 @@ def _self_rewarding_misfits(
     method: Mapping[str, Any], data: Mapping[str, Any], in_world: bool
 ) -> list[Misfit]:
     problems: list[Misfit] = []
-    if method.get("prompts") is not None:
-        text = "method=self_rewarding takes no file of prompts, because method.new_prompts chooses them: leave out method.prompts"
-        problems.append(("method.prompts", text))
+    named = ("ift", "prompt_writer", "reward_model", *(["eft"] if isinstance(method.get("eft"), str) else []))
+    if in_world and (own := [name for name in named if method.get(name) is not None]):
+        text = f"method.{own[0]} is for a model and pairs of yours, got data={data.get('name')}"
+        problems.append(
+            (f"method.{own[0]}", f"{text}, whose tiny models know the world's words: leave it out")
+        )
     if in_world and method.get("new_prompts") == "self_instruct":
         text = "self_instruct needs a model that can write prompts, and the world's models cannot: use method.new_prompts=family"
         problems.append(("method.new_prompts", text))
-    if not in_world and method.get("new_prompts") == "family":
-        text = f"new prompts of the family need the controlled world, got data={data.get('name')}; use method.new_prompts=self_instruct"
-        problems.append(("method.new_prompts", text))
-    if not in_world and method.get("labeller", "self") != "self":
-        text = f"method.labeller={method['labeller']} labels in the controlled world only, got data={data.get('name')}"
-        problems.append(("method.labeller", f"{text}; use method.labeller=self"))
+    if not in_world and method.get("new_prompts") == "family" and method.get("prompts") is None:
+        text = f"new prompts of the family are the controlled world's, got data={data.get('name')}; use method.new_prompts=self_instruct"
+        problems.append(("method.new_prompts", f"{text}, or name a file by method.prompts"))
     return problems
+
+
+class Needed(NamedTuple):
+    """Number of prompts that a loop's iterations need, and these iterations in words."""
+
+    n: int
+    what: str
+
+
+def prompts_needed(method: Mapping[str, Any]) -> Needed | None:
+    """Prompts that a loop's section needs; None while its iteration or its numbers are not valid."""
+    first, last, n = method_facts(method).starts_at, method.get("iteration"), method.get("n_prompts")
+    counts = list(n) if isinstance(n, list | tuple) else n
+    numbers = counts if isinstance(counts, list) else [counts]
+    if not isinstance(last, int) or not all(type(number) is int and number > 0 for number in numbers):
+        return None
+    assert counts is not None
+    ranges = prompt_ranges(counts, last + 1 - first, same=method.get("prompt_sets") == "same")
+    words = " and ".join(map(str, numbers))
+    what = f"iterations {first} to {last} of {words} prompts{'' if isinstance(counts, list) else ' each'}"
+    return Needed(max((after + number for after, number in ranges), default=0), what)
 
 
 def _opponent(judge: Mapping[str, Any]) -> Any:
@@ -303,11 +341,19 @@ def _opponent(judge: Mapping[str, Any]) -> Any:
     return preference.get("opponent") if isinstance(preference, Mapping) else None
 
 
+Kind = Literal["world", "real"]
+
+
 class Scale(Settings):
     """Values that a scale preset gives to other sections, by interpolation: `${scale.batch_size}`."""
 
+    kind: Kind
+    """The models it is for: the controlled world's (world), or pretrained ones (real). A sweep file's parts
+    `world:` and `real:` go by it."""
     learning_rate: dict[str, Positive]
     """Peak learning rates by method, from `rates` in conf/method/*.yaml."""
+    settings: dict[str, dict[str, Any]]
+    """Further settings by method, from `by_scale` in conf/method/*.yaml."""
     num_train_epochs: Positive
     """Passes over the training data; usual 1 to 3."""
     batch_size: Count
@@ -341,5 +387,5 @@ class Scale(Settings):
     """Axis of the sweeps over model sizes (halos, simpo_table)."""
     seeds: Annotated[tuple[Seed, ...], AsList]
     """Axis of the sweeps that compare methods."""
-    brings: dict[Literal["model", "data"], str]
-    """Choices of model and data that come with this scale where the command makes none."""
+    brings: dict[Literal["model", "data", "sft"], str]
+    """Choices of model, data and sft that come with this scale where the command makes none."""

@@ -331,5 +331,6 @@ class Sft(Published):
     name: Name
     fraction: Fraction
     """Share of the conversations to use, above 0 to 1; a smaller share lies inside a larger one."""
-    training: SftEpochs
-    """Settings of the fine-tuning; the defaults are Zephyr's."""
+    training: SftEpochs | None
+    """Settings of the fine-tuning; the defaults are Zephyr's. null: the model has already learned these
+    conversations, and they are only there for method.prompts=sft."""

@@ -6,11 +6,12 @@ method's class, never from its name.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from bench.config.base import (
     AsList,
@@ -26,6 +27,7 @@ from bench.config.base import (
     by_name,
     misfit,
 )
+from bench.config.data import SftEpochs
 from bench.config.judges import ModelledJudge
 from bench.config.world import SftTraining, Writer
 
@@ -43,8 +45,14 @@ class MethodSettings(Settings):
     """Part of the data that its training reads."""
     needs_labels: ClassVar[bool] = True
     """Whether every training of it learns from labelled rows."""
+    without_labels: ClassVar[str | None] = None
+    """Settings with which it needs no labelled row, in words; None where there are none."""
     demonstrates: ClassVar[bool] = False
     """Whether its new prompts come with completions to learn from."""
+    texts: ClassVar[tuple[str, ...]] = ()
+    """Settings that may name a file of prompts with completions."""
+    models: ClassVar[Mapping[str, str]] = {}
+    """Settings that may name a model's folder, with the kind of model."""
     chooses: ClassVar[bool] = False
     """Whether it picks among samples of the start model by a reward model, and trains no policy."""
     control: ClassVar[str | None] = None
@@ -72,6 +80,16 @@ class MethodSettings(Settings):
         """Whether the method learns from pairs only; the others also learn from unpaired rows, or from
         nothing."""
         return cls.feedback in ("pairs", "chosen")
+
+    @classmethod
+    def reads_labels(cls, method: Mapping[str, Any]) -> bool:
+        """Whether a method's section, valid or not, makes every training learn from labelled rows."""
+        return cls.needs_labels and method.get("seed_training", ...) is not None
+
+    @classmethod
+    def asks_in_messages(cls, method: Mapping[str, Any]) -> bool:
+        """Whether a method's section, valid or not, asks a model in messages, whatever the rows are."""
+        return False
 
 
 class Training(MethodSettings):
@@ -392,14 +410,39 @@ class SeedTraining(Settings):
     """Pairs of one forward and backward pass."""
 
 
+class PromptRange(NamedTuple):
+    """New prompts of one iteration: `n`, after the first `after` of their order."""
+
+    after: int
+    n: int
+
+
+def prompt_ranges(n_prompts: int | Sequence[int], rounds: int, *, same: bool = False) -> list[PromptRange]:
+    """Prompts of each of the rounds that sample. They are disjoint, or with `same` the first ones each time.
+
+    `n_prompts`: one number for all rounds, or one for each; fewer numbers than rounds give fewer ranges.
+    """
+    counts = [n_prompts] * rounds if isinstance(n_prompts, int) else list(n_prompts[: max(0, rounds)])
+    starts = itertools.repeat(0) if same else itertools.accumulate(counts, initial=0)
+    return [PromptRange(after, n) for after, n in zip(starts, counts, strict=False)]
+
+
+Counts = Annotated[
+    Annotated[Count, Tag("one")]
+    | Annotated[tuple[Count, ...], Field(strict=False, min_length=1), Tag("for each")],
+    Discriminator(lambda value: "for each" if isinstance(value, list | tuple) else "one"),
+]  # one number, or one for each iteration
+
+
 class Loop(Training):
     """Settings of every loop; the training settings are those of one iteration."""
 
     iteration: Annotated[int, Field(ge=0)]
     """Iteration of the policy to judge. An axis method.iteration=0,1,2 shares all stages that can be shared.
     """
-    n_prompts: Count
-    """Number of new prompts in an iteration."""
+    n_prompts: Counts
+    """Number of new prompts in an iteration, or a list with one number for each iteration that samples (SPA:
+    [8000, 20000, 30000])."""
     sample_temperature: Positive
     """Sampling temperature of the completions that become pairs; usual 0.7 to 1."""
     sample_max_new_tokens: Count
@@ -408,8 +451,28 @@ class Loop(Training):
     """Pairs that an iteration trains on: its own (fresh), its own and the iteration's before (two_latest), or
     the labelled pairs and every iteration's (accumulated). SPA and self-rewarding take fresh."""
     prompts: str | None = None
-    """File of new prompts of yours, to go with data=local: .jsonl or .parquet with prompt (text or messages);
-    null: the controlled world's."""
+    """New prompts: a file of yours, .jsonl or .parquet with prompt (text or messages) or with conversations
+    (messages), whose first turns are taken; sft: first turns of the conversations of sft=; null: the
+    dataset's or the controlled world's."""
+
+    @property
+    def ranges(self) -> list[PromptRange]:
+        """Prompts of the iterations that sample, from `starts_at` to `iteration`."""
+        return prompt_ranges(self.n_prompts, self.iteration + 1 - self.starts_at)
+
+    @model_validator(mode="after")
+    def _a_number_for_each_iteration(self) -> Self:
+        needed = self.iteration + 1 - self.starts_at
+        if isinstance(self.n_prompts, tuple) and len(self.n_prompts) < needed:
+            text = (
+                f"iterations {self.starts_at} to {self.iteration} need {needed} numbers of prompts, got "
+                f"{len(self.n_prompts)}: give one for each, or one number for all"
+            )
+            raise misfit(("n_prompts", text))
+        return self
+
+
+SFT_PROMPTS = "sft"  # value of method.prompts: the conversations of the cell's `sft`
 
 
 # The model that implicit rewards are measured against: the start model, the policy before the one that
@@ -418,6 +481,8 @@ JudgingReference = Literal["start", "previous", "base"]
 
 
 class IterativeDpo(Loop):
+    without_labels = "method.seed_training=null"
+
     name: Literal["iterative_dpo"]
     iteration: Annotated[int, Field(ge=0)]
     """Iteration of the policy to judge; 0: before the first sampling. An axis method.iteration=0,1,2 shares
@@ -431,9 +496,10 @@ class IterativeDpo(Loop):
     """DPO on the labelled pairs before the first iteration; null: the loop starts from the start model."""
     draws: Annotated[int, Field(ge=2)]
     """Number of samples of each prompt; the best and the worst make a pair. The papers take 2 to 4."""
-    labeller: Literal["gold", "reward_model", "implicit", "judge", "random", "shorter"]
+    labeller: Literal["gold", "reward_model", "implicit", "judge", "tuned_judge", "random", "shorter"]
     """Labeller of the samples: gold (the world's annotator), reward_model (trained on the labelled pairs),
-    implicit (the policy's log-ratio), judge (labelling_judge); controls: random, shorter."""
+    implicit (the policy's log-ratio), judge (labelling_judge), tuned_judge (fine-tuned to choose on the
+    labelled pairs); controls: random, shorter."""
     labelling_judge: ModelledJudge | None = Field(discriminator="name")
     """Judge for labeller=judge, a judge's section; its items, n_items and decoding are not used. Choose it by
     judge@method.labelling_judge=alpaca_eval."""
@@ -451,6 +517,20 @@ class IterativeDpo(Loop):
     reward_fraction: Fraction | None
     """Share of the labelled pairs that the reward model learns from; null: data.fraction, the pairs of the
     seed."""
+    judge_init: Literal["start", "previous"] = "start"
+    """Model that the tuned judge is trained from: the start model, once (start), or the policy that writes
+    the samples, anew in each iteration (previous, SPA's table 11)."""
+    judge_training: SftEpochs | None = None
+    """Fine-tuning of the tuned judge (null: none); SPA has 2e-5, 3 epochs, 32 questions a step and gives no
+    warm-up."""
+
+    @classmethod
+    def reads_labels(cls, method: Mapping[str, Any]) -> bool:
+        return super().reads_labels(method) or method.get("labeller") == "tuned_judge"
+
+    @classmethod
+    def asks_in_messages(cls, method: Mapping[str, Any]) -> bool:
+        return method.get("labeller") == "tuned_judge"
 
     @model_validator(mode="after")
     def _has_a_judge(self) -> IterativeDpo:
@@ -470,6 +550,9 @@ class IterativeDpo(Loop):
                     "labeller=reward_model needs seed_training, the settings of its training, got null",
                 )
             )
+        if self.labeller == "tuned_judge" and self.judge_training is None:
+            text = "labeller=tuned_judge needs judge_training, the settings of its fine-tuning, got null"
+            raise misfit(("judge_training", text))
         return self
 
 
@@ -479,6 +562,7 @@ OF_ONE_LABELLER: dict[str, tuple[str, Any]] = {
     "reward_fraction": ("reward_model", None),
     "judging_reference": ("implicit", "start"),
     "length_penalty": ("implicit", 0.0),
+    "judge_init": ("tuned_judge", "start"),
 }
 
 
@@ -495,6 +579,8 @@ def unread(loops: Sequence[IterativeDpo]) -> list[Misfit]:
 
 
 class Spa(Loop):
+    without_labels = "method.seed_training=null"
+
     name: Literal["spa"]
     iteration: Annotated[int, Field(ge=0)]
     """Iteration of the policy to judge; 0: DPO on the labels alone. An axis method.iteration=0,1,2 shares all
@@ -552,14 +638,18 @@ class Spin(Loop):
     learning_rate: Positive
     """Peak learning rate of an iteration, times its factor; usual 5e-7 for models of 7B, 3e-4 for the world's
     models."""
-    n_prompts: Count
-    """Number of demonstrations in an iteration; no two iterations share one."""
+    n_prompts: Counts
+    """Number of demonstrations in an iteration, or a list with one number for each; the paper: 50000."""
+    prompt_sets: Literal["same", "new"] = "new"
+    """Demonstrations of an iteration: the same in every one (the paper's algorithm 1), or new ones, which no
+    earlier one had. The policy's samples are always new."""
     pairs: Literal["fresh", "two_latest", "accumulated"]
     """Pairs that an iteration trains on: its own (fresh, the paper's algorithm), its own and the iteration's
     before (two_latest, the paper's text and code), or every iteration's (accumulated)."""
     prompts: str | None = None
-    """File of demonstrations of yours, to go with data=local: .jsonl or .parquet with prompt and completion
-    (text or messages); null: the controlled world's."""
+    """Demonstrations: a file of yours, .jsonl or .parquet with prompt and completion (text or messages) or
+    with conversations (messages), whose first turns are taken; sft: first turns of the conversations of sft=,
+    drawn by the seed; null: the controlled world's."""
     loss: Literal["spin", "sft"]
     """Loss: spin, or sft (continued SFT on the same demonstrations, a control)."""
     betas: Annotated[tuple[Positive, ...], AsList] = Field(min_length=1)
@@ -573,6 +663,11 @@ class Spin(Loop):
     def beta(self) -> float:
         return scheduled(self.betas, self.iteration)
 
+    @property
+    def ranges(self) -> list[PromptRange]:
+        same = self.prompt_sets == "same"
+        return prompt_ranges(self.n_prompts, self.iteration + 1 - self.starts_at, same=same)
+
 
 def scheduled(values: tuple[float, ...], place: int) -> float:
     """The value at a place of a schedule; the last value serves all later places."""
@@ -583,6 +678,11 @@ JudgePrompt = Literal["additive", "criteria", "multiple_choice", "pairwise"]  # 
 
 
 class SelfRewarding(Loop):
+    starts_at = 2
+    without_labels = "method.ift=FILE and method.eft=FILE or false"
+    texts = ("ift", "eft")
+    models = {"prompt_writer": "a causal LM", "reward_model": "a reward model"}
+
     name: Literal["self_rewarding"]
     iteration: Annotated[int, Field(ge=0)]
     """Iteration of the policy to judge: 0 is the start model, 1 is SFT on instructions and evaluations, from
@@ -594,10 +694,18 @@ class SelfRewarding(Loop):
     """Strength of the KL penalty, dimensionless; usual 0.1."""
     first_training: SftTraining
     """Settings of iteration 1, SFT on instructions and evaluations."""
-    eft: bool
-    """Whether iteration 1 also learns from evaluations; false: from instructions alone."""
+    ift: str | None = None
+    """File of instructions for iteration 1, .jsonl or .parquet with prompt and completion, or with
+    conversations (messages), whose first turns are taken; null: the chosen completions of the labelled pairs,
+    or the controlled world's demonstrations."""
+    eft: Annotated[
+        Annotated[bool, Tag("switch")] | Annotated[str, Tag("file")],
+        Discriminator(lambda value: "file" if isinstance(value, str) else "switch"),
+    ]
+    """Whether iteration 1 also learns from evaluations, or a file of them: .jsonl or .parquet with prompt (a
+    question to the judge) and completion (its judgement), all learned; false: from instructions alone."""
     n_evaluations: Count
-    """Largest number of evaluations that iteration 1 learns from."""
+    """Largest number of evaluations that bench makes for iteration 1."""
     evaluated: Writer
     """Error rates of the writer of the evaluated completions. In the world half of the evaluations are about
     its completions and half about samples of the start model."""
@@ -613,19 +721,47 @@ class SelfRewarding(Loop):
     draws: Annotated[int, Field(ge=2)]
     """Number of samples of each prompt; the best and the worst make a pair. The papers take 2 to 4."""
     labeller: Literal["self", "gold", "reward_model", "random", "shorter"]
-    """Labeller of the samples: self (the policy), gold (the world's annotator), reward_model (trained on the
-    labelled pairs); controls: random, shorter."""
+    """Labeller of the samples: self (the policy), gold (the world's annotator), reward_model (a folder, or
+    trained on the labelled pairs); controls: random, shorter."""
+    reward_model: str | None = None
+    """Folder of a reward model for labeller=reward_model; null: one is trained on the labelled pairs."""
     learns_from: Literal["pairs", "best"]
     """Training of an iteration: pairs (DPO), or best (SFT on the best sample, positives only)."""
     new_prompts: Literal["family", "self_instruct"]
-    """Source of the new prompts: family (the world's tasks), or self_instruct (written by the start model
-    after eight examples, for a file of pairs)."""
+    """Source of the new prompts where method.prompts is null: family (the world's tasks), or self_instruct
+    (a model writes them after eight examples, outside the world)."""
+    prompts: str | None = None
+    """New prompts: a file of yours, .jsonl or .parquet with prompt (text or messages) or with conversations
+    (messages), whose first turns are taken; sft: first turns of the conversations of sft=; null: those of
+    new_prompts."""
+    prompt_writer: str | None = None
+    """Folder of the model that writes the prompts of every iteration (the paper: Llama 2-Chat 70B); null: the
+    start model."""
     similarity: Fraction
     """Largest ROUGE-L of a written prompt to a known one, above 0 to 1; usual 0.7. More similar prompts are
     dropped."""
     reward_learning_rate: Positive
     """Peak learning rate of the reward model, which learns from the labelled pairs; 9e-6 for InstructGPT's
     6B, 1e-3 to 3e-3 for the world's models."""
+
+    @classmethod
+    def reads_labels(cls, method: Mapping[str, Any]) -> bool:
+        trains_rewards = method.get("labeller") == "reward_model" and method.get("reward_model") is None
+        return trains_rewards or method.get("ift") is None or method.get("eft") is True
+
+    @classmethod
+    def asks_in_messages(cls, method: Mapping[str, Any]) -> bool:
+        return True
+
+    @model_validator(mode="after")
+    def _settings_are_read(self) -> SelfRewarding:
+        if self.reward_model is not None and self.labeller != "reward_model":
+            text = "reward_model is only used with labeller=reward_model"
+            raise misfit(("reward_model", f"{text}, got {self.labeller}: leave it out"))
+        if self.prompt_writer is not None and self.prompts is not None:
+            text = "prompt_writer writes new prompts, and method.prompts brings them: leave one out"
+            raise misfit(("prompt_writer", text))
+        return self
 
 
 class RefinedDpo(Training):

@@ -15,7 +15,7 @@ from bench.config.base import AsList, Count, Name, Positive, Probability, Settin
 class Verb(Settings):
     """A command on cells that has no settings of its own."""
 
-    name: Literal["run", "report", "status", "verify", "conformance"]
+    name: Literal["run", "report", "status", "verify", "conformance", "scoreboard"]
 
 
 class PlanVerb(Settings):

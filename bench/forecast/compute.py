@@ -15,15 +15,16 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bench.config import Adapter, Hardware, LocalModel, WorldModel
-from bench.forecast.row_counts import ScratchData, learnt, model_folder, sample
-from bench.forecast.stage_time import n_completions, passes, token_bound
+from bench.forecast.row_counts import NotHere, ScratchData, learnt, model_folder, sample
+from bench.forecast.stage_time import n_completions, of_choices, passes, token_bound
+from bench.models import recorded
 from bench.models.hub import read_config
 from bench.models.model_size import (
     BYTES,
@@ -41,6 +42,7 @@ from bench.records import Conversation, completion_columns, read_items, read_jso
 from bench.store.keys import Source, Stage
 from bench.store.stage_settings import (
     BaseSettings,
+    ChoiceData,
     ConversationSft,
     GenerateSettings,
     LocalPairData,
@@ -108,6 +110,7 @@ class Sizes:
     store: Store
     hardware: Hardware
     counted: bool = False  # Whether the model's tokenizer counted some rows.
+    uncounted: dict[str, None] = field(default_factory=dict)  # Why some stages could not be sized.
     _known: dict[Stage, Sized | None] = field(default_factory=dict)
     _means: dict[tuple[str, Path | None], float] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
@@ -123,9 +126,24 @@ class Sizes:
         """Sizes of the cell's stages that run its model."""
         for stage in cell.stages:
             if stage not in self._known:
-                work = self._work(cell, stage)
-                self._known[stage] = self._sized(stage, work, shape) if work.tokens else None
+                try:
+                    work = self._work(cell, stage)
+                except NotHere as error:
+                    self.uncounted[f"{error}, and conf/ records no number of its rows"] = None
+                    work = Work()
+                own = self._shape(cell, stage, shape)
+                self._known[stage] = self._sized(stage, work, own) if work.tokens and own else None
         return {stage: sized for stage in cell.stages if (sized := self._known[stage])}
+
+    def _shape(self, cell: CellPlan, stage: Stage, shape: Shape) -> Shape | None:
+        """Sizes of the model that a stage runs: the cell's, or of another folder (a prompt writer, a reward
+        model); None for one that cannot be sized."""
+        model = stage.inputs.get("model")
+        if not isinstance(model, Source) or model.path == model_folder(cell) or not model.path.is_dir():
+            return shape
+        with contextlib.suppress(ValueError):
+            return read_shape(read_config(model.path))
+        return None
 
     def _work(self, cell: CellPlan, stage: Stage) -> Work:
         settings, inputs = stage.settings, stage.inputs
@@ -133,10 +151,8 @@ class Sizes:
             case BaseSettings() | SftSettings():
                 return Work(trained=token_bound(stage), context=settings.max_length)
             case ConversationSft():
-                path = next(iter(sorted(self.scratch.folder(inputs["conversations"]).glob("*.jsonl"))))
-                rows = [row.messages for row in read_jsonl(path, Conversation)]
-                mean = self._mean(cell, inputs["conversations"].key, sample(rows), settings.max_length)
-                return Work(trained=len(rows) * mean * settings.training.num_train_epochs, context=mean)
+                n, mean = self._conversations(cell, _stage(inputs["conversations"]), settings.max_length)
+                return Work(trained=n * mean * settings.training.num_train_epochs, context=mean)
             case TrainSettings() | RewardModelSettings():
                 n, mean = self._rows(cell, stage, ("train",), settings.max_length)
                 tokens = n * mean * settings.method.num_train_epochs
@@ -150,6 +166,8 @@ class Sizes:
             ):
                 n, mean = self._rows(cell, stage, settings.splits, most)
                 return Work(scored=n * mean * passes(settings), context=mean)
+            case LogpsSettings(max_length=int(most)) if of_choices(stage):
+                return Work(scored=token_bound(stage), context=most)
             case LogpsSettings() | RewardScoreSettings():
                 written = self._work(cell, _stage(inputs["completions"]))
                 return Work(scored=written.scored + written.written, context=2 * written.context)
@@ -159,7 +177,8 @@ class Sizes:
 
     def _writing(self, cell: CellPlan, stage: Stage, settings: GenerateSettings | SampleSettings) -> Work:
         draws = settings.draws if isinstance(settings, SampleSettings) else settings.best_of
-        n, new = n_completions(stage.inputs["items"]) * draws, settings.decoding.max_new_tokens
+        asked = n_completions(stage.inputs["items"]) or self._made(stage.inputs["items"])
+        n, new = asked * draws, settings.decoding.max_new_tokens
         prompt = self._prompt(cell, stage.inputs["items"])
         at_once = VLLM_SEQUENCES if settings.engine == "vllm" else settings.batch_size
         return Work(
@@ -168,12 +187,32 @@ class Sizes:
 
     # Rows and their tokens
 
+    def _conversations(self, cell: CellPlan, data: Stage, most: int) -> tuple[float, float]:
+        """(number of conversations, mean tokens of one)."""
+        try:
+            path = self.scratch.folder(data) / "rows.jsonl"
+        except NotHere as error:
+            if (known := recorded.rows(error.repo)) is None:
+                raise
+            if isinstance(data.settings, ChoiceData):  # Each labelled pair is asked about in two orders.
+                pairs: Any = _stage(_stage(data.inputs["items"]).inputs["preferences"]).settings
+                return 2 * known["train"] * pairs.fraction, most
+            return known["train"] * data.settings.fraction, most  # type: ignore[attr-defined]
+        rows = [row.messages for row in read_jsonl(path, Conversation)]
+        return len(rows), self._mean(cell, data.key, sample(rows), most)
+
     def _rows(self, cell: CellPlan, stage: Stage, splits: Iterable[str], most: int) -> tuple[float, float]:
         """(number of completions, mean tokens of one with its prompt) of the preference rows of a stage."""
         preferences = _stage(stage.inputs["preferences"])
         if not isinstance(preferences.settings, LocalPairData):
             return token_bound(stage) / most / passes(stage.settings), most
-        folder, _ = self.scratch.load(preferences)
+        try:
+            folder, _ = self.scratch.load(preferences)
+        except NotHere as error:
+            if (known := recorded.rows(error.repo)) is None:
+                raise
+            sizes = split_sizes(known, preferences.settings)
+            return sum(sizes[split] for split in splits), most
         n, total = 0, 0.0
         for split in splits:
             rows = read_rows(folder / f"{split}.jsonl")
@@ -187,6 +226,12 @@ class Sizes:
                 * self._mean(cell, f"{preferences.key}/{split}", learnt(sample(rows)), most)
             )
         return n, total / n if n else 0.0
+
+    def _made(self, items: Stage | Source) -> int:
+        """Number of items that are made of files alone; 0 where a model has to write their inputs first."""
+        with contextlib.suppress(OSError, ValueError):
+            return len(read_items(self.scratch.folder(items)))
+        return 0
 
     def _prompt(self, cell: CellPlan, items: Stage | Source) -> float:
         """Mean tokens of a prompt. 0 where the prompts are not known yet, and in the controlled world."""
@@ -306,11 +351,29 @@ def _paired(stage: Stage) -> bool:
     )
 
 
+def split_sizes(rows: Mapping[str, int], settings: LocalPairData) -> dict[str, float]:
+    """Number of completions by split that a dataset with this many recorded pairs gives at most."""
+    train, dataset = float(rows["train"]), settings.dataset
+    heldout = float(rows.get("heldout", 0)) if dataset and dataset.heldout_files else 0.0
+    if not heldout:
+        heldout = train * settings.heldout_fraction
+        train -= heldout
+    most = dataset.n_heldout if dataset and dataset.n_heldout else math.inf
+    a_row = 1 if dataset and dataset.form == "unpaired" else 2
+    kept = (settings.desirable_fraction + settings.undesirable_fraction) / 2
+    return {"train": train * settings.fraction * kept * a_row, "heldout": min(heldout, most) * a_row}
+
+
 def shape_of(cell: CellPlan) -> Shape:
-    """Sizes of a cell's model. Raises ValueError where they cannot be read."""
+    """Sizes of a cell's model, from its config.json or as recorded. Raises ValueError where there are neither."""
     model = cell.cell.model
     if isinstance(model, LocalModel):
-        return read_shape(read_config(folder) if (folder := model_folder(cell)) else {})
+        folder = model_folder(cell)
+        if folder is None or folder.is_dir():
+            return read_shape(read_config(folder) if folder else {})
+        if (known := recorded.sizes(model.hub)) is None:
+            raise ValueError(f"{folder} is not on this machine, and conf/model records no sizes of it")
+        return read_shape(known)
     if not isinstance(model, WorldModel):
         raise ValueError("cannot size completions from a file: they have no model")
     from bench.world.tokenizer import new_tokenizer

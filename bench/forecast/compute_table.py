@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from bench.config import Hardware, Keep, LocalModel, WorldModel
 from bench.forecast.compute import Sized, Sizes, shape_of
 from bench.forecast.row_counts import SAMPLE, model_folder
+from bench.models import recorded
+from bench.models.hub import read_config
 from bench.models.model_size import Shape
 from bench.planning.inputs import CellPlan
 from bench.records import grouped, size_words
@@ -66,6 +68,7 @@ def report(
         table.append([kind, str(len(some)), *_total(some), largest])
     lines = [
         *_model_lines(shapes, every.values(), hardware),
+        *dict.fromkeys(line for cell in chosen for line in _recorded_lines(cell)),
         *_time_lines(of_cell, every, waiting, hardware),
         *lines,
     ]
@@ -73,9 +76,10 @@ def report(
         folder for cell in chosen if (folder := model_folder(cell)) and not any(folder.glob("*.safetensors"))
     }
     lines += [
-        f"{folder} has no weights yet: finished stages are recognised once the weights are there"
+        f"{folder} has no weights here yet: finished stages are recognised once the weights are there"
         for folder in sorted(folders)
     ]
+    lines += [f"not counted: {why}" for why in sizes.uncounted]
     lines += _measured_lines(
         {stage: sized for stage, sized in every.items() if stage.kind == "train" and stage not in waiting},
         store,
@@ -125,6 +129,21 @@ def _model_lines(shapes: Mapping[str, Shape], sized: Iterable[Sized], gpu: Hardw
     spread = f", {gpu.devices} a training, sharding {gpu.sharding}" if gpu.devices > 1 else ""
     reached = f"{gpu.mfu:.0%} of its {gpu.peak_tflops:g} TFLOP/s, {gpu.mbu:.0%} of its {gpu.bandwidth_gbs:g} GB/s in generation"
     yield f"on {gpu.name} ({gpu.memory_gb:g} GB{spread}), at {reached} (hardware.mfu, hardware.mbu)"
+
+
+def _recorded_lines(cell: CellPlan) -> Iterator[str]:
+    """Whether a model's sizes are recorded ones, and where its config.json differs from them."""
+    model, folder = cell.cell.model, model_folder(cell)
+    known = recorded.sizes(model.hub) if isinstance(model, LocalModel) else None
+    if known is None or folder is None:
+        return
+    if not folder.is_dir():
+        yield f"{model.name}: sizes as recorded in conf/model, since its config.json is not on this machine"
+    elif differs := recorded.differences(known, read_config(folder)):
+        words = ", ".join(
+            f"{name} {here} (recorded: {there})" for name, (there, here) in sorted(differs.items())
+        )
+        yield f"{model.name}: its config.json has other sizes than conf/model: {words}; the config.json counts"
 
 
 def _time_lines(

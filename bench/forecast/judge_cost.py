@@ -11,6 +11,7 @@ characters a token.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from typing import Any
 
 from bench.config import user_path
 from bench.engines.base import silent
-from bench.forecast.row_counts import ScratchData
+from bench.forecast.row_counts import NotHere, ScratchData
 from bench.forecast.stage_time import StageForecast
 from bench.judges import load
 from bench.judges.asked.prices import price_of
@@ -57,12 +58,13 @@ class JudgeCost:
 
 
 def judge_costs(stages: Sequence[Stage], store: Store) -> dict[Stage, JudgeCost]:
-    """Cost of every stage that asks a language model as a judge."""
-    return {
-        stage: _cost(stage, stage.settings, store)
-        for stage in stages
-        if isinstance(stage.settings, LanguageJudgeSettings)
-    }
+    """Cost of every stage that asks a language model as a judge, and whose prompts are on this machine."""
+    costs = {}
+    for stage in stages:
+        if isinstance(stage.settings, LanguageJudgeSettings):
+            with contextlib.suppress(NotHere):
+                costs[stage] = _cost(stage, stage.settings, store)
+    return costs
 
 
 def with_costs(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.models import recorded
 from bench.models.templates import read_template
 from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
@@ -50,6 +51,14 @@ SAMPLE = 200  # Rows whose tokens are counted.
 Counts = Mapping[str, int]
 
 
+class NotHere(ValueError):
+    """Rows of a dataset of the hub that is not on this machine."""
+
+    def __init__(self, source: Source) -> None:
+        self.repo = str(source.path)
+        super().__init__(f"{self.repo} is not on this machine")
+
+
 @dataclass
 class ScratchData:
     """Data stages made in a temporary folder, outside the store.
@@ -83,6 +92,8 @@ class ScratchData:
 
     def _make(self, stage: Stage) -> tuple[Path, Counts]:
         writes = self.stand_in is not None and isinstance(stage.settings, GenerateSettings | SampleSettings)
+        if stage.kind != "data" and not writes and not isinstance(stage.settings, WrittenCompletions):
+            raise ValueError(f"{stage.label or stage.kind}: a model has to run first")
         inputs = {
             role: self.folder(source)
             for role, source in stage.inputs.items()
@@ -90,6 +101,9 @@ class ScratchData:
         }
         if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # A hub model that is not downloaded yet.
             del inputs[TOKENIZER]
+        for role in inputs:
+            if isinstance(source := stage.inputs[role], Source) and is_away(source):
+                raise NotHere(source)
         out = self.root / stage.key
         out.mkdir()
         if self.stand_in is not None and writes:
@@ -101,6 +115,11 @@ class ScratchData:
             return out, run(stage.settings, StageRun(inputs, out, progress)).counts  # type: ignore[arg-type]
         finally:
             progress.close()
+
+
+def is_away(source: Source) -> bool:
+    """Whether a source is a dataset or model of the hub that is not on this machine."""
+    return source.digest.startswith("hub:") and not source.path.exists()
 
 
 class DataSummary(NamedTuple):
@@ -119,6 +138,13 @@ def data_lines(cells: Sequence[CellPlan], store: Store) -> DataSummary:
         for cell in cells:
             try:
                 lines |= dict.fromkeys(_lines_of_cell(cell, scratch))
+            except NotHere as error:
+                known = recorded.rows(error.repo)
+                what = " and ".join(f"{n:,} {split} rows" for split, n in (known or {}).items())
+                counted = f"{what} as recorded in conf/" if known else "its rows are not counted"
+                lines[
+                    f"{error}: {counted}; what is dropped, and overlap with the judge's items, is not known"
+                ] = None
             except ValueError as error:
                 refusals |= dict.fromkeys(f"{cell.cell.data.name}: {error}".splitlines())
     return DataSummary(list(lines), list(refusals))

@@ -17,6 +17,7 @@ from bench.store.keys import Source, Stage, keyed_settings
 from bench.store.stage_settings import (
     SETTINGS,
     BaseSettings,
+    ChoiceData,
     ChosenData,
     DemonstratedData,
     FilePromptData,
@@ -153,6 +154,8 @@ def token_bound(stage: Stage) -> int:
             return n_completions(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
         case GenerateSettings():
             return n_completions(inputs["items"]) * settings.best_of * settings.decoding.max_new_tokens
+        case LogpsSettings(rows="completions", max_length=int(most)) if of_choices(stage):
+            return 2 * n_completions(inputs["completions"]) * most
         case LogpsSettings(rows="completions") | RewardScoreSettings(rows="completions"):
             return token_bound(inputs["completions"]) if isinstance(inputs["completions"], Stage) else 0
         case LogpsSettings(max_length=int(most)) | RewardScoreSettings(max_length=int(most)):
@@ -175,6 +178,12 @@ def passes(settings: Any) -> float:
     return 2 if getattr(settings, "mismatched", False) else 1
 
 
+def of_choices(stage: Stage) -> bool:
+    """Whether a stage scores the two given replies to each question."""
+    scored = stage.inputs.get("completions")
+    return isinstance(scored, Stage) and isinstance(scored.settings, ChoiceData)
+
+
 def n_completions(items: Stage | Source) -> int:
     """Number of completions that a set of items needs."""
     assert isinstance(items, Stage)
@@ -182,11 +191,11 @@ def n_completions(items: Stage | Source) -> int:
         return n_completions(items.inputs["items"])
     if isinstance(items.settings, RankedData):
         return 0  # As many as the user's file has, which is not read here.
-    if isinstance(items.settings, JudgeQuestionData):
+    if isinstance(items.settings, JudgeQuestionData | ChoiceData):
         judged = items.inputs["completions"]
         assert isinstance(judged, Stage)
-        n = getattr(judged.settings, "draws", 2)
-        questions = {"pairwise": n * (n - 1), "criteria": n * MOST_CRITERIA}.get(items.settings.prompt, n)
+        n, prompt = getattr(judged.settings, "draws", 2), getattr(items.settings, "prompt", "pairwise")
+        questions = {"pairwise": n * (n - 1), "criteria": n * MOST_CRITERIA}.get(prompt, n)
         return n_completions(items.inputs["items"]) * questions
     of_world = (PromptData, NewPromptData, DemonstratedData, PromptRequestData, WrittenPromptData)
     assert isinstance(

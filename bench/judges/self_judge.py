@@ -52,6 +52,7 @@ CHOICE = (
     "(C) fair: useful in its main points, incomplete\n(D) poor: on the topic, of little use\n(E) bad: wrong, off the topic or empty\n\n"
     'Reply with the letter as "Choice: X".'
 )
+CHOICES = ("Better: first", "Better: second")  # The replies to a pairwise question.
 BETTER = 'Which answer is better: more helpful, more accurate and closer to what was asked? Reply with "Better: first" or "Better: second".'
 
 

@@ -4,9 +4,9 @@ A method decides where prompts come from, how many samples are drawn, how they a
 trains.
 
 Everything is planned from settings alone. Iteration t of one cell is a prefix of iteration t + 1 of another:
-its stages have the same keys and run once. The iterations have disjoint prompts. Models are loaded from their
-folders, never copied in memory: a model that a TRL trainer has touched keeps calling the forward pass of the
-weights that it was copied from.
+its stages have the same keys and run once. The iterations have disjoint prompts, but for SPIN's `prompt_sets:
+same`. Models are loaded from their folders, never copied in memory: a model that a TRL trainer has touched
+keeps calling the forward pass of the weights that it was copied from.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bench.config import (
     IterativeDpo,
     Loop,
     MtBenchJudge,
+    PromptRange,
     PublicRows,
     RefinedDpo,
     RewardModel,
@@ -30,15 +31,18 @@ from bench.config import (
     SeedTraining,
     SelfRewarding,
     Spa,
+    Spin,
     Trained,
     Training,
     WorldData,
 )
 from bench.planning import judging, pieces
 from bench.planning.inputs import Ground, Policy
-from bench.store.keys import Input, Inputs, Source, Stage
+from bench.store.keys import Input, Inputs, Stage
 from bench.store.stage_settings import (
     TOKENIZER,
+    ChoiceData,
+    ConversationSft,
     DemonstratedData,
     DrawnData,
     Dtype,
@@ -49,6 +53,7 @@ from bench.store.stage_settings import (
     NewPromptData,
     NextPromptData,
     PairData,
+    RankedData,
     RankLabels,
     RewardModelSettings,
     RewardScoreSettings,
@@ -175,7 +180,7 @@ def _samples(cell: Cell, loop: Loop, policy: Input, items: Stage, draws: int, t:
 
 
 def _pairs(cell: Cell, ground: Ground, loop: Loop, data: list[Stage], round_: Round) -> Stage:
-    limits = _row_limits(ground)
+    limits = row_limits(ground)
     sources = {"fresh": data[-1:], "two_latest": data[-2:], "accumulated": data}[loop.pairs]
     inputs: Inputs = {
         f"{number:02d}": source for number, source in enumerate(sources, len(data) - len(sources))
@@ -192,43 +197,51 @@ def _pairs(cell: Cell, ground: Ground, loop: Loop, data: list[Stage], round_: Ro
 
 
 def prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
-    """Unlabelled prompts of iteration t, counted from 1.
+    """Unlabelled prompts of iteration t.
 
-    They come from the user's file, the dataset or the world.
+    They come from the user's file, conversations, the dataset or the world.
     """
-    return (
-        new_prompts(cell, ground, loop, t)
-        if ground.prompts is None
-        else _of_file(ground.prompts, ground, loop, t - 1, t, answers=False)
-    )
+    if ground.prompts is None:
+        return new_prompts(cell, ground, loop, t)
+    return _given(cell, ground, loop, t, answers=False)
 
 
 def demonstrations(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
-    """Prompts with demonstrated completions for iteration t, counted from 0.
+    """Prompts with demonstrated completions for iteration t.
 
-    They come from the user's file or the world.
+    They come from the user's file, from conversations or from the world.
     """
-    return (
-        demonstrated(cell, loop, t)
-        if ground.prompts is None
-        else _of_file(ground.prompts, ground, loop, t, t, answers=True)
-    )
+    if ground.prompts is None:
+        return demonstrated(cell, loop, t)
+    return _given(cell, ground, loop, t, answers=True)
 
 
-def _of_file(file: Source, ground: Ground, loop: Loop, place: int, t: int, *, answers: bool) -> Stage:
-    limits = _row_limits(ground)
+def _given(cell: Cell, ground: Ground, loop: Loop, t: int, *, answers: bool) -> Stage:
+    """Prompts from the user's file or from conversations."""
+    assert ground.prompts is not None
+    limits, of_conversations = row_limits(ground), isinstance(ground.prompts, Stage)
     settings = FilePromptData(
-        after=place * loop.n_prompts, n=loop.n_prompts, answers=answers, max_length=limits.max_length
+        **_range(loop, t)._asdict(),
+        answers=answers,
+        max_length=limits.max_length,
+        seed=cell.seed if of_conversations else None,
     )
-    return stage(
-        "data",
-        settings,
-        {"file": file} | limits.inputs,
-        f"iteration {t} {'demonstrations' if answers else 'prompts'}",
-    )
+    source: Inputs = {"conversations" if of_conversations else "file": ground.prompts}
+    label = _demonstrations(loop, t) if answers else f"iteration {t} prompts"
+    return stage("data", settings, source | limits.inputs, label)
 
 
-class _RowLimits(NamedTuple):
+def _demonstrations(loop: Loop, t: int) -> str:
+    """Name of an iteration's demonstrations, for people."""
+    same = isinstance(loop, Spin) and loop.prompt_sets == "same"
+    return "demonstrations of all iterations" if same else f"iteration {t} demonstrations"
+
+
+def _range(loop: Loop, t: int) -> PromptRange:
+    return loop.ranges[t - loop.starts_at]
+
+
+class RowLimits(NamedTuple):
     """The model's tokenizer and maximal length in tokens. Rows that do not suit them are dropped.
 
     They are those of the labelled rows. In the controlled world there are none.
@@ -238,35 +251,35 @@ class _RowLimits(NamedTuple):
     max_length: int | None
 
 
-def _row_limits(ground: Ground) -> _RowLimits:
+def row_limits(ground: Ground) -> RowLimits:
     inputs = {role: source for role, source in ground.preferences.inputs.items() if role == TOKENIZER}
-    return _RowLimits(inputs, getattr(ground.preferences.settings, "max_length", None) if inputs else None)
+    return RowLimits(inputs, getattr(ground.preferences.settings, "max_length", None) if inputs else None)
 
 
 def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
-    """Training prompts after the labelled ones and those of earlier iterations; t counts from 1."""
+    """Training prompts of iteration t, after the labelled ones and those of earlier iterations."""
+    after, n = _range(loop, t)
     if isinstance(cell.data, PublicRows):
         pairs = ground.preferences.settings
         assert isinstance(pairs, LocalPairData)
-        of_dataset = NextPromptData(pairs=pairs, after=(t - 1) * loop.n_prompts, n=loop.n_prompts)
+        of_dataset = NextPromptData(pairs=pairs, after=after, n=n)
         return stage("data", of_dataset, ground.preferences.inputs, f"iteration {t} prompts")
     assert isinstance(cell.data, WorldData)
-    after = cell.data.n_prompts + (t - 1) * loop.n_prompts
-    settings = NewPromptData(family=pieces.family(cell), after=after, n=loop.n_prompts, seed=cell.seed)
+    after += cell.data.n_prompts
+    settings = NewPromptData(family=pieces.family(cell), after=after, n=n, seed=cell.seed)
     return stage("data", settings, label=f"iteration {t} prompts")
 
 
 def demonstrated(cell: Cell, loop: Loop, t: int) -> Stage:
-    """Prompts of the start model's demonstrations with their completions; t counts from 0."""
+    """Prompts of the start model's demonstrations with their completions."""
     assert isinstance(cell.data, WorldData)
     settings = DemonstratedData(
         family=pieces.family(cell),
         writer=cell.data.demonstrations,
-        after=t * loop.n_prompts,
-        n=loop.n_prompts,
+        **_range(loop, t)._asdict(),
         seed=cell.seed,
     )
-    return stage("data", settings, label=f"iteration {t} demonstrations")
+    return stage("data", settings, label=_demonstrations(loop, t))
 
 
 # Labels -----------------------------------------------------------------------------------------------------
@@ -306,11 +319,15 @@ def implicit_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
 
 
 def reward_model_labels(cell: Cell, ground: Ground, round_: Round, *, seed: SeedTraining) -> Stage:
-    """Labels by a reward model, trained once on labelled pairs for all iterations.
+    """Labels by a reward model: the user's (`reward_model`), or one trained on labelled pairs for all
+    iterations.
 
-    It reads as many pairs as the seed training, or a share of its own (`reward_fraction`).
+    The latter reads as many pairs as the seed training, or a share of its own (`reward_fraction`).
     """
     assert isinstance(cell.method, IterativeDpo | SelfRewarding)
+    if (own := ground.of_method.get("reward_model")) is not None:
+        rewards = _rewards(cell, round_, own, pieces.dtype(cell))
+        return _ranked(cell, round_, "reward_model", {"rewards": rewards})
     learning_rate, fraction = cell.method.reward_learning_rate, getattr(cell.method, "reward_fraction", None)
     method = RewardModel(
         **_training(cell) | seed.model_dump(exclude={"beta"}) | {"learning_rate": learning_rate}
@@ -367,6 +384,39 @@ def judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
     return _ranked(cell, round_, "judge", {"verdicts": verdicts})
 
 
+def tuned_judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
+    """Labels by a model that was fine-tuned to choose between the completions of the labelled pairs.
+
+    It is asked about each two samples of a prompt, in both orders. The more probable reply counts.
+    """
+    settings = cell.method
+    assert isinstance(settings, IterativeDpo) and settings.judge_training is not None
+    limits, max_length = row_limits(ground), pieces.max_length(cell)
+
+    def choices(inputs: Inputs, answered: bool, label: str) -> Stage:
+        of = ChoiceData(answered=answered, max_length=max_length)
+        return stage("data", of, inputs | limits.inputs, label)
+
+    pairs = rankings(ground, "train")
+    questions = choices({"items": pairs, "completions": pairs}, True, "labelled pairs as questions")
+    anew = settings.judge_init == "previous"
+    judge = stage(
+        "sft",
+        ConversationSft(training=settings.judge_training, **pieces.training_settings(cell)),
+        {"model": round_.policy if anew else ground.start, "conversations": questions},
+        round_.label("judge") if anew else "tuned judge",
+    )
+    asked = choices(dict(_sampled(round_)), False, round_.label("questions to the judge"))
+    logps = pieces.text_logps(cell, judge, asked, round_.label("log-probs of the judge's replies"))
+    return _ranked(cell, round_, "tuned_judge", {"choice_logps": logps})
+
+
+def rankings(ground: Ground, split: Literal["train", "heldout"]) -> Stage:
+    """The labelled pairs of a split as rankings."""
+    settings = RankedData(split=split)
+    return stage("data", settings, {"preferences": ground.preferences}, f"{split} pairs as rankings")
+
+
 def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter", "human"]) -> Stage:
     """Labels without a judge: by a coin, by length (shorter wins), or for the demonstration."""
     return _ranked(cell, round_, labeller, {})
@@ -375,7 +425,7 @@ def plain_labels(cell: Cell, round_: Round, labeller: Literal["random", "shorter
 def _ranked(
     cell: Cell,
     round_: Round,
-    labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"],
+    labeller: Literal["reward_model", "implicit", "judge", "tuned_judge", "random", "shorter", "human"],
     scores: dict[str, Stage],
     beta: float | None = None,
     length_penalty: float = 0.0,

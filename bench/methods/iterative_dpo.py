@@ -13,6 +13,9 @@ labeller:
   (`reward_fraction`; the role of PairRM in SPA's tables).
 - `judge`: any judge of an evaluation, with its client, cache and budget: a language model that prefers or
   rates, or a reward model from a folder.
+- `tuned_judge`: the start model after SFT on the labelled pairs as questions (SPA's LLM-as-judge, section 5.1
+  and table 11: `judge_init: previous`). The more probable of its two replies counts, mean over both orders.
+  The question is worded here, not copied.
 - `implicit`: β log π_{t-1}/π_judge of whole completions minus length_penalty per token (SPA's eq. 13).
   π_judge is π_start, its base, or the policy before π_{t-1}.
 - `random` and `shorter`: controls.
@@ -69,5 +72,7 @@ def _labels(cell: Cell, ground: Ground, settings: IterativeDpo, round_: iteratio
             return iterations.reward_model_labels(cell, ground, round_, seed=seed)
         case "judge":
             return iterations.judge_labels(cell, ground, round_)
+        case "tuned_judge":
+            return iterations.tuned_judge_labels(cell, ground, round_)
         case labeller:
             return iterations.plain_labels(cell, round_, labeller)

@@ -13,17 +13,22 @@ Judgements that cannot be read are dropped and counted. A prompt with fewer than
 multiple-choice ablation.
 
 Other ablations and controls: `eft: false` (M_1 from IFT alone); `learns_from: best` (positives only: SFT on
-the highest); `labeller`: a reward model trained on the labelled pairs, the world's annotator, the shorter
-one, a coin.
+the highest); `labeller`: a reward model (a folder, or trained on the labelled pairs), the world's annotator,
+the shorter one, a coin.
 
 In the controlled world IFT is the start model's demonstrations, once more. EFT is written from the known
 truth. It judges the start model's samples of the labelled prompts, and other completions of every quality to
 them. So it is not a method of few labels there. New prompts come from the task family, because tiny models
 cannot write any.
 
-With a file of pairs IFT is the chosen completions. SFT(M_0; IFT) itself writes the judgements for EFT. They
-are kept if they agree with the pair, and the most frequent score is thinned, as in the paper. M_0 writes new
-prompts after eight examples, as in Self-Instruct.
+Outside the world IFT is the chosen completions of the labelled pairs, or a file (`ift`). SFT(M_0; IFT) itself
+writes the judgements for EFT. They are kept if they agree with the pair, and the most frequent score is
+thinned, as in the paper. Or EFT is a file (`eft`). New prompts come from a file (`prompts`), or a model writes
+them after eight examples, six of IFT and two written before, as in Self-Instruct: M_0, or the model that
+`prompt_writer` names (section 3.1.1 has Llama 2-Chat 70B in every iteration). `n_prompts` counts prompts, one
+number for each of M_2, M_3, ...; pairs are fewer, since ties are dropped. The paper gives the numbers of
+pairs (3,964 and 6,942), not of prompts. With files for IFT and EFT no labelled pair is learned from
+(`data.fraction: 0`).
 
 Deviations: samples and judgements are drawn at top_p 1 (the paper: 0.9). Positives only learns from the
 highest of this iteration's pairs and starts from M_{t-1} (the paper: perfect scores, added to IFT + EFT). M_1
@@ -49,10 +54,10 @@ from bench.store.stage_settings import (
     JudgeQuestionData,
     KeptEvaluationData,
     PromptRequestData,
-    RankedData,
     SelfJudgeSettings,
     SelfLabels,
     SftSettings,
+    SupervisedData,
     TrueEvaluationData,
     WrittenData,
     WrittenPromptData,
@@ -113,8 +118,10 @@ def _tuned(
 
 
 def _instructions(cell: Cell, ground: Ground) -> Stage:
+    if "ift" in ground.of_method:
+        return _of_file(ground, "ift", "instructions")
     if not isinstance(cell.data, WorldData):
-        return _rankings(ground, "train")
+        return iterations.rankings(ground, "train")
     data = DemonstrationData(
         family=pieces.family(cell),
         writer=cell.data.demonstrations,
@@ -124,7 +131,16 @@ def _instructions(cell: Cell, ground: Ground) -> Stage:
     return stage("data", data, label="demonstrations")
 
 
+def _of_file(ground: Ground, name: str, label: str) -> Stage:
+    """Supervised rows of the user's file that the setting `name` names."""
+    limits = iterations.row_limits(ground)
+    settings = SupervisedData(max_length=limits.max_length)
+    return stage("data", settings, {"file": ground.of_method[name], **limits.inputs}, label)
+
+
 def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructions: Stage) -> Stage:
+    if "eft" in ground.of_method:
+        return _of_file(ground, "eft", "evaluations")
     prompt, n, seed = settings.judge_prompt, settings.n_evaluations, cell.seed
     if isinstance(cell.data, WorldData):
         assert cell.world is not None
@@ -138,7 +154,8 @@ def _evaluations(cell: Cell, ground: Ground, settings: SelfRewarding, instructio
         answers = stage("data", written, {"items": samples["items"]}, "answers of every quality")
         return stage("data", truth, {**samples, "answers": answers}, "evaluations by the truth")
     baseline = _tuned(cell, ground, settings, {"demonstrations": instructions}, "SFT baseline")
-    ranked = {"items": instructions, "completions": instructions}
+    rankings = iterations.rankings(ground, "train")
+    ranked = {"items": rankings, "completions": rankings}
     questions, replies = _judgements(cell, settings, baseline, ranked, "labelled pairs")
     kept = KeptEvaluationData(prompt=prompt, n=n, seed=seed, reading=SELF_JUDGE_READING)
     return stage(
@@ -205,7 +222,7 @@ def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Input)
         )
         completions = _written(cell, ground.start, items, decoding, RANKED, "held-out samples to rank")
     else:
-        items = completions = _rankings(ground, "heldout")
+        items = completions = iterations.rankings(ground, "heldout")
     ranked = {"items": items, "completions": completions}
     _, replies = _judgements(cell, settings, policy, ranked, "held-out rankings")
     gold = cell.world.gold if cell.world else None
@@ -216,32 +233,28 @@ def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Input)
 # Prompts ----------------------------------------------------------------------------------------------------
 
 
-def _rankings(ground: Ground, split: str) -> Stage:
-    settings = RankedData.model_validate({"split": split})
-    return stage("data", settings, {"preferences": ground.preferences}, f"{split} pairs as rankings")
-
-
 def _new_prompts(cell: Cell, ground: Ground, settings: SelfRewarding) -> Callable[[int], Stage]:
     """Returns the function from iteration (2, 3, ...) to its prompts.
 
-    They come from the world's task family, or the start model writes them after examples.
+    They come from the user's file, from conversations or from the world's task family, or a model writes them
+    after examples: the start model, or a fixed other one (`prompt_writer`).
     """
-    if settings.new_prompts == "family":
-        return lambda t: replace(
-            iterations.new_prompts(cell, ground, settings, t - 1), label=f"iteration {t} prompts"
-        )
+    if ground.prompts is not None or settings.new_prompts == "family":
+        return lambda t: iterations.prompts(cell, ground, settings, t)
+    writer: Input = ground.of_method.get("prompt_writer", ground.start)
+    by = " by method.prompt_writer" if "prompt_writer" in ground.of_method else ""
+    examples = _instructions(cell, ground)
     written: dict[int, Stage] = {}
 
     def instructed(t: int) -> Stage:
-        known = {"rankings": _rankings(ground, "train")} | {
-            f"earlier_{i:02d}": earlier for i, earlier in written.items()
-        }
+        known = {"rankings": examples} | {f"earlier_{i:02d}": earlier for i, earlier in written.items()}
+        n = settings.ranges[t - settings.starts_at].n
         request = PromptRequestData(
-            n=REQUESTS * settings.n_prompts, n_known=N_KNOWN, n_written=N_WRITTEN, seed=cell.seed * 1000 + t
+            n=REQUESTS * n, n_known=N_KNOWN, n_written=N_WRITTEN, seed=cell.seed * 1000 + t
         )
         requests = stage("data", request, known, f"iteration {t} requests for prompts")
-        replies = _written(cell, ground.start, requests, WRITING, 1, f"iteration {t} prompts as written")
-        kept = WrittenPromptData(n=settings.n_prompts, similarity=settings.similarity)
+        replies = _written(cell, writer, requests, WRITING, 1, f"iteration {t} prompts as written{by}")
+        kept = WrittenPromptData(n=n, similarity=settings.similarity)
         written[t] = stage("data", kept, {**known, "completions": replies}, f"iteration {t} prompts")
         return written[t]
 

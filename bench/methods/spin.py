@@ -6,17 +6,18 @@ the policy before the iteration, its opponent.
     for t = 0 ... iteration:  y' ~ π_t(.|x), x, y of the demonstrations
     -log σ(λ [log π/π_t (y|x) - log π/π_t (y'|x)]),  λ as β of DPO, by iteration
 
-SPIN has no preference labels, only the start model's demonstrations. A policy that writes like the
-demonstrations learns nothing more. Iteration 0 is the first training, as in the paper. Later iterations train
-on the pairs of the two latest, as in the paper's text and code but not in its algorithm (`pairs: fresh`). β
-is 0.1, and 5.0 in the last iteration; the learning rate falls to a fifth after two iterations. `betas` and
-`learning_rate_factors` are these schedules. The paper trains for 2 epochs an iteration; its scripts train for
-6 and take an early epoch.
+SPIN has no preference labels, only the start model's demonstrations: first turns of the conversations that it
+learned (`prompts: sft`, section 6.1: 50,000 of UltraChat200k), or a file. A policy that writes like the
+demonstrations learns nothing more. Algorithm 1 has the same demonstrations in every iteration
+(`prompt_sets: same`); the default is new ones, the next n_prompts. Iteration 0 is the first training, as in
+the paper. Later iterations train on the pairs of the two latest, as in the paper's text and code but not in
+its algorithm (`pairs: fresh`). β is 0.1, and 5.0 in the last iteration; the learning rate falls to a fifth
+after two iterations. `betas` and `learning_rate_factors` are these schedules. The paper trains for 2 epochs
+an iteration; its scripts train for 6 and take an early epoch.
 
 Deviations:
 - Sampling uses the chat template of training. The released sampling wraps prompts in another text and cuts at
   256 tokens.
-- Each iteration takes demonstrations of its own, the next n_prompts.
 - Samples equal to their demonstration are dropped, because their loss is constant.
 - Optimiser and schedule come from the scale preset (the paper: RMSprop, 10 % warm-up).
 

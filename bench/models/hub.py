@@ -33,6 +33,10 @@ class NotThere(ValueError):
     """Neither the hub nor its cache has the requested files. The message says why and what to do."""
 
 
+class Unreachable(NotThere):
+    """The hub cannot be asked from here, and the cache does not have the files."""
+
+
 def locked(lock: Path, kind: Kind, repo: str) -> str | None:
     """The locked revision of a repository; None if it has not been used yet."""
     entry = _read(lock).get(f"{kind}/{repo}")
@@ -52,7 +56,7 @@ def revision(lock: Path, kind: Kind, repo: str) -> str:
         api = HfApi()
         newest = (api.dataset_info(repo) if kind == "datasets" else api.model_info(repo)).sha
     except Exception as error:
-        raise NotThere(_explain(error, kind, repo, None, ())) from error
+        raise _explained(error, kind, repo, None, ()) from error
     if not newest:
         raise NotThere(f"the hub has no revision of {kind}/{repo}: check the repository's page")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +110,7 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
     except Exception as error:
         if _holds(folder, patterns):  # Without the hub it is unknown whether these are all files.
             return folder
-        raise NotThere(_explain(error, kind, repo, at, patterns)) from error
+        raise _explained(error, kind, repo, at, patterns) from error
     # Otherwise an interrupted download would look like a smaller dataset.
     if all((folder / name).is_file() for name in names):
         # In another user's cache no mark is written, and the hub is asked again next time.
@@ -226,19 +230,20 @@ def _brings_code(folder: Path) -> bool:
     return config.get("model_type") not in CONFIG_MAPPING
 
 
-def _explain(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Sequence[str]) -> str:
-    """A message for an error of the hub: the reason, and how to get the files."""
+def _explained(error: Exception, kind: Kind, repo: str, at: str | None, patterns: Sequence[str]) -> NotThere:
+    """An error of the hub with the reason, and how to get the files."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'datasets' else ''}{repo}"
     token = "set HF_TOKEN, or run `hf auth login`"
     if isinstance(error, GatedRepoError):
-        return f"{repo} is gated: accept its licence at {page} with your account, and {token}"
+        return NotThere(f"{repo} is gated: accept its licence at {page} with your account, and {token}")
     if isinstance(error, RepositoryNotFoundError):
-        return f"{repo} is not on the hub, or is private: check the name at {page}. For a private repository, {token}"
+        text = f"{repo} is not on the hub, or is private: check the name at {page}"
+        return NotThere(f"{text}. For a private repository, {token}")
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo} has no revision {at}: choose one from {page}/commits/main"
+        return NotThere(f"{repo} has no revision {at}: choose one from {page}/commits/main")
     include = "".join(f" --include '{pattern}'" for pattern in patterns)
     command = f"hf download {repo} --type {kind.removesuffix('s')}{f' --revision {at}' if at else ''}{include} --local-dir DIR"
     why = (
@@ -246,4 +251,5 @@ def _explain(error: Exception, kind: Kind, repo: str, at: str | None, patterns: 
         if constants.HF_HUB_OFFLINE
         else secrets.excerpt(str(error), 200)
     )
-    return f"{repo} could not be fetched from the hub ({why}): on a machine with a network connection, run `{command}`"
+    text = f"{repo} could not be fetched from the hub ({why})"
+    return Unreachable(f"{text}: on a machine with a network connection, run `{command}`")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.config import (
+    SFT_PROMPTS,
     Adapter,
     Cell,
     Decoding,
@@ -37,6 +38,7 @@ from bench.planning.pieces import (
     _prompts,
     _world_start,
     completion_logps,
+    conversations,
     dtype,
     generate,
     loading,
@@ -45,7 +47,7 @@ from bench.planning.pieces import (
     read_model,
     rows_read,
 )
-from bench.store.keys import Inputs, Stage, hash_key
+from bench.store.keys import Input, Inputs, Stage, hash_key
 from bench.store.stage_settings import (
     ChosenData,
     JurySettings,
@@ -269,7 +271,13 @@ def _ground(cell: Cell, sources: Sources) -> Ground:
             "KL prompts",
         )
     reference = preference_logps(cell, Policy(start, None), preferences, splits=splits, mismatched=True)
-    return Ground(start, preferences, reference, kl_prompts, base, sources.labelling_judge, sources.prompts)
+    prompts: Input | None = sources.of_method.get("prompts")
+    if getattr(cell.method, "prompts", None) == SFT_PROMPTS:
+        prompts = conversations(cell, sources)
+    of_method = sources.of_method
+    return Ground(
+        start, preferences, reference, kl_prompts, base, sources.labelling_judge, prompts, of_method
+    )
 
 
 def _evaluations(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decoding]]:

@@ -34,7 +34,9 @@ class Sources:
     judge: JudgeSources | None = None
     base: Source | None = None  # The base model from which `model` was fine-tuned.
     labelling_judge: JudgeSources | None = None
-    prompts: Source | None = None  # New prompts for an iterative method.
+    of_method: Mapping[str, Source] = field(
+        default_factory=dict
+    )  # Files and models of its settings, by name.
     conversations: Source | None = None  # Data for supervised fine-tuning (SFT) of the start model.
     tasks: Source | None = None  # The user's own tasks for the forgetting check.
     mixture: Mapping[str, Source] = field(default_factory=dict)  # Sources of data=mixture by label.
@@ -50,7 +52,10 @@ class Ground:
     kl_prompts: Stage
     base: Input | None = None  # The model from which the start model was fine-tuned; None if unknown.
     labelling_judge: JudgeSources | None = None
-    prompts: Source | None = None  # New prompts for an iterative method, if a file has them.
+    prompts: Input | None = None  # New prompts for an iterative method, if a file or conversations have them.
+    of_method: Mapping[str, Source] = field(
+        default_factory=dict
+    )  # Files and models of its settings, by name.
 
 
 @dataclass(frozen=True)

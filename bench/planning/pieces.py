@@ -229,11 +229,18 @@ def _all_rows(cell: Cell, sources: Sources) -> Stage:
 
 def _fine_tuned(cell: Cell, sources: Sources) -> Input | None:
     """The start model: the user's model, after supervised fine-tuning if `sft` is set."""
-    if cell.sft is None or sources.model is None:
+    if cell.sft is None or cell.sft.training is None or sources.model is None:
         return sources.model
-    if sources.conversations is None:
+    settings = ConversationSft(training=cell.sft.training, **training_settings(cell))
+    inputs: Inputs = {"model": sources.model, "conversations": conversations(cell, sources)}
+    return stage("sft", settings, inputs, "start model")
+
+
+def conversations(cell: Cell, sources: Sources) -> Stage:
+    """Conversations of the cell's `sft`, which the start model learns or has learned."""
+    if cell.sft is None or sources.conversations is None:
         raise ValueError(
-            f"Cannot plan a cell of sft={cell.sft.name}: no training conversations were given (Sources.conversations)."
+            "Cannot plan a cell with conversations (sft=): none were given (Sources.conversations)."
         )
     of_rows = ConversationData(
         version=version("conversations"),
@@ -241,9 +248,7 @@ def _fine_tuned(cell: Cell, sources: Sources) -> Input | None:
         fraction=cell.sft.fraction,
         seed=cell.seed,
     )
-    conversations = stage("data", of_rows, {"file": sources.conversations}, "conversations")
-    settings = ConversationSft(training=cell.sft.training, **training_settings(cell))
-    return stage("sft", settings, {"model": sources.model, "conversations": conversations}, "start model")
+    return stage("data", of_rows, {"file": sources.conversations}, "conversations")
 
 
 def _world_start(cell: Cell, model: WorldModel) -> Stage:
@@ -396,6 +401,19 @@ def completion_logps(
     )
     inputs = read_model(policy.model) | {"completions": completions, "items": completions.inputs["items"]}
     return stage("logps", settings, inputs, label)
+
+
+def text_logps(cell: Cell, model: Input, texts: Stage, label: str) -> Stage:
+    """Log-probs of given texts, tokenised as in training: items and completions of one data stage."""
+    settings = LogpsSettings(
+        rows="completions",
+        splits=(),
+        mismatched=False,
+        max_length=max_length(cell),
+        loading=loading(cell),
+        **inference_settings(cell),
+    )
+    return stage("logps", settings, read_model(model) | {"completions": texts, "items": texts}, label)
 
 
 def generate(

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.config import Form
 from bench.readers.subsets import normalised, prompt_key
-from bench.records import Message, Pair, Text, Unpaired
+from bench.records import Message, Pair, Unpaired
 from bench.text_files import (
     ROW_LIMIT_ENV,
     BadFile,
@@ -101,43 +101,13 @@ class Preferences:
         return "paired" if self.pairs else "unpaired"
 
 
-def read_prompts(path: Path, with_completions: bool) -> list[Text]:
-    """Different prompts of a file (.jsonl, .json with one object a line, or .parquet), in its order.
-
-    Column `prompt` is text or messages. With `with_completions`, column `completion` (text or one assistant
-    message) is needed too; without it completions are empty. Raises BadRows with every bad row, and
-    ValueError for a file of another kind.
-    """
-    columns = ("prompt", "completion") if with_completions else ("prompt",)
-    by_key: dict[str, Text] = {}
-    problems = []
-    for number, read in raw_rows(path):
-        try:
-            raw = read()
-            if not isinstance(raw, Mapping) or any(column not in raw for column in columns):
-                raise ValueError(f"expected columns {' and '.join(columns)}, got {_named(raw)}")
-            check_columns(raw, columns)
-            prompt, texts = (
-                _prompt_and_completions(raw, columns[1:])
-                if with_completions
-                else (_prompt(raw["prompt"]), [""])
-            )
-        except ValueError as error:
-            problems.append(refusal(f"{path}:{number}", error))
-        else:
-            by_key.setdefault(prompt_key(prompt), Text(str(number), prompt, texts[0]))
-    raise_bad_rows(problems)
-    if not by_key:
-        raise BadRows(f"{path}: no rows; expected columns {' and '.join(columns)}")
-    return list(by_key.values())
-
-
 def refusal(place: str, error: ValueError) -> str:
     """Message about a bad row: its place, then the reason."""
     return str(error) if isinstance(error, BadFile) else f"{place}: {error}"
 
 
-def _named(raw: Any) -> str:
+def column_names(raw: Any) -> str:
+    """Names of a row's columns, for messages."""
     return printable(", ".join(map(str, raw)))[:200] or "none" if isinstance(raw, Mapping) else describe(raw)
 
 
@@ -372,14 +342,14 @@ def parse_row(raw: Any, row_id: str) -> Pair | Unpaired:
         raise ValueError(f"expected an object with named columns, got {describe(raw)}")
     check_columns(raw)
     if "chosen" in raw and "rejected" in raw:
-        prompt, (chosen, rejected) = _prompt_and_completions(raw, ("chosen", "rejected"))
+        prompt, (chosen, rejected) = prompt_and_completions(raw, ("chosen", "rejected"))
         return make_pair(row_id, prompt, chosen, rejected)
     if "completion" in raw and "label" in raw:
-        prompt, (completion,) = _prompt_and_completions(raw, ("completion",))
+        prompt, (completion,) = prompt_and_completions(raw, ("completion",))
         if not isinstance(raw["label"], bool):
             raise ValueError(f"label must be true (desirable) or false, got {describe(raw['label'])}")
         return Unpaired(row_id, prompt, completion, raw["label"], "")
-    raise ValueError(f"{EXPECTED}; got {_named(raw)}")
+    raise ValueError(f"{EXPECTED}; got {column_names(raw)}")
 
 
 def make_pair(row_id: str, prompt: list[Message], chosen: str, rejected: str) -> Pair:
@@ -392,7 +362,7 @@ def make_pair(row_id: str, prompt: list[Message], chosen: str, rejected: str) ->
     return Pair(row_id, prompt, chosen, rejected, "", "")
 
 
-def _prompt_and_completions(
+def prompt_and_completions(
     raw: Mapping[str, Any], columns: tuple[str, ...]
 ) -> tuple[list[Message], list[str]]:
     """Prompt of a row and the texts of its completions, in any of the accepted formats."""
@@ -413,12 +383,12 @@ def _prompt_and_completions(
             if len(columns) == 1:
                 raise ValueError("a completion of plain text needs a prompt column")
             prompt, values = _implicit(*values)
-        return _prompt(prompt), [
+        return prompt_messages(prompt), [
             _filled(value, column) for value, column in zip(values, columns, strict=True)
         ]
     conversations = [read_messages(value, column) for value, column in zip(values, columns, strict=True)]
     if isinstance(prompt, list):
-        messages = _prompt(prompt)
+        messages = prompt_messages(prompt)
     elif len(columns) == 1:
         raise ValueError("a completion of messages needs a prompt of messages")
     else:
@@ -428,7 +398,7 @@ def _prompt_and_completions(
             raise ValueError(
                 "chosen and rejected share no first messages, and no prompt of messages is given"
             )
-        messages = _prompt(conversations[0][:shared])
+        messages = prompt_messages(conversations[0][:shared])
         conversations = [conversation[shared:] for conversation in conversations]
     return messages, [
         _one_assistant(rest, column) for rest, column in zip(conversations, columns, strict=True)
@@ -456,7 +426,8 @@ def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
     )
 
 
-def _prompt(value: Any) -> list[Message]:
+def prompt_messages(value: Any) -> list[Message]:
+    """A prompt of text or messages as messages. Raises ValueError for another value."""
     if isinstance(value, str):
         return [{"role": "text", "content": _filled(value, "prompt")}]
     messages = read_messages(value, "prompt")

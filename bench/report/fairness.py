@@ -52,21 +52,25 @@ class Fact:
 LABELS = (
     "labeller",
     "labelling_judge",
+    "judge_init",
     "judge_prompt",
     "learns_from",
     "eft",
+    "ift",
+    "reward_model",
     "judging_reference",
     "length_penalty",
     "reward_fraction",
 )
 BEFORE = ("alpha", "distrusted", "threshold", "decoupling", "loss", "betas", "learning_rate_factors")
+PROMPTS = ("prompts", "prompt_sets", "n_prompts", "new_prompts", "prompt_writer", "similarity")
 ROWS = (
     "data",
     "world",
     "model",
     "scale",
     "method.iteration",
-    *(f"method.{name}" for name in (*LABELS, *BEFORE)),
+    *(f"method.{name}" for name in (*LABELS, *BEFORE, *PROMPTS)),
 )
 # The seed policy of an iterative method (iteration 0) has a batch of its own.
 BATCH = ("method.batch_size", "method.gradient_accumulation_steps", "scale", "method.iteration")

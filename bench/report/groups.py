@@ -274,10 +274,7 @@ def verify(expectation: Expectation, pooled: Grid) -> Verified:
     if (comparison := pooled.pairs.get((better, worse))) is not None:
         return Verified(first, second, comparison.lead, comparison.p_holm)
     if (comparison := pooled.pairs.get((worse, better))) is not None:
-        lead = comparison.lead
-        low, high, t = (None if end is None else -end for end in (lead.high, lead.low, lead.t))
-        turned = replace(lead, value=-lead.value, low=low, high=high, t=t)
-        return Verified(first, second, turned, comparison.p_holm)
+        return Verified(first, second, comparison.lead.turned, comparison.p_holm)
     return Verified(first, second, why="one of the two rows was not judged, or not by the same judge")
 
 

@@ -33,6 +33,7 @@ class Sweep:
     cells: Sequence[CellPlan]
     expectations: Sequence[Expectation] = ()
     axes: Sequence[str] = ()  # Dotted keys and config groups that the sweep varies.
+    published: Mapping[str, Any] = field(default_factory=dict)  # Its rows beside published tables.
 
     @property
     def title(self) -> str:

@@ -24,7 +24,8 @@ COUNT = "\0"  # Placeholder for a count.
 
 HOW_TO_READ, EXPECTATIONS, JUDGES = "How to read this table", "Expectations", "Judges"
 FAIRNESS, FINDINGS = "Fairness", "Findings"
-HEADINGS = (HOW_TO_READ, EXPECTATIONS, JUDGES, FAIRNESS, FINDINGS)  # In their order under a table.
+PUBLISHED = "Published tables"
+HEADINGS = (HOW_TO_READ, EXPECTATIONS, PUBLISHED, JUDGES, FAIRNESS, FINDINGS)  # In their order under a table.
 EXPLAINED_IN = "results/README.md explains every column, mark and file."
 
 Notes = Mapping[str, Sequence[str]]

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from bench.output_files import OutputFiles
-from bench.report import fairness, figures, findings
+from bench.report import fairness, figures, findings, published
 from bench.report.completions import samples
 from bench.report.csv_rows import flat_rows
 from bench.report.groups import Grid, Group, method_name, pool
@@ -57,8 +57,8 @@ class Paths:
 def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     """Write the files of a sweep and each cell's findings.json; the same rows give the same bytes.
 
-    A sweep has table.md .csv .tex, differences.csv, pairs.csv, cells.parquet, plan.json, fairness.json,
-    findings.md, figures/ and completions/.
+    A sweep has table.md .csv .tex, differences.csv, pairs.csv, published.csv, cells.parquet, plan.json,
+    fairness.json, findings.md, figures/ and completions/.
     """
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
     pooled = pool(rows)
@@ -75,12 +75,38 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
         [number, method + mark, *rest]
         for (number, method, *rest), mark in zip(table.rows, marks, strict=True)
     ]
+    line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
+    flat = [
+        {"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)
+    ]
+    names = {group.key: group.name for group in pooled.groups}
+    numbers = {group.key: group.number for group in pooled.groups}
+    pairs = [
+        {
+            **_labelled(label, pooled),
+            "first_row": numbers[a],
+            "second_row": numbers[b],
+            "first": names[a],
+            "second": names[b],
+            **_comparison(pair),
+        }
+        for label, part in pooled.parts.items()
+        for (a, b), pair in part.pairs.items()
+        if pair is not None
+    ]
+    configs = {row.cell.key: row.cell.cell.model_dump(mode="json") for row in rows}
+    compared = published.compare(sweep.published, published.numbers_of(configs, flat, pairs))
     passports = passport_lines(sweep, results, link=True)
     written = table.with_notes({JUDGES: passports, FAIRNESS: certificate.lines(), FINDINGS: finding_lines})
     shown = table.with_notes(
-        {JUDGES: passport_lines(sweep, results), **_shortened(certificate.short(), finding_lines, folder)}
+        {
+            published.PUBLISHED: published.lines(compared, f"{folder}/table.md"),
+            JUDGES: passport_lines(sweep, results),
+            **_shortened(certificate.short(), finding_lines, folder),
+        }
     )
-    out.write(folder / "table.md", markdown(sweep.title, f"python -m bench {sweep.command}", written))
+    text = markdown(sweep.title, f"python -m bench {sweep.command}", written) + published.markdown(compared)
+    out.write(folder / "table.md", text)
     out.write(folder / "table.tex", latex(written))
     out.write(folder / "fairness.json", json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))
     out.write(folder / "findings.md", findings.markdown(sweep.title, rows, of_cell))
@@ -92,10 +118,6 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
             )
         else:
             out.remove(path)
-    line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
-    flat = [
-        {"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)
-    ]
     out.write(folder / "table.csv", csv_text(flat))
     out.write(
         folder / "differences.csv",
@@ -108,19 +130,14 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
             ]
         ),
     )
-    names = {group.key: group.name for group in pooled.groups}
-    pairs = [
-        {**_labelled(label, pooled), "first": names[a], "second": names[b], **_comparison(pair)}
-        for label, part in pooled.parts.items()
-        for (a, b), pair in part.pairs.items()
-        if pair is not None
-    ]
     out.write(folder / "pairs.csv", csv_text(pairs))
+    if compared:
+        out.write(folder / "published.csv", csv_text(published.csv_lines(compared)))
     out.write(folder / "cells.parquet", _parquet(flat))
     out.write(folder / "plan.json", json.dumps(_plan(sweep), indent=1))
     for row in rows:
-        if text := samples(row, store):
-            out.write(folder / "completions" / f"{row.cell.name}.md", text)
+        if sample := samples(row, store):
+            out.write(folder / "completions" / f"{row.cell.name}.md", sample)
     drawn = _write_figures(out, pooled, sweep.title, folder / "figures")
     return Paths(folder, drawn, shown, out.lines())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,25 @@ from bench.judges.canaries import make_canaries
 from bench.judges.formats import mt_bench
 from bench.judges.formats.alpaca_eval import read_pairs
 from bench.judges.formats.items import cut, read_benchmark_items
+from bench.judges.self_judge import CHOICES, questions
 from bench.readers import read_conversations
+from bench.readers.conversations import first_turn
 from bench.readers.kl_partners import with_partners
 from bench.readers.learnable import LearnCheck, learn_check_of_model
-from bench.readers.rows import BadRows, read_prompts
+from bench.readers.prompts import Prompts, read_prompts
+from bench.readers.rows import BadRows
 from bench.readers.splits import FILE, divide, overlap, overlap_counts, source_of
 from bench.readers.subsets import check_labels, nested_subset, prompt_key
 from bench.records import (
     Completion,
+    Conversation,
     Item,
     Labelled,
+    Message,
     Pair,
     Record,
     Shared,
+    Text,
     Unpaired,
     draw_name,
     own_completions,
@@ -38,6 +44,7 @@ from bench.records import (
     read_completions,
     read_items,
     read_jsonl,
+    read_rewards,
     read_rows,
     write_jsonl,
 )
@@ -47,6 +54,7 @@ from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import (
     TOKENIZER,
     CanaryData,
+    ChoiceData,
     ChosenData,
     ConversationData,
     CorpusData,
@@ -64,6 +72,7 @@ from bench.store.stage_settings import (
     PairData,
     PromptData,
     RecordedData,
+    SupervisedData,
     TaskFamily,
     WrittenData,
 )
@@ -102,7 +111,11 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             )
             return _write(run.out / "items.jsonl", items[settings.after :])
         case FilePromptData():
-            return _write(run.out / "items.jsonl", _file_items(settings, run))
+            return _given_prompts(settings, run)
+        case SupervisedData():
+            return _supervised(settings, run)
+        case ChoiceData():
+            return _choices(settings, run)
         case DrawnData():
             items, judged = as_judged(settings, self_judging_data.with_draws(run.inputs))
             write_jsonl(run.out / "completions.jsonl", judged)
@@ -207,6 +220,35 @@ def _written(settings: WrittenData, items: Path, out: Path) -> Outcome:
     return _write(out / "completions.jsonl", completions)
 
 
+def _choices(settings: ChoiceData, run: StageRun) -> Outcome:
+    """Writes pairwise questions, both replies to each, and with rewards the right reply."""
+    check = _learn_check(settings.max_length, run)
+    rewards = read_rewards(run.inputs["completions"]) if settings.answered else {}
+    items, replies, rows, too_long = [], [], [], 0
+    for item, draws in self_judging_data.with_draws(run.inputs):
+        for question in questions("pairwise", item, draws):
+            if check is not None and check(question.messages, CHOICES) is not None:
+                too_long += 1
+                continue
+            asked = self_judging_data.as_item(question.name, question.messages)
+            items.append(asked)
+            replies += [
+                Completion(asked.id, asked.turns, [reply], [], [], draw) for draw, reply in enumerate(CHOICES)
+            ]
+            first, second = (rewards.get(draw_name(completion)) for completion in question.about)
+            if first is not None and second is not None and first != second:
+                right: Message = {"role": "assistant", "content": CHOICES[first < second]}
+                rows.append(Conversation(question.name, [*question.messages, right]))
+    if settings.answered and not rows:
+        raise ValueError(
+            f"No labelled pair fits into a question of model.max_length={settings.max_length}. Raise it."
+        )
+    write_jsonl(run.out / "completions.jsonl", replies)
+    write_jsonl(run.out / "rows.jsonl", rows)
+    write_jsonl(run.out / "items.jsonl", items)
+    return Outcome({"rows": len(items), "answered": len(rows), "too_long": too_long})
+
+
 def _canaries(settings: CanaryData, run: StageRun) -> Outcome:
     """Writes items and completions of canaries.
 
@@ -267,6 +309,7 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
     """
     rows: list[Any] = []
     labelled: list[Labelled] = []
+    iterations: dict[str, int] = {}  # number of rows by id: iterations may have the same prompts
     for role, folder in sorted(run.inputs.items()):
         if role == TOKENIZER:
             continue
@@ -274,7 +317,9 @@ def _of_iterations(settings: LoopPairData, run: StageRun) -> Outcome:
             rows += read_rows(folder / "train.jsonl")
             continue
         labels = list(read_jsonl(path, Labelled))
-        rows += [row for label in labels if (row := _pair(label)) is not None]
+        for row in filter(None, map(_pair, labels)):
+            again = iterations[row.id] = iterations.get(row.id, 0) + 1
+            rows.append(row if again == 1 else replace(row, id=f"{row.id}@{again}"))
         labelled += labels
     ties, unscored = _undecided(labelled)
     dropped: Counter[str] = Counter()
@@ -433,28 +478,74 @@ def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item
     return list(items.values())
 
 
-def _file_items(settings: FilePromptData, run: StageRun) -> list[Item]:
-    file, learn_check = run.inputs["file"], _learn_check(settings.max_length, run)
-    rows = read_prompts(file, settings.answers)[settings.after : settings.after + settings.n]
-    if len(rows) < settings.n:
+def _given_prompts(settings: FilePromptData, run: StageRun) -> Outcome:
+    """Items of the user's file, or of the conversations of `sft`."""
+    check, end = _learn_check(settings.max_length, run), settings.after + settings.n
+    if "conversations" in run.inputs:
+        source = "the conversations of sft"
+        read = read_jsonl(run.inputs["conversations"] / "rows.jsonl", Conversation)
+        prompts = Prompts([first_turn(row.id, row.messages) for row in read], Counter())
+        rows = prompts.different()
+        random.Random(f"first turns/{settings.seed}").shuffle(rows)
+    else:
+        source = str(run.inputs["file"])
+        prompts = read_prompts(run.inputs["file"], settings.answers)
+        rows = prompts.different()
+    if prompts.dropped is None:
+        used = _all_usable(rows[settings.after : end], check, source, settings.answers)
+    else:
+        some = itertools.islice(_usable(rows, check, settings.answers, prompts.dropped), end)
+        used = list(some)[settings.after :]
+    if len(used) < settings.n:
         raise ValueError(
-            f"{file} has {len(rows)} prompts after the first {settings.after}, and this iteration needs {settings.n}. "
+            f"{source}: {len(used)} prompts after the first {settings.after}, and this iteration needs {settings.n}. "
             "Add prompts, or lower method.n_prompts."
         )
-    checked = (
-        [(row, learn_check(row.prompt, [row.completion] if settings.answers else [])) for row in rows]
-        if learn_check
-        else []
-    )
-    if problems := [
-        f"{file}:{row.id}: {unusable.why or unusable.reason}"
-        for row, unusable in checked
-        if unusable is not None
-    ]:
-        raise BadRows(
-            f"{len(problems)} of {len(rows)} prompts cannot be used with this model. The first is {problems[0]}. Remove them from the file."
-        )
-    return [
+    items = [
         self_judging_data.as_item(f"new-{row.id}", row.prompt, [row.completion] if settings.answers else None)
-        for row in rows
+        for row in used
     ]
+    return _counted(_write(run.out / "items.jsonl", items), prompts.dropped)
+
+
+def _supervised(settings: SupervisedData, run: StageRun) -> Outcome:
+    """Supervised rows of the user's file, and their prompts as items."""
+    file, check = run.inputs["file"], _learn_check(settings.max_length, run)
+    prompts = read_prompts(file, with_completions=True)
+    if prompts.dropped is None:
+        rows = _all_usable(prompts.rows, check, str(file), answers=True)
+    else:
+        rows = list(_usable(prompts.rows, check, True, prompts.dropped))
+    if not rows:
+        raise ValueError(
+            f"{file}: none of {len(prompts.rows)} rows can be used: {dict(prompts.dropped or {})}"
+        )
+    write_jsonl(run.out / "items.jsonl", [self_judging_data.as_item(row.id, row.prompt) for row in rows])
+    return _counted(_write(run.out / "rows.jsonl", rows), prompts.dropped)
+
+
+def _counted(outcome: Outcome, dropped: Mapping[str, int] | None) -> Outcome:
+    more = {f"rows/dropped/{reason}": n for reason, n in sorted((dropped or {}).items())}
+    return Outcome({**outcome.counts, **more})
+
+
+def _usable(
+    rows: Iterable[Text], check: LearnCheck | None, answers: bool, dropped: Counter[str]
+) -> Iterator[Text]:
+    """The rows that the model learns from; the others are counted in `dropped`."""
+    for row in rows:
+        problem = check(row.prompt, [row.completion] if answers else []) if check else None
+        if problem is None:
+            yield row
+        else:
+            dropped[problem.reason] += 1
+
+
+def _all_usable(rows: Sequence[Text], check: LearnCheck | None, file: str, answers: bool) -> list[Text]:
+    """The rows. Raises BadRows where the model cannot learn from one."""
+    checked = [(row, check(row.prompt, [row.completion] if answers else [])) for row in rows] if check else []
+    if problems := [f"{file}:{row.id}: {bad.why or bad.reason}" for row, bad in checked if bad is not None]:
+        raise BadRows(
+            f"{len(problems)} of {len(rows)} rows cannot be used with this model. The first is {problems[0]}. Remove them from the file."
+        )
+    return list(rows)

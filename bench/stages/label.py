@@ -22,6 +22,7 @@ from bench.records import (
     Completion,
     Item,
     Labelled,
+    Logps,
     Verdict,
     draw_name,
     grouped,
@@ -155,6 +156,10 @@ def _by_score(
             for item in items
         ]
     scores = _scores(settings, [c for item in items for c in draws[item.id]], run)
+    if (
+        settings.labeller == "tuned_judge"
+    ):  # Without a score for questions that were too long or of equal texts.
+        return [_of_scored(settings, item, draws[item.id], scores) for item in items]
     return [_between(settings, item, extremes(draws[item.id], scores), scores) for item in items]
 
 
@@ -209,6 +214,8 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
             }
         case "reward_model":
             return read_rewards(run.inputs["rewards"])
+        case "tuned_judge":
+            return _chosen(read_logps(run.inputs["choice_logps"]))
         case "random":
             return {
                 draw_name(c): random.Random(f"label/{settings.seed}/{draw_name(c)}").random()
@@ -217,6 +224,23 @@ def _scores(settings: RankLabels, completions: Sequence[Completion], run: StageR
         case "shorter":
             return {draw_name(c): -float(count_words(c.completions[0])) for c in completions}
     raise ValueError(f"labeller '{settings.labeller}' has no scores of single samples")
+
+
+def _chosen(logps: Mapping[str, Logps]) -> Scores:
+    """The mean probability of being chosen, over the questions about a sample.
+
+    A question has a log-probability for each of its two replies: the name of the first is the question's.
+    """
+    won: dict[str, list[float]] = {}
+    for name, second in logps.items():
+        question, _, draw = name.rpartition("/")
+        if draw != "1" or not question.endswith("#0"):
+            continue
+        p = sigmoid(logps[question].logps - second.logps)
+        one, other = question.removesuffix("#0").split(">")
+        won.setdefault(one, []).append(p)
+        won.setdefault(other, []).append(1 - p)
+    return {name: statistics.fmean(values) for name, values in won.items()}
 
 
 def _between(
@@ -237,6 +261,7 @@ def _ranked(
     prompt = conversation(item, [])
     preferred = None if score == other or first == second else score > other
     sure = {"implicit": sigmoid(score - other), "reward_model": sigmoid(score - other), "random": 0.5}
+    sure["tuned_judge"] = 0.5 + (score - other) / 2  # For two samples this is the probability itself.
     p_first = sure.get(getattr(settings, "labeller", ""), 0.5 if preferred is None else float(preferred))
     return Labelled(
         item.id,
@@ -272,16 +297,18 @@ def _by_itself(
     settings: SelfLabels, items: Sequence[Item], draws: Mapping[str, Sequence[Completion]], run: StageRun
 ) -> tuple[list[Labelled], dict[str, int]]:
     judged = add_up(settings.prompt, self_judging_data.read_replies(run.inputs["replies"]))
-    labels = []
-    for item in items:
-        scored = [completion for completion in draws[item.id] if draw_name(completion) in judged.scores]
-        if len(scored) > 1:
-            labels.append(_between(settings, item, extremes(scored, judged.scores), judged.scores))
-            continue
-        texts = [completion.completions[0] for completion in draws[item.id]]
-        # Equal texts get no question about pairs; they are a tie.
-        unscored, p_first = (None, 0.5) if len(set(texts)) == 1 else (TOO_FEW, None)
-        labels.append(
-            Labelled(item.id, conversation(item, []), texts[0], texts[1], p_first, None, unscored=unscored)
-        )
+    labels = [_of_scored(settings, item, draws[item.id], judged.scores) for item in items]
     return labels, {"judgements": judged.replies, "unparsed": judged.unparsed}
+
+
+def _of_scored(
+    settings: RankLabels | SelfLabels, item: Item, draws: Sequence[Completion], scores: Scores
+) -> Labelled:
+    """A label from those samples that have a score; with fewer than two the prompt is unscored."""
+    scored = [completion for completion in draws if draw_name(completion) in scores]
+    if len(scored) > 1:
+        return _between(settings, item, extremes(scored, scores), scores)
+    texts = [completion.completions[0] for completion in draws]
+    # Equal texts get no question about pairs; they are a tie.
+    unscored, p_first = (None, 0.5) if len(set(texts)) == 1 else (TOO_FEW, None)
+    return Labelled(item.id, conversation(item, []), texts[0], texts[1], p_first, None, unscored=unscored)

@@ -106,6 +106,12 @@ class Difference:
     n: int
     n_dropped: int = 0
 
+    @property
+    def turned(self) -> Difference:
+        """The same difference as second minus first side."""
+        low, high, t = (None if end is None else -end for end in (self.high, self.low, self.t))
+        return replace(self, value=-self.value, low=low, high=high, t=t)
+
 
 @dataclass(frozen=True)
 class Pooled:

@@ -158,13 +158,25 @@ class DemonstratedData(Settings):
 class FilePromptData(Settings):
     """Different prompts of the user's file as items: `n`, after the first `after`.
 
-    With `answers`, the file's completion of a prompt is the item's baseline.
+    With an input `conversations`, first turns of these, in the order that `seed` draws. With `answers`, the
+    completion that comes with a prompt is the item's baseline.
     """
 
     source: Literal["file_prompts"] = "file_prompts"
     after: Offset
     n: Count
     answers: bool
+    max_length: Annotated[Count | None, LATER] = None  # Used with an input `tokenizer`, as in LocalPairData.
+    seed: Annotated[int | None, LATER] = None  # Of the order; None for a file, which has an order.
+
+
+class SupervisedData(Settings):
+    """Supervised rows of the user's file: prompts with completions, or first turns of conversations.
+
+    Their prompts are items too.
+    """
+
+    source: Literal["supervised"] = "supervised"
     max_length: Annotated[Count | None, LATER] = None  # Used with an input `tokenizer`, as in LocalPairData.
 
 
@@ -223,6 +235,17 @@ class JudgeQuestionData(Settings):
 
     source: Literal["judge_questions"] = "judge_questions"
     prompt: JudgePrompt
+
+
+class ChoiceData(Settings):
+    """Pairwise questions about the input's completions, each with its two possible replies as draws 0 and 1.
+
+    `answered`: the completions have rewards, and supervised conversations with the right reply are made too.
+    """
+
+    source: Literal["choices"] = "choices"
+    answered: bool
+    max_length: Count  # Questions that are longer than it for the input `tokenizer` are left out.
 
 
 class TrueEvaluationData(Settings):
@@ -422,7 +445,7 @@ class RankLabels(Settings):
     item's baseline is set against the sample.
     """
 
-    labeller: Literal["reward_model", "implicit", "judge", "random", "shorter", "human"]
+    labeller: Literal["reward_model", "implicit", "judge", "tuned_judge", "random", "shorter", "human"]
     beta: Positive | None  # An implicit reward is beta times the log-ratio.
     truth: GoldWeights | None  # The counts compare labels with it. None where it is unknown.
     seed: int
@@ -645,10 +668,12 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         NewPromptData,
         DemonstratedData,
         FilePromptData,
+        SupervisedData,
         DrawnData,
         LoopPairData,
         RankedData,
         JudgeQuestionData,
+        ChoiceData,
         TrueEvaluationData,
         KeptEvaluationData,
         PromptRequestData,

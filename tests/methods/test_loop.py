@@ -339,7 +339,7 @@ def test_a_loop_on_ones_own_data_needs_new_prompts(
         and "has 2 different ones" in few
     )
     assert said(*spa_on, "method.iteration=2") == ""
-    assert "expected columns prompt and completion, got prompt" in said(
+    assert "expected columns prompt and completion, or messages, got prompt" in said(
         "method=spin", f"method.prompts={file}", "method.n_prompts=1"
     )
     assert "judging_reference=base compares a policy with" in said(

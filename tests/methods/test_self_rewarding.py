@@ -166,7 +166,7 @@ def test_with_a_file_of_pairs_prompts_are_written_and_the_model_judges(
         "method=self_rewarding",
     )
     text = "\n".join(problems(*words, "method.labeller=gold"))
-    assert "use method.new_prompts=self_instruct" in text and "use method.labeller=self" in text
+    assert "use method.new_prompts=self_instruct" in text and "use another method.labeller" in text
     assert problems(*words, "method.new_prompts=self_instruct") == []
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from recorded import PUBLISHED_NUMBERS
 from safetensors.torch import load_file
 from tiny import make_model, smoke_cell, smoke_folder
 from transformers import (
@@ -34,6 +32,7 @@ from bench.methods import load
 from bench.methods.csft import BAD, GOOD, add_control_tokens, check_positions
 from bench.methods.kto import class_weights
 from bench.models.tokenize import load_tokenizer, preference_ids, prompt_ids
+from bench.papers import tables
 from bench.records import Logps, Pair, Unpaired, read_logps, read_rows
 from bench.stages import logps as logps_stage
 from bench.stages import train as train_stage
@@ -42,7 +41,6 @@ from bench.store.stage_settings import LogpsSettings, TrainSettings
 from bench.training import losses
 from bench.training.trainers import Recorder, TrainingJob
 
-IMBALANCE = PUBLISHED_NUMBERS / "kto_data_imbalance.yaml"
 LEARNING = {"learning_rate": 1e-3, "batch_size": 16, "max_grad_norm": 1.0}
 
 
@@ -498,10 +496,9 @@ def test_a_ratio_of_one_kind_of_rows_is_refused() -> None:
         class_weights(1.0, 0, 7)
 
 
-@pytest.mark.skipif(not IMBALANCE.exists(), reason="the published numbers are not on this machine")
 def test_weights_are_those_of_the_papers_imbalance_study() -> None:
     """Its ratio is 4/3, which some of its weights round to 1.33 first: all lie between what both give, to their last digit."""
-    rows = [row for row in yaml.safe_load(IMBALANCE.read_text())["rows"] if row["method"] == "kto"]
+    rows = [row for row in tables()["kto_data_imbalance"].records if row["method"] == "kto"]
     assert len(rows) == 11
     for row in rows:
         counts = round(10000 * row["frac_desirable"]), round(10000 * row["frac_undesirable"])

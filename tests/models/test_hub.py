@@ -165,7 +165,7 @@ def test_a_download_that_was_cut_short_is_not_taken_for_the_dataset(
     (here / "snapshots" / OLD / second.relative_to(served.folder)).unlink()
     for left in here.glob("bench-*"):  # by a command that had fetched everything
         left.unlink()
-    offline = plan("http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    offline = plan("http://127.0.0.1:9", do="run", HF_HUB_OFFLINE="1")
     assert offline.returncode == 2 and "could not be fetched from the hub (HF_HUB_OFFLINE is set" in " ".join(
         offline.stderr.split()
     )
@@ -198,8 +198,17 @@ def test_the_cache_answers_offline_and_the_lock_alone_a_verb_that_reads_no_rows(
 
 
 def test_without_a_network_the_way_out_is_said_before_anything_runs(plan: Any, tmp_path: Path) -> None:
+    planned = plan("http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    said = " ".join(planned.stdout.split())
+    assert (
+        planned.returncode == 0 and f"{REPO} could not be fetched from the hub (HF_HUB_OFFLINE is set" in said
+    )
+    assert (
+        f"{REPO} is not on this machine: 61,135 train rows and 2,000 heldout rows as recorded in conf/"
+        in said
+    )
     for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
-        done = plan("http://127.0.0.1:9", **environment)
+        done = plan("http://127.0.0.1:9", do="run", **environment)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         said = " ".join(done.stderr.split())
         assert f"{REPO} could not be fetched from the hub (" in said

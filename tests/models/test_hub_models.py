@@ -95,7 +95,7 @@ def test_what_is_locked_stays(cache: Path, model_folder: Path, tmp_path: Path) -
 def test_what_cannot_be_had_says_how_to_get_it_before_anything_is_spent(
     cache: Path, problems: Problems, tmp_path: Path
 ) -> None:
-    (problem,) = problems("model=zephyr_7b_sft", "method=dpo", f"results={tmp_path}")
+    (problem,) = problems("model=zephyr_7b_sft", "data=world", "method=dpo", f"results={tmp_path}")
     for part in (
         "alignment-handbook/zephyr-7b-sft-full could not be fetched from the hub (HF_HUB_OFFLINE is set and the cache does not have it)",
         "hf download alignment-handbook/zephyr-7b-sft-full --type model --revision ac6e600eefcce74f5e8bae1035d4f66019e93190",
@@ -119,7 +119,7 @@ def test_a_gated_model_names_the_licence_and_the_token(
         )
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-    (problem,) = problems("model=llama3_8b_instruct", "method=dpo", "do=plan", f"results={tmp_path}")
+    (problem,) = problems("model=llama3_8b_instruct", "data=world", "do=plan", f"results={tmp_path}")
     assert "meta-llama/Meta-Llama-3-8B-Instruct is gated: accept its licence at https://" in problem
     assert "set HF_TOKEN, or run `hf auth login`" in problem
 

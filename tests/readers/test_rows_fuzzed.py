@@ -35,7 +35,8 @@ from bench.config import (
 )
 from bench.readers import _raws, load
 from bench.readers.common import Tally
-from bench.readers.rows import NOT_TRAINED_ON, THOUGHTS, BadRows, read_preferences, read_prompts
+from bench.readers.prompts import read_prompts
+from bench.readers.rows import NOT_TRAINED_ON, THOUGHTS, BadRows, read_preferences
 from bench.records import Conversation, Pair, Text, Unpaired
 from bench.text_files import printable
 
@@ -211,7 +212,7 @@ def test_a_users_file_is_refused_by_place_or_gives_its_very_texts(
     with tempfile.TemporaryDirectory() as folder:
         if not put(path := Path(folder) / f"rows.{form}", rows):
             return
-        for read in (lambda: read_preferences(path).rows, lambda: read_prompts(path, answered)):
+        for read in (lambda: read_preferences(path).rows, lambda: read_prompts(path, answered).rows):
             try:
                 found = read()
             except BadRows as error:

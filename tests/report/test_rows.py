@@ -15,13 +15,12 @@ from tiny import make_model, make_preferences
 
 from bench import methods
 from bench.cli.compose import open_command
-from bench.cli.words import SWEEPS
 from bench.commands.planned_sweep import with_start_cells
 from bench.config import Expectation
 from bench.planning.cells import plan_cell, start_cell
 from bench.planning.inputs import CellPlan
 from bench.report import CellRow, Sweep, figures, flat_rows, pool, write_files
-from bench.report.groups import matches, row_words
+from bench.report.groups import row_words
 from bench.report.rows import seedless
 from bench.report.tables import comparison_table, latex, markdown
 
@@ -209,16 +208,6 @@ def test_an_expectation_is_held_against_the_table(
 ) -> None:
     (note,) = comparison_table(pool(rows), [Expectation(better=better, worse=worse)]).notes["Expectations"]
     assert note.startswith("Expected: ") and f"Result: {verdict}" in note
-
-
-@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_side_of_a_file_s_expectations_is_one_group(path: Path) -> None:
-    opened = open_command([f"+sweep={path.stem}"])
-    cells = [plan.cell for plan in _cells(f"+sweep={path.stem}")]
-    for side in (
-        side for expectation in opened.expectations for side in (expectation.better, expectation.worse)
-    ):
-        assert len({seedless(cell) for cell in cells if matches(cell, side)}) == 1, side
 
 
 def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_what_has_no_iteration() -> None:

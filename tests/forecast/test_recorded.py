@@ -1,0 +1,97 @@
+"""Plans without a network: what conf/ records of models and datasets stands in for what is not on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from published import publish
+
+from bench.cli.compose import CheckedCommand, open_command
+from bench.commands import plan
+from bench.models import recorded
+from bench.models.model_size import read_shape
+
+ROOT = Path(__file__).parent.parent.parent
+OF_HUB = {
+    path.stem: written["model"]["hub"]
+    for path in sorted((ROOT / "conf" / "model").glob("*.yaml"))
+    if (written := yaml.safe_load(path.read_text())).get("model", {}).get("hub")
+}
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckedCommand]:
+    """The door of a machine without a network and with nothing of the hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return lambda *words: open_command([*words, "do=plan", "tracker=none", f"results={tmp_path / 'results'}"])
+
+
+@pytest.mark.parametrize("name", OF_HUB)
+def test_recorded_sizes_give_the_recorded_number_of_parameters(name: str) -> None:
+    sizes = recorded.sizes(OF_HUB[name])
+    assert sizes is not None and read_shape(sizes).parameters == sizes["parameters"]
+
+
+def test_every_model_and_dataset_is_planned_without_a_network(
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    done = offline(f"model={','.join(OF_HUB)}", "data=ultrafeedback_binarized", "method=dpo")
+    assert plan.main(done) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name, repo in OF_HUB.items():
+        assert f"{name}: sizes as recorded in conf/model" in said
+        assert f"{repo} could not be fetched from the hub (HF_HUB_OFFLINE is set" in said
+    assert "61,135 train rows and 2,000 heldout rows as recorded in conf/" in said and "not sized" not in said
+    assert not (tmp_path / "results").exists(), "no revision is invented"
+
+
+def test_tokens_of_recorded_rows_are_an_upper_bound(
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DPO reads 61,135 pairs of 1,024 tokens once; SFT before it 207,865 conversations, a tenth of them."""
+    words = ("scale=llama2_7b", "method=dpo", "sft.fraction=0.1")
+    assert plan.main(offline(*words)) == 0
+    rows = {line.split()[0]: line.split()[2] for line in capsys.readouterr().out.splitlines() if "," in line}
+    assert rows["train"] == f"{61_135 * 2 * 1024:,}" and rows["sft"] == f"{round(20_786.5 * 1024):,}"
+
+
+def test_rows_that_nobody_has_counted_are_named_and_not_guessed(
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan.main(offline("model=mistral_7b_instruct", "data=shp", "method=dpo")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "stanfordnlp/SHP is not on this machine: its rows are not counted; what is dropped" in said
+    assert (
+        "not counted: stanfordnlp/SHP is not on this machine, and conf/ records no number of its rows" in said
+    )
+
+
+def test_a_model_that_conf_does_not_know_is_asked_for(
+    offline: Callable[..., CheckedCommand], tmp_path: Path, problems: Callable[..., list[str]]
+) -> None:
+    words = ("model=hub", "model.hub=org/unheard-of", "data=ultrafeedback_binarized", "method=dpo", "do=plan")
+    (problem,) = problems(*words, f"results={tmp_path}")
+    assert "org/unheard-of could not be fetched from the hub" in problem and "set model.path" in problem
+
+
+def test_the_config_counts_where_it_differs_from_the_record(
+    offline: Callable[..., CheckedCommand],
+    model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (model_folder / "config.json").write_text(json.dumps({"model_type": "mistral", "num_hidden_layers": 16}))
+    data = publish(tmp_path / "data", "ultrafeedback_binarized")
+    assert (
+        plan.main(offline("scale=zephyr_7b", "method=dpo", f"model.path={model_folder}", f"data.path={data}"))
+        == 0
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "its config.json has other sizes than conf/model: num_hidden_layers 16 (recorded: 32)" in said
