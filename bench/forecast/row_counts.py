@@ -9,6 +9,7 @@ which takes as long as reading its rows.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,11 +53,17 @@ Counts = Mapping[str, int]
 
 
 class NotHere(ValueError):
-    """Rows of a dataset of the hub that is not on this machine."""
+    """Rows of datasets of the hub that are not on this machine; `repos`: by label in a mixture, else by ""."""
 
-    def __init__(self, source: Source) -> None:
-        self.repo = str(source.path)
-        super().__init__(f"{self.repo} is not on this machine")
+    def __init__(self, repos: Mapping[str, str]) -> None:
+        self.repos = repos
+        are = "are" if len(repos) > 1 else "is"
+        super().__init__(f"{' and '.join(repos.values())} {are} not on this machine")
+
+    def recorded(self) -> dict[str, Mapping[str, int]] | None:
+        """Recorded rows by split, of each dataset by label; None where one has none."""
+        known = {label: rows for label, repo in self.repos.items() if (rows := recorded.rows(repo))}
+        return known if len(known) == len(self.repos) else None
 
 
 @dataclass
@@ -101,9 +108,15 @@ class ScratchData:
         }
         if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # A hub model that is not downloaded yet.
             del inputs[TOKENIZER]
-        for role in inputs:
-            if isinstance(source := stage.inputs[role], Source) and is_away(source):
-                raise NotHere(source)
+        sources = {role: source for role, source in stage.inputs.items() if isinstance(source, Source)}
+        if any(is_away(source) for role, source in sources.items() if role in inputs):
+            # A mixture is counted by its recorded rows as soon as one of its sources is away.
+            rows = {
+                role.partition("/")[2]: str(source.path)
+                for role, source in sources.items()
+                if role != TOKENIZER
+            }
+            raise NotHere(rows)
         out = self.root / stage.key
         out.mkdir()
         if self.stand_in is not None and writes:
@@ -139,8 +152,10 @@ def data_lines(cells: Sequence[CellPlan], store: Store) -> DataSummary:
             try:
                 lines |= dict.fromkeys(_lines_of_cell(cell, scratch))
             except NotHere as error:
-                known = recorded.rows(error.repo)
-                what = " and ".join(f"{n:,} {split} rows" for split, n in (known or {}).items())
+                known: Counter[str] = Counter()
+                for rows in (error.recorded() or {}).values():
+                    known.update(rows)
+                what = " and ".join(f"{n:,} {split} rows" for split, n in known.items())
                 counted = f"{what} as recorded in conf/" if known else "its rows are not counted"
                 lines[
                     f"{error}: {counted}; what is dropped, and overlap with the judge's items, is not known"

@@ -27,7 +27,7 @@ from bench.readers.learnable import AS_CONTROL, UNWRITABLE, LearnCheck
 from bench.readers.rows import OPPOSITE, opposites, read_preferences
 from bench.readers.subsets import hash_fraction, normalised, prompt_group, prompt_key, split_heldout
 from bench.records import Item, Pair, Unpaired, own_completions
-from bench.store.stage_settings import DatasetRows, LocalPairData
+from bench.store.stage_settings import DatasetRows, LocalPairData, MixedRows
 
 
 @dataclass(frozen=True)
@@ -256,21 +256,24 @@ def _drawn(settings: LocalPairData, train: list[Any], counts: dict[str, int]) ->
     by_source: dict[str, list[Any]] = {label: [] for label in sorted(settings.sources)}
     for row in train:
         by_source[source_of(row.id)].append(row)
-    caps = {
-        label: min(len(rows), settings.sources[label].cap or len(rows)) for label, rows in by_source.items()
-    }
-    weights = {
-        label: source.weight for label, source in settings.sources.items() if source.weight is not None
-    }
-    shares = weighted(caps, weights) if weights else caps
+    there = {label: len(rows) for label, rows in by_source.items()}
+    shares = drawn_sizes(there, settings.sources)
     kept: set[str] = set()
     for label, rows in by_source.items():
         order = list(rows)
         random.Random(f"mixture/{settings.seed}/{label}").shuffle(order)
         kept |= {row.id for row in order[: shares[label]]}
-        _note(counts, f"{label}/train", OVER_CAP, len(rows) - caps[label], "dropped")
-        _note(counts, f"{label}/train", OVER_WEIGHT, caps[label] - shares[label], "dropped")
+        capped = min(len(rows), settings.sources[label].cap or len(rows))
+        _note(counts, f"{label}/train", OVER_CAP, len(rows) - capped, "dropped")
+        _note(counts, f"{label}/train", OVER_WEIGHT, capped - shares[label], "dropped")
     return [row for row in train if row.id in kept]
+
+
+def drawn_sizes(there: Mapping[str, int], sources: Mapping[str, MixedRows]) -> dict[str, int]:
+    """Train rows that caps and weights take of each source."""
+    capped = {label: min(n, sources[label].cap or n) for label, n in there.items()}
+    weights = {label: source.weight for label, source in sources.items() if source.weight is not None}
+    return weighted(capped, weights) if weights else capped
 
 
 def weighted(there: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:

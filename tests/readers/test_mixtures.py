@@ -16,6 +16,7 @@ from tiny import make_model
 from bench import methods
 from bench.cli.compose import CheckedCommand, open_command
 from bench.config import MixtureData
+from bench.forecast.compute import split_sizes
 from bench.forecast.row_counts import data_lines
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
@@ -294,6 +295,18 @@ def test_the_plan_and_the_manifest_count_each_source(planned: CellPlan, tmp_path
     assert any(
         line.startswith("  shp/train of 20 read; dropped: 10 over the source's weight") for line in lines
     )
+
+
+def test_the_size_of_a_mixture_that_is_not_here_comes_from_recorded_rows(planned: CellPlan) -> None:
+    """Two completions a pair; oasst's 2,000 rows for weight 1 set the size, 10,000; 1,000 prompts are held out of each source
+    but oasst, which has 900."""
+    rows = {
+        "hh": {"train": 160_000, "heldout": 8_000},
+        "shp": {"train": 300_000, "heldout": 18_000},
+        "oasst": {"train": 2_000, "heldout": 900},
+    }
+    settings = changed_settings(planned, WEIGHTS, fraction=0.5)
+    assert split_sizes(rows, settings) == {"train": 0.5 * 10_000 * 2, "heldout": 2_900 * 2}
 
 
 def test_the_order_and_the_path_of_sources_move_no_key(
