@@ -64,6 +64,13 @@ class Item(Record):
     plain: bool = False
     reference: list[str] | None = None
 
+    @property
+    def question(self) -> str:
+        """The prompt as one text: its first turn, with the messages before it and their roles if it has some."""
+        messages = [*self.context, {"role": "user", "content": self.turns[0]}] if self.context else []
+        said = "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+        return said or self.turns[0]
+
     def to_json(self) -> dict[str, Any]:
         return {
             name: value

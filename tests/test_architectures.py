@@ -32,7 +32,13 @@ torch.set_num_threads(1)
 USER = [{"role": "user", "content": "please name a dog"}]
 TEXT = [{"role": "text", "content": "please name a dog"}]
 STEPS = ("method.batch_size=16", "method.gradient_accumulation_steps=1", "method.learning_rate=1e-3")
-SMALL = ("model.max_length=96", "judge.decoding.max_new_tokens=8", "judge.n_items=4", "data.n_kl_prompts=4")
+SMALL = (
+    "model.max_length=96",
+    "judge.decoding.max_new_tokens=8",
+    "judge.n_items=4",
+    "data.n_kl_prompts=4",
+    "data.kl_max_new_tokens=8",
+)
 
 
 def run_cells(cells: list[CellPlan], store: Store) -> None:

@@ -346,6 +346,7 @@ def local_words(model: Path, data: Path, *more: str) -> tuple[str, ...]:
         "judge.decoding.max_new_tokens=8",
         "judge.n_items=6",
         "data.n_kl_prompts=6",
+        "data.kl_max_new_tokens=8",
         "data.heldout_fraction=0.2",
     )
     steps = ("method.batch_size=8", "method.gradient_accumulation_steps=2")

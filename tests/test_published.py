@@ -25,7 +25,13 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     pairs = publish(root / "uf", "ultrafeedback_binarized", 48, traps=True, n_heldout=12)
     model = (f"model.path={make_model(root / 'base')}", "model=local", "model.max_length=128")
     sft = ("sft=ultrachat_200k", f"sft.path={publish(root / 'uc', 'ultrachat_200k', 24)}", SFT)
-    data = ("data=ultrafeedback_binarized", f"data.path={pairs}", "data.fraction=0.5", "data.n_kl_prompts=4")
+    data = (
+        "data=ultrafeedback_binarized",
+        f"data.path={pairs}",
+        "data.fraction=0.5",
+        "data.n_kl_prompts=4",
+        "data.kl_max_new_tokens=8",
+    )
     small = (
         "method.batch_size=4",
         "method.gradient_accumulation_steps=1",

@@ -13,6 +13,7 @@ from bench.cli.messages import Where
 from bench.cli.sweep_files import CommandLine
 from bench.config import (
     FITTED,
+    HELDOUT,
     AnyLauncher,
     Audit,
     Bundle,
@@ -27,6 +28,7 @@ from bench.config import (
     Vllm,
     Why,
     Written,
+    evaluated,
     user_path,
 )
 from bench.engines.lm_eval import INSTALL
@@ -88,12 +90,20 @@ def _check_rescore(do: Rescore, command: CommandLine, where: Where) -> Iterator[
 
 def _check_audit(do: Audit, cells: Sequence[Cell], where: Where) -> Iterator[str]:
     """Check the judges, the completions to judge, and that the files can be read and fit the judge."""
+    judged: list[Cell] = []  # One for each judge that has a passport of its own.
+    for cell in cells:
+        every = list(evaluated(cell).values())
+        judged += [one for one in every if not isinstance(one.judge, JuryJudge | NoJudge)] or every[:1]
+    cells = judged
     for cell in cells:
         judge, brings_items = cell.judge, getattr(cell.judge, "items", None) is not None
         if isinstance(judge, JuryJudge):
             yield f"do=audit measures one judge, got judge=jury; audit its members one by one ({where.of('judge')})"
         elif isinstance(judge, NoJudge):
             yield f"do=audit needs a judge, got judge=none ({where.of('judge')})"
+        elif getattr(judge, "items", None) == HELDOUT or judge.rival:
+            what = "do=audit takes its items and their opponent from a file or from the controlled world"
+            yield f"{what}: leave out judge.items=heldout and judge.opponent ({where.of('judge')})"
         elif brings_items and not isinstance(cell.method, Written) and not isinstance(cell.model, LocalModel):
             text = f"do=audit of judge.items={getattr(judge, 'items', None)} needs completions to judge, got model={cell.model.name}"
             yield f"{text}; add completions=FILE or model=DIR"

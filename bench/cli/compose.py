@@ -4,8 +4,10 @@ imported."""
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ from bench.cli.messages import GROUPS, MEMBERS, SOURCES, Where, in_words, one_li
 from bench.cli.sweep_files import CommandLine, Tree, is_session, leaves, merged
 from bench.cli.words import CONF, SWEEPS
 from bench.config import (
+    HELDOUT,
     MAX_CELLS,
     NAME_WORDS,
     Cell,
@@ -39,6 +42,7 @@ from bench.config import (
     as_name,
     is_name,
     judge_facts,
+    method_facts,
     misfits,
     name_of,
     unread,
@@ -58,9 +62,10 @@ SECTIONS = (
     "keep",
     "bounds",
     "hardware",
+    "max_cut",
     "max_cells",
 )
-OF_THE_JURY = ("items", "n_items", "decoding")
+OF_THE_JURY = ("items", "n_items", "opponent", "decoding")
 OF_A_BENCHMARK = ("items", "references", "baseline", "prompts")  # Files that no two evaluations share.
 FETCHED: dict[str, Fetches] = {
     "run": "all",
@@ -191,7 +196,24 @@ class _Opening:
                 f"{n} cells are more than max_cells={most}: leave out values of axes, or set max_cells={n}"
             )
             return []
-        return sweeps.points(grids, given, of_sweep=of_sweep)
+        points = sweeps.points(grids, given, of_sweep=of_sweep)
+        for key in ("model.path", "model.hub"):
+            models: dict[str, dict[str, None]] = {}
+            for point in points:
+                if (
+                    key in point
+                    and isinstance(name := point.get("model"), str)
+                    and not sweeps.is_path("model", name)
+                ):
+                    models.setdefault(str(point[key]), {})[name] = None
+            for value, names in models.items():
+                if len(names) > 1:
+                    own = ",".join(f"{name}:DIR{n}" for n, name in enumerate(names, 1))
+                    self.problems.append(
+                        f"{key}={value} would be one model under {len(names)} names ({', '.join(names)}): name each one's "
+                        f"folder, model={own}"
+                    )
+        return points
 
     def _refuse_copies(self, sources: Sequence[Sources]) -> None:
         """Refuse two files of completions with the same content, since they would be one cell."""
@@ -310,6 +332,7 @@ class _Opening:
     def _point(self, point: sweeps.Point) -> tuple[Tree, Where] | None:
         """The composed config of one point and the places its values come from; values that cannot be set are
         reported and left out."""
+        given = point
         try:
             point = sweeps.full_point(point)
         except sweeps.BadSweep as error:
@@ -330,6 +353,10 @@ class _Opening:
             self._report(f"{text}: use scales of one kind, got scale={choices['scale']} too")
             return None
         tree = self.parts.merged(tree, kind)
+        if isinstance(judges := tree.get("judge"), list):  # a part's evaluations of every cell
+            if "judge" not in groups:
+                return self._point({"judge": judges, **given})
+            tree["judge"] = self._section("judge", groups["judge"])
         where = Where(self.command, self.sweep_file, self.in_sweep | self.parts.keys(kind), choices)
         if (
             file := point.pop(sweeps.COMPLETIONS, None)
@@ -354,6 +381,8 @@ class _Opening:
         self.problems += [why for key, value in of_sources.items() if (why := _set(tree, key, value, where))]
         if judge_facts(tree.get("judge")).of_several:
             self._fill_judges(tree, tree["judge"], "judge", of_judges, where)
+        else:
+            self._fit_answers(tree, tree.get("judge"), "judge", where)
         return tree, where
 
     def _brought(self, groups: Mapping[str, str]) -> Mapping[str, str]:
@@ -397,6 +426,8 @@ class _Opening:
                 shared[key.removeprefix(f"{place}.")] = value
             elif key not in of_members and (problem := _set(tree, key, value, where)):
                 self.problems.append(problem)
+        if not suite:
+            self._fit_answers(tree, judge, place, where)
         self._fill_members(judge, members, shared, where)
         filled = judge["judges"] if isinstance(judge["judges"], dict) else {}
         for label, section in filled.items():
@@ -406,7 +437,35 @@ class _Opening:
                 self._fill_judges(tree, section, start.removesuffix("."), own, where)
             else:
                 self.problems += [why for key, value in own.items() if (why := _set(tree, key, value, where))]
+                if suite:
+                    self._fit_answers(tree, section, start.removesuffix("."), where)
         self.problems += [why for key, value in of_members.items() if (why := _set(tree, key, value, where))]
+
+    def _fit_answers(self, tree: Tree, judge: Any, place: str, where: Where) -> None:
+        """Give the world's own prompts the world's decoding, at any scale, and report a user's items that would
+        be answered in the world's length. A length that was set is left alone."""
+        decoding = judge.get("decoding") if isinstance(judge, dict) else None
+        if not isinstance(decoding, dict) or not OF_BENCHMARK.match(str(decoding.get("max_new_tokens"))):
+            return
+        in_world = isinstance(tree["data"], dict) and tree["data"].get("kind") == "world"
+        if judge.get("items") is None or (in_world and judge["items"] == HELDOUT):
+            if in_world:
+                judge["decoding"] = {
+                    key: OF_BENCHMARK.sub(r"\1world}", value) if isinstance(value, str) else value
+                    for key, value in decoding.items()
+                }
+            return
+        tokens = tree["scale"]["judged_tokens"]
+        n = tokens[decoding["max_new_tokens"].rpartition(".")[2].removesuffix("}")]
+        method = tree.get("method")
+        if n > tokens["world"] or (isinstance(method, dict) and method_facts(method) is Written):
+            return
+        own = judge_facts(judge).answer_tokens
+        self.problems.append(
+            f"{place}.items={judge['items']} would be answered in {n} tokens, the controlled world's length "
+            f"({where.of('scale')}), and its benchmark's answers have up to {own}: take scale=llm or a scale of your "
+            f"model, or set {place}.decoding.max_new_tokens={own}"
+        )
 
     def _fill_members(self, judge: Tree, place: str, shared: Tree, where: Where) -> None:
         """Replace each member by the whole section of its `judge: CHOICE` with the member's own settings. A
@@ -510,30 +569,34 @@ class _Opening:
         self, groups: Mapping[str, str], of_sweep: bool = True
     ) -> tuple[Tree, dict[str, str]] | None:
         """(config, choice of each group), composed once for each combination of choices. Composing takes 0.1
-        s, setting a value no time."""
-        sweep = [f"+sweep={self.sweep}"] if self.sweep and of_sweep else []
-        words = [
+        s, setting a value no time. A sweep of ours is merged afterwards, so that sweeps share compositions."""
+        foreign = self.sweep and sweeps.sweep_path(self.sweep, self.command.folders).parent != SWEEPS
+        words = (
             *(f"{group}={choice}" for group, choice in sorted(groups.items())),
-            *sweep,
+            *([f"+sweep={self.sweep}"] if foreign and of_sweep else []),
             *self._hydra_words(),
-        ]
-        if (key := tuple(words)) not in self._composed:
-            self._composed[key] = None
+        )
+        if words not in self._composed:
+            self._composed[words] = None
             try:
-                config = compose("config", overrides=words, return_hydra_config=True)
+                own = not (foreign or self._hydra_words())
+                self._composed[words] = (_composed if own else _composed.__wrapped__)(words)
             except Exception as error:  # Hydra's errors have no common class
                 self.problems.append(f"cannot compose {' '.join(words)}: {one_line(error)}")
-            else:
-                tree: Any = OmegaConf.to_container(config)
-                hydra = tree.pop("hydra")
-                self._composed[key] = (
-                    tree | {"hydra": {"launcher": hydra["launcher"]}},
-                    hydra["runtime"]["choices"],
-                )
-        return self._composed[key]
+        return self._composed[words]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
-        names = ("do", "tracker", "accelerate", "results", "keep", "bounds", "hardware", "max_cells")
+        names = (
+            "do",
+            "tracker",
+            "accelerate",
+            "results",
+            "keep",
+            "bounds",
+            "hardware",
+            "max_cut",
+            "max_cells",
+        )
         sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain and not self._has_credentials(plain) else None
@@ -552,7 +615,6 @@ class _Opening:
         """The cell of a composed config, or None; all its problems are reported."""
         if why := self._in_toy_world(tree, where):
             self._report(why)
-            return None
         for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "published", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
@@ -581,7 +643,7 @@ class _Opening:
     def _valid(self, record: type[M], plain: Tree, where: Where, section: str = "") -> M | None:
         """The record of a part of the config, or None; all its problems are reported."""
         missing = [key for key, value in leaves(plain, section) if value == "???"]
-        self.problems += [f"{key} must be set: add {key}=... ({where.of(key)})" for key in missing]
+        self.problems += [f"{key} must be set: add {key}=... ({where.of(key)})" for key in _to_set(missing)]
         try:
             return record.model_validate(plain)
         except ValidationError as error:
@@ -600,9 +662,22 @@ class _Opening:
         return None
 
 
+OF_BENCHMARK = re.compile(r"(\$\{scale\.judged_\w+\.)\w+\}")  # a decoding that the scale gives, by benchmark
+
+
 def _choices(group: str, value: Any) -> list[Any]:
     """The choices of a group in one value: several evaluations are a list."""
     return value if group == "judge" and isinstance(value, list) else [value]
+
+
+def _to_set(keys: Sequence[str]) -> list[str]:
+    """The keys to set for missing ones: one that several evaluations of a suite lack is set for all."""
+    lacking: dict[str, list[str]] = {}
+    for key in keys:
+        name = key.removeprefix(f"{MEMBERS}.").partition(".")[2] if key.startswith(f"{MEMBERS}.") else ""
+        shared = name and "." not in name and name not in OF_A_BENCHMARK
+        lacking.setdefault(f"judge.{name}" if shared else key, []).append(key)
+    return [key if len(some) > 1 else some[0] for key, some in lacking.items()]
 
 
 def _unshared(name: str, judges: Tree, where: Where) -> str:
@@ -618,6 +693,14 @@ def _unshared(name: str, judges: Tree, where: Where) -> str:
         )
     known = sorted({key for section in judges.values() for key in section})
     return unknown("key", key, known, where.of(key), "judge")
+
+
+@cache
+def _composed(words: tuple[str, ...]) -> tuple[Tree, dict[str, str]]:
+    """(config, choice of each group) of words for Hydra."""
+    tree: Any = OmegaConf.to_container(compose("config", overrides=list(words), return_hydra_config=True))
+    hydra = tree.pop("hydra")
+    return tree | {"hydra": {"launcher": hydra["launcher"]}}, hydra["runtime"]["choices"]
 
 
 def _set(tree: Tree, key: str, value: Any, where: Where) -> str | None:

@@ -24,6 +24,7 @@ from bench.cli.folders import (
     no_template,
     tasks_folder,
     template_file,
+    with_template,
     with_usable_template,
 )
 from bench.cli.judge_files import (
@@ -66,6 +67,8 @@ from bench.judges.asked.replies import parser_version
 from bench.models import hub, recorded
 from bench.models.hub import read_config
 from bench.models.model_config import has_position_table, positions
+from bench.models.templates import read_template
+from bench.models.token_counts import reads_alike
 from bench.planning.inputs import JudgeSources, Sources
 from bench.readers import Shown, check, find_files, shown_by
 from bench.readers.completions_file import read_written
@@ -135,14 +138,22 @@ class Files:
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if places is not None and has_position_table(config):
                 self._check_new_tokens(cell, places, source.path, where)
-        if model is not None and source is not None and model.base is not None:
-            read_base = partial(model_folder, bounds=self.bounds, key="model.base")
-            base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
-            own = (
-                source.path.is_dir() and model.chat_template is None and no_template(source.path, "") is None
-            )  # the base gets the tuned model's template
-            if base is not None and own and (why := no_template(base, ADD_ONE)):
-                self.problems.append(f"{why}, the one in {source.path} ({where.of('model.base')})")
+            if model.base is not None:
+                read_base = partial(model_folder, bounds=self.bounds, key="model.base")
+                base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
+                compared = (
+                    isinstance(cell["method"], dict) and cell["method"].get("judging_reference") == "base"
+                )
+                if (
+                    base is not None
+                    and compared
+                    and not reads_alike(source.path, self._with_template_of(base, source.path))
+                ):
+                    text = f"method.judging_reference=base compares log-probs of the same tokens, and {base}"
+                    way_out = "set model.base to the model that it was tuned from"
+                    self.problems.append(
+                        f"{text} reads an answer as other tokens than {source.path}: {way_out} ({where.of('model.base')})"
+                    )
         if isinstance(folder := forgetting.get("include_path"), str):
             self._read_once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method_facts(method) is Written:
@@ -281,6 +292,14 @@ class Files:
     def _templated(self, folder: Path, chosen: str | None = None, day: str | None = None) -> Templated:
         return with_usable_template(folder, self.lock.parent / "models", self.bounds.template_s, chosen, day)
 
+    def _with_template_of(self, base: Path, start: Path) -> Path:
+        """A base model's folder with the chat template of the start model that was tuned from it, so that both
+        read a completion as the same tokens."""
+        template, own = (read_template(folder) if folder.is_dir() else None for folder in (start, base))
+        if template is None or (own is not None and own.text == template.text):
+            return base
+        return with_template(base, template.text, self.lock.parent / "models")
+
     def _check_new_tokens(self, cell: Tree, places: int, folder: Path, where: Where) -> None:
         """Report completion lengths that alone exceed a model's table of positions."""
         method = cell["method"] if isinstance(cell.get("method"), dict) else {}
@@ -289,6 +308,8 @@ class Files:
             for place, section in judge_sections("judge", cell["judge"])
             if isinstance(decoding := section.get("decoding"), dict)
         } | {f"method.{name}": value for name, value in method.items() if name.endswith("max_new_tokens")}
+        if isinstance(cell.get("data"), dict):
+            lengths["data.kl_max_new_tokens"] = cell["data"].get("kl_max_new_tokens")
         for key, value in lengths.items():
             if isinstance(value, int) and value >= places:
                 text = f"{key} must be < {places}, the position limit of {folder} for prompt and completion, got {value}"
@@ -367,8 +388,8 @@ class Files:
         ):
             labelling = self._judge(cell.method.labelling_judge, labeller_identity)
         base = self._models[local.base] if local and local.base else None
-        if base and local:
-            base = self._with_template(local, Source(base, "")).path
+        if base and start:
+            base = self._with_template_of(base, start.path)
         own, rows, texts, before = (
             self._source(path) if path else None for path in (model, data[0] if data else None, written, base)
         )

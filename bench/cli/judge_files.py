@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.cli.folders import ADD_ONE, existing_file, model_folder, no_template
 from bench.cli.sweep_files import Tree
-from bench.config import FITTED, Bounds, LanguageJudge, judge_facts
+from bench.config import FITTED, HELDOUT, RIVALS, Bounds, LanguageJudge, judge_facts
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.prompts import prompts_of
 from bench.judges.formats.alpaca_eval import read_calibration
@@ -108,7 +108,8 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
             if what and judge["model"] != "???"
             else None
         )
-        files = {"items": existing_file(judge["items"], "judge.items")} if judge["items"] else {}
+        given = judge["items"] not in (None, HELDOUT)
+        files = {"items": existing_file(judge["items"], "judge.items")} if given else {}
         return JudgeFiles(
             None, model, files, len(read_benchmark_items(facts.form_of(files), files)) if files else 0
         )
@@ -135,7 +136,7 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
     )
     if model and (why := no_template(model, ADD_ONE)):
         raise ValueError(why)
-    named = {role: judge[role] for role in facts.item_files if judge[role]}
+    named = {role: judge[role] for role in facts.item_files if judge[role] not in (None, "", HELDOUT)}
     files = {
         role: hub_file() if (role, text) == ("items", "hub") else existing_file(text, f"judge.{role}")
         for role, text in named.items()
@@ -151,8 +152,9 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         raise BadFile(
             f"{error}; Arena-Hard's question.jsonl needs judge.baseline, a model_answer file, which is not set"
         ) from error
-    if judge.get("mode") == "pairwise" and files and "baseline" not in files:
+    rivalled = judge.get("opponent") in RIVALS
+    if judge.get("mode") == "pairwise" and files and "baseline" not in files and not rivalled:
         raise ValueError(
-            "judge.mode=pairwise needs the opponent's answers: set judge.baseline to a FastChat model_answer file"
+            "judge.mode=pairwise needs the opponent's answers: set judge.baseline to a FastChat model_answer file, or judge.opponent=start"
         )
     return JudgeFiles(prompts, model, files, len(items))

@@ -38,7 +38,10 @@ class Where:
         return any(_covers(given, key) for given in (*self.command.words, *self.in_sweep))
 
     def of(self, key: str) -> str:
-        """The place where a key was set, as words."""
+        """The place where a key was set, as words. A suite's key sets those of its evaluations."""
+        if key.startswith(f"{MEMBERS}.") and not self.is_given(key):
+            of_suite = f"judge.{key.removeprefix(f'{MEMBERS}.').partition('.')[2]}"
+            key = of_suite if self.is_given(of_suite) else key
         if word := next((word for given, word in self.command.words.items() if _covers(given, key)), None):
             return f"{word} on the command line"
         if any(_covers(written, key) or written.split(".")[0] == key for written in self.in_sweep):

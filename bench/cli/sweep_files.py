@@ -89,6 +89,7 @@ def is_session(key: str) -> bool:
         "keep",
         "bounds",
         "hardware",
+        "max_cut",
         "max_cells",
         "hydra",
     )
@@ -307,12 +308,13 @@ class Parts:
         return frozenset(key for part in (self.common, self.of_kind.get(kind, {})) for key, _ in leaves(part))
 
     def merged(self, tree: Tree, kind: str) -> Tree:
-        """A composed config that holds the whole file, with the part of `kind` merged over the rest. A part's
-        axes or grids replace the file's; its expectations are added."""
+        """A composed config with the file's keys over it, and the part of `kind` over them. A part's axes or
+        grids replace the file's; its expectations are added."""
         part, world = self.of_kind.get(kind, {}), tree.get("world")
         tree = {key: value for key, value in tree.items() if key != "real" or not isinstance(value, dict)}
-        if isinstance(world, dict) and "world" in self.of_kind:
+        if isinstance(world, dict) and "world" in self.of_kind:  # Hydra merged the whole of a user's file
             tree["world"] = {key: world[key] for key in world if key not in self.of_kind["world"]} or None
+        tree = merged(tree, self.common)
         if any(key in part for key in AXES):
             tree = {key: value for key, value in tree.items() if key not in AXES}
         if EXPECT in part and isinstance(tree.get(EXPECT), list) and isinstance(part[EXPECT], list):
@@ -679,20 +681,25 @@ def _grids_of(
 
 
 def is_path(group: str, value: Any) -> bool:
-    """Whether a group's choice is a model's folder: `model=DIR`, with a slash, is short for model=local
-    model.path=DIR."""
+    """Whether a group's choice is a model's folder, with a slash: `model=DIR` is short for model=local
+    model.path=DIR, and `model=NAME:DIR` for model=NAME model.path=DIR."""
     return group == "model" and isinstance(value, str) and ("/" in value or value.startswith("~"))
 
 
+NAMED_FOLDER = re.compile(r"(\w+):(.+)")  # model=NAME:DIR
+
+
 def full_point(point: Point) -> dict[str, Any]:
-    """A point with the short forms `model=DIR` and `judge=[a,b]` expanded to settings of a cell. Raises
+    """A point with the short forms `model=DIR`, `model=NAME:DIR` and `judge=[a,b]` expanded to settings of a cell. Raises
     BadSweep for a list of judges that names one twice, or none."""
     full: dict[str, Any] = {}
     for key, value in point.items():
         if key == "judge" and isinstance(value, list):
-            full |= _evaluations(value)
-        elif key == "judge.judges" and isinstance(value, dict) and isinstance(full.get(key), dict):
-            full[key] = {label: full[key].get(label, {}) | own for label, own in value.items()}
+            full |= full_point(_evaluations(value, point.get("judge.judges")))
+        elif key == "judge.judges" and key in full:  # it was read with the list
+            continue
+        elif is_path(key, value) and (named := NAMED_FOLDER.fullmatch(value)):
+            full |= {"model": named[1], "model.path": named[2]}
         elif is_path(key, value):
             full |= {"model": "local", "model.path": value}
             full.setdefault("model.name", as_name(user_path(value).name))
@@ -707,10 +714,8 @@ def full_point(point: Point) -> dict[str, Any]:
     return full
 
 
-def _evaluations(judges: list[Any]) -> dict[str, Any]:
-    """Settings of a cell with several evaluations, each with the name of its judge as its label."""
-    if len(judges) == 1:
-        return {"judge": judges[0]}
+def _evaluations(judges: list[Any], settings: Any) -> Point:
+    """A cell with several evaluations, each with the name of its judge as its label, and their own settings."""
     if not judges:
         raise BadSweep("judge must be a list of one judge or more, got an empty list")
     if twice := [judge for n, judge in enumerate(judges) if judge in judges[:n]]:
@@ -718,7 +723,12 @@ def _evaluations(judges: list[Any]) -> dict[str, Any]:
         raise BadSweep(
             f"judge must be a list of different judges, got {twice[0]} twice; to use it twice, give labels: {way_out}"
         )
-    return {"judge": name_of(SuiteJudge), "judge.judges": {str(judge): {"judge": judge} for judge in judges}}
+    if len(judges) == 1 and settings is None:
+        return {"judge": judges[0]}
+    by_label: dict[str, Any] = {str(judge): {"judge": judge} for judge in judges}
+    for label, own in settings.items() if isinstance(settings, dict) else ():
+        by_label[label] = by_label.get(label, {}) | own if isinstance(own, dict) else own
+    return {"judge": name_of(SuiteJudge), "judge.judges": by_label}
 
 
 def unfold(grids: Sequence[Grid]) -> list[Point]:

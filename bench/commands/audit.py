@@ -7,11 +7,11 @@ from bench.cli.audit_files import audit_sources
 from bench.cli.compose import CheckedCommand
 from bench.commands import OK, OVER_BUDGET, SOME_FAILED
 from bench.commands.plan import costs_of, print_costs
-from bench.config import Audit, user_path
+from bench.config import Audit, JuryJudge, user_path
 from bench.forecast.judge_cost import with_costs
 from bench.forecast.stage_time import estimates
 from bench.planning.audits import plan_audit
-from bench.planning.inputs import CellPlan
+from bench.planning.inputs import CellPlan, evaluated_sources
 from bench.planning.judging import judge_key
 from bench.planning.to_do import make_plan
 from bench.report import passport
@@ -38,9 +38,10 @@ def main(opened: CheckedCommand) -> int:
     files = audit_sources(do)
     audits: dict[str, CellPlan] = {}
     for cell, sources in zip(opened.cells, opened.sources, strict=True):
-        for manner in cell.judge.gives:
-            audit = plan_audit(cell, sources, do, files[manner], manner)
-            audits.setdefault(judge_key(audit.roles["verdicts"]), audit)
+        for one, of_one in evaluated_sources(cell, sources).values():
+            for manner in () if isinstance(one.judge, JuryJudge) else one.judge.gives:
+                audit = plan_audit(one, of_one, do, files[manner], manner)
+                audits.setdefault(judge_key(audit.roles["verdicts"]), audit)
     cells = list(audits.values())
     sweep = report.Sweep("audit", opened.title, opened.command, cells)
     plan = make_plan(cells, store)

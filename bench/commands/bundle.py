@@ -45,7 +45,7 @@ from bench.commands.planned_sweep import sweep_of
 from bench.config import NAME_WORDS, Bundle, Cell, Expectation, is_name, user_path
 from bench.output_files import os_reason
 from bench.planning.cells import plan_cell
-from bench.planning.inputs import CellPlan, Sources, all_stages
+from bench.planning.inputs import CellPlan, Sources, all_stages, evaluated_sources, single
 from bench.records import size_words
 from bench.report import PASSPORTS
 from bench.runner.evict import WEIGHTS
@@ -143,9 +143,10 @@ def read(results: Path, opened: CheckedCommand) -> CheckedCommand:
                 f"{results / BUNDLE_FILE} cannot be read by this version of bench: {printable(' '.join(reason.split()))[:300]}"
             ]
         ) from error
-    for of_cell in sources:
-        if of_cell.judge and of_cell.judge.calibration:
-            _check_source(of_cell.judge.calibration)
+    for cell, of_cell in zip(cells, sources, strict=True):
+        for _, of_one in evaluated_sources(cell, of_cell).values():
+            if of_one.judge and of_one.judge.calibration:
+                _check_source(of_one.judge.calibration)
     own = replace(opened, sweep=sweep, replaced=replaced, title=title, command=command, axes=varied)
     return replace(own, cells=cells, sources=sources, expectations=expectations, published=published)
 
@@ -272,10 +273,13 @@ def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:
     out.
     """
     read_by_tables = {
-        stage for cell in cells for stage in [cell.score, *cell.roles.values(), *cell.score.inputs.values()]
+        stage
+        for cell in [*cells, *single(cells)]
+        for stage in [cell.score, *cell.roles.values(), *cell.score.inputs.values()]
     }
     left_out = 0
-    for stage in all_stages(cells):
+    roles = [stage for cell in cells for stage in cell.roles.values()]
+    for stage in dict.fromkeys([*all_stages(cells), *roles]):
         if reason := store.failure(stage):
             failed = {"kind": stage.kind, "key": stage.key, "error": _here(reason)}
             _write_json(root / "store" / stage.kind / f"{stage.key}.failed.json", failed)
@@ -313,7 +317,10 @@ def _copy_sources(cells: Sequence[CellPlan], root: Path) -> dict[str, str]:
     """Copy the user's calibration files; returns their paths in the bundle by digest."""
     copied = {}
     for source in (
-        source for cell in cells for source in cell.score.inputs.values() if isinstance(source, Source)
+        source
+        for cell in single(cells)
+        for source in cell.score.inputs.values()
+        if isinstance(source, Source)
     ):
         copied[source.digest] = place = f"sources/{source.key}/{source.path.name}"
         (root / place).parent.mkdir(parents=True, exist_ok=True)

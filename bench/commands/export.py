@@ -25,7 +25,7 @@ import yaml
 from bench.cli.compose import BadConfig, CheckedCommand
 from bench.commands import OK, why
 from bench.commands.bundle import nameless, nameless_command
-from bench.config import Export, method_facts, user_path
+from bench.config import Export, SuiteJudge, judge_facts, method_facts, user_path
 from bench.models.tokenize import model_folder
 from bench.records import Result
 from bench.store.store import Manifest, Store, Unsound
@@ -202,8 +202,10 @@ def _header(exported: Exported, adapter: bool) -> dict[str, Any]:
         for name, value in metrics.items()
         if not name.endswith(NOT_NUMBERS)
     ]
+    judge = exported.config["judge"]
+    judges = ", ".join(judge["judges"]) if judge_facts(judge) is SuiteJudge else judge["name"]
     about = {
-        "name": f"{exported.config['judge']['name']} on {data['name']}",
+        "name": f"{judges} on {data['name']}",
         "type": data.get("hub") or data["name"],
     }
     header["model-index"] = [

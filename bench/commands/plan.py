@@ -14,8 +14,10 @@ from bench.forecast import compute_table
 from bench.forecast.compute_table import CELL_COLUMNS, STAGE_COLUMNS
 from bench.forecast.compute_table import SizeReport as Sizes
 from bench.forecast.judge_cost import JudgeCost, judge_costs, with_costs
+from bench.forecast.power import power_lines
 from bench.forecast.row_counts import data_lines
 from bench.forecast.stage_time import StageForecast, estimates
+from bench.planning.inputs import single
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.records import grouped
@@ -39,7 +41,9 @@ def main(opened: CheckedCommand) -> int:
     workers = pool_size(session.launcher, session.accelerate.gpus)
     assert isinstance(session.do, PlanVerb)
     if plan.to_do:
-        print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs, data.lines)
+        print_plan(sweep, plan, with_costs(estimates(plan.to_do, store), costs), workers, costs)
+        _print_lines("data", data.lines)
+        _print_lines("apart", power_lines(sweep, session.results_dir / "sweeps" / sweep.name))
     else:
         cells = "its cell is" if len(sweep.cells) == 1 else f"all {len(sweep.cells)} cells are"
         say(f"{sweep.name}: nothing to do, {cells} finished; do=report prints the table")
@@ -73,12 +77,8 @@ def print_plan(
     forecast: Mapping[Stage, StageForecast],
     workers: int,
     costs: Mapping[Stage, JudgeCost],
-    data: Sequence[str] = (),
 ) -> None:
-    """Print cells, unique stages by kind, and forecasts of time, tokens and judge cost.
-
-    `data`: lines about the rows of the data.
-    """
+    """Print cells, unique stages by kind, and forecasts of time, tokens and judge cost."""
     console = Terminal(soft_wrap=True, highlight=False)
     cells = plain_table(f"{sweep.name}: {len(sweep.cells)} cells", ("cell", "to do", "done"))
     to_do = set(plan.to_do)
@@ -123,12 +123,12 @@ def print_plan(
         else ""
     )
     console.print(f"tokens   at most {sum(e.tokens for e in forecast.values()):,}{uncounted}")
-    names = ", ".join(sorted({cell.cell.judge.name for cell in sweep.cells}))
+    names = ", ".join(sorted({cell.cell.judge.name for cell in single(sweep.cells)}))
     of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
     evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
     console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})")
     by_label = grouped((stage.label, cost) for stage, cost in evaluating.items())
-    for label, some in by_label.items() if len(by_label) > 1 else ():  # members of a jury
+    for label, some in by_label.items() if len(by_label) > 1 else ():  # evaluations, members of a jury
         console.print(f"         {label}: {_cost_words(some)}")
     if of_labels:
         console.print(f"labels   {_cost_words(of_labels)}")
@@ -138,8 +138,13 @@ def print_plan(
         console.print(f"         {text}")
     for source in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {source}")
-    for place, line in enumerate(data):
-        console.plain(f"{'' if place else 'data':<9}{line}")
+
+
+def _print_lines(title: str, lines: Sequence[str]) -> None:
+    """Print lines that belong together, the first one after their title."""
+    console = Terminal(soft_wrap=True, highlight=False)
+    for place, line in enumerate(lines):
+        console.plain(f"{'' if place else title:<9}{line}")
 
 
 def print_sizes(sizes: Sizes | None) -> None:
@@ -156,8 +161,7 @@ def print_sizes(sizes: Sizes | None) -> None:
             table.add_row(*row)
         if rows:
             console.whole(table)
-    for place, line in enumerate(sizes.lines if sizes else ()):
-        console.plain(f"{'' if place else 'size':<9}{line}")
+    _print_lines("size", sizes.lines if sizes else ())
 
 
 def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
@@ -174,7 +178,7 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
                 table.add_row(cell.name, role.label, *numbers, dollars)
     if table.row_count:
         console.whole(table)
-    names = ", ".join(sorted({cell.cell.judge.name for cell in plan.cells}))
+    names = ", ".join(sorted({cell.cell.judge.name for cell in single(plan.cells)}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})")
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}")

@@ -21,9 +21,8 @@ def sweep_of(opened: CheckedCommand) -> report.Sweep:
     name = opened.sweep or "cells"
     if opened.replaced or not opened.sweep:  # a name that no other set of cells has
         name += f"-{hash_key(sorted(cell.key for cell in cells))[:8]}"
-    return report.Sweep(
-        name, opened.title, opened.command, cells, opened.expectations, opened.axes, opened.published
-    )
+    of_file = (opened.expectations, opened.axes, opened.published)
+    return report.Sweep(name, opened.title, opened.command, cells, *of_file, opened.session.max_cut)
 
 
 def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> list[CellPlan]:

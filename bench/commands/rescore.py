@@ -30,7 +30,7 @@ from bench.commands.planned_sweep import sweep_of
 from bench.config import FITTED, Rescore, user_path
 from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import os_reason, write_user_file
-from bench.planning.inputs import CellPlan
+from bench.planning.inputs import CellPlan, single
 from bench.records import Result, Verdict, grouped, read_items
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
 from bench.scoring.numbers import score
@@ -469,10 +469,11 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
 
     Writes the rows to `out` if set. Returns False if they could not be written.
     """
-    calibrations = _calibrations(do, sweep.cells, store)
+    cells = list({cell.key: cell for cell in single(sweep.cells)}.values())
+    calibrations = _calibrations(do, cells, store)
     rescored: dict[str, report.Rescored] = {}
     messages: list[str] = []
-    for cell in sweep.cells:
+    for cell in cells:
         if gone := [role for role, source in cell.score.inputs.items() if not _done(source, store)]:
             if not _done(cell.score, store):
                 continue  # not run: the table shows this
@@ -489,13 +490,14 @@ def rescore_sweep(do: Rescore, sweep: report.Sweep, store: Store) -> bool:
     for line in messages:
         say(line)
     how = "" if do.calibration is None else f", length control by calibration={do.calibration}"
+    what = "evaluations" if len(cells) > len(rows) else "cells"
     say(
-        f"{len(rescored)} of {len(rows)} cells were scored again from the store{how}. The store was not changed."
+        f"{len(rescored)} of {len(cells)} {what} were scored again from the store{how}. The store was not changed."
     )
     return _write_rows(
         do,
         [
-            line | {"calibration": row.calibration}
+            line if row.evaluations else line | {"calibration": row.calibration}
             for line, row in zip(report.flat_rows(rows), rows, strict=True)
         ],
     )

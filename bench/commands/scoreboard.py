@@ -10,7 +10,7 @@ import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,6 +46,11 @@ class ScoreboardLine:
     scale: str = "-"
     command: str = "-"
     folder: Path | None = None
+    others: tuple[str, ...] = ()  # Other sweeps with rows of the table.
+
+    @property
+    def sweeps(self) -> str:
+        return self.sweep + (f" (also {', '.join(self.others)})" if self.others else "")
 
     @property
     def is_run(self) -> bool:
@@ -54,8 +59,7 @@ class ScoreboardLine:
     @property
     def rows(self) -> str:
         """Rows of the table that a sweep has run."""
-        n = len({(value, name) for value, name, *_ in self.compared.roles})
-        return f"{self.compared.rows_run} of {n}"
+        return f"{self.compared.rows_run} of {len(self.compared.roles) or len(self.table.rows)}"
 
     @property
     def noise(self) -> str:
@@ -93,7 +97,7 @@ def main(opened: CheckedCommand) -> int:
 
 
 def scoreboard(folder: Path) -> tuple[list[ScoreboardLine], list[str]]:
-    """A line for each table of a source article and each sweep that names it, and folders that cannot be read."""
+    """A line for each table of a source article, and folders that cannot be read."""
     runs, problems = _runs(folder)
     lines: dict[str, list[ScoreboardLine]] = {}
     for path in sorted(SWEEPS.glob("*.yaml")):
@@ -104,10 +108,18 @@ def scoreboard(folder: Path) -> tuple[list[ScoreboardLine], list[str]]:
     shown = [table for table in papers.tables().values() if table.article and not table.is_settings]
     of_articles = sorted(shown, key=lambda table: ARTICLES.index(str(table.article)))
     return [
-        line
-        for table in of_articles
-        for line in lines.get(table.id, [ScoreboardLine(table, _compared({table.id: {}}, NOTHING_RUN))])
+        _chosen(lines[table.id]) if table.id in lines else _unswept(table) for table in of_articles
     ], problems
+
+
+def _chosen(lines: Sequence[ScoreboardLine]) -> ScoreboardLine:
+    """The line of the sweep that ran most of a table's rows; it names the other sweeps."""
+    best = max(lines, key=lambda line: line.compared.rows_run)
+    return replace(best, others=tuple(line.sweep for line in lines if line is not best))
+
+
+def _unswept(table: PublishedTable) -> ScoreboardLine:
+    return ScoreboardLine(table, _compared({table.id: {}}, NOTHING_RUN))
 
 
 @dataclass(frozen=True)
@@ -191,8 +203,7 @@ def noise_counts(tables: Sequence[PublishedTable]) -> Counter[str]:
 
 def headline(lines: Sequence[ScoreboardLine]) -> list[str]:
     """How many of the papers' orders lie within their own noise, and what came out here."""
-    tables = list({line.table.id: line.table for line in lines}.values())
-    counts = noise_counts(tables)
+    counts = noise_counts([line.table for line in lines])
     known, total = counts["within"] + counts["beyond"], sum(counts.values())
     share = f"{100 * counts['within'] / known:.0f} %" if known else "none"
     counted = Counter(
@@ -211,7 +222,7 @@ def by_paper(lines: Sequence[ScoreboardLine]) -> list[list[str]]:
     """For each file of papers: orders, within noise, beyond it, without a standard error, picture or slip."""
     rows = []
     for some in grouped((line.table.file, line.table) for line in lines).values():
-        counts = noise_counts(list({table.id: table for table in some}.values()))
+        counts = noise_counts(some)
         numbers = [
             sum(counts.values()),
             *(counts[key] for key in ("within", "beyond", "no standard error", "slip or picture")),
@@ -233,7 +244,7 @@ def markdown(lines: Sequence[ScoreboardLine]) -> str:
             f"`{line.table.id}`: {line.table.title}",
             line.table.source,
             line.noise,
-            line.sweep,
+            line.sweeps,
             line.scale,
             line.rows,
             line.verdicts,
@@ -267,9 +278,10 @@ def csv_line(line: ScoreboardLine) -> dict[str, Any]:
         "article": line.table.article,
         "source": line.table.source,
         "sweep": line.sweep,
+        "other_sweeps": " ".join(line.others),
         "scale": line.scale,
         "rows_run": line.compared.rows_run,
-        "rows": len(line.compared.roles),
+        "rows": len(line.compared.roles) or len(line.table.rows),
         **{str(word): words[word] for word in Word},
         "best_settings": "; ".join(f"{one.role}: {one.word}" for one in line.compared.best),
         "command": line.command,

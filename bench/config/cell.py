@@ -12,10 +12,11 @@ from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
 from bench.config.data import DatasetData, LocalData, MixtureData, Sft, WorldData
 from bench.config.forgetting import Forgetting
-from bench.config.judges import AnyJudge, SuiteJudge, judge_facts
+from bench.config.judges import HELDOUT, RIVALS, AnyJudge, SuiteJudge, judge_facts
 from bench.config.methods import (
     SFT_PROMPTS,
     AnyMethod,
+    NoMethod,
     SelfRewarding,
     Spin,
     Written,
@@ -170,9 +171,14 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         problems.append(
             ("model", f"a file of completions needs no model, got model={model.get('name')}; use model=none")
         )
-    if in_world and data.get("completions_by") == "sft" and _opponent(judge) == "chosen":
-        text = "opponent=chosen needs data.completions_by=writer, which gives all models the same opponent, got sft"
-        problems.append(("judge.preference.opponent", text))
+    for key, chosen in (
+        ("judge.preference.opponent", _opponent(judge) == "chosen"),
+        ("judge.items", judge.get("items") == HELDOUT),
+    ):
+        if in_world and data.get("completions_by") == "sft" and chosen:
+            text = "the chosen answers as the opponent need data.completions_by=writer, which gives all models the same ones, got sft"
+            problems.append((key, text))
+    problems += _rival_misfits(judge, method, facts)
     thinned = [key for key in ("desirable_fraction", "undesirable_fraction") if data.get(key, 1) != 1]
     if thinned and data.get("form") == "paired":
         text = f"data.{thinned[0]} drops rows of one label, and a pair has both: use unpaired data (data.form=unpaired)"
@@ -336,6 +342,26 @@ def prompts_needed(method: Mapping[str, Any]) -> Needed | None:
     return Needed(max((after + number for after, number in ranges), default=0), what)
 
 
+def _rival_misfits(judge: Mapping[str, Any], method: Mapping[str, Any], facts: type) -> list[Misfit]:
+    """Why a policy cannot be the opponent, or held-out prompts the items."""
+    key = "judge.preference.opponent" if "preference" in judge else "judge.opponent"
+    opponent = _opponent(judge) if "preference" in judge else judge.get("opponent")
+    problems: list[Misfit] = []
+    if opponent in RIVALS and facts is Written:
+        problems.append((key, f"opponent={opponent} needs a model, and a file of completions has none"))
+    elif opponent == "previous" and facts is not NoMethod and not is_loop(method):
+        text = f"opponent=previous is for methods with iterations, got method={method.get('name')}: use opponent=start"
+        problems.append((key, text))
+    if opponent in RIVALS and judge.get("mode") == "single":
+        problems.append((key, f"opponent={opponent} is for comparisons, got mode=single: use mode=pairwise"))
+    if judge.get("items") == HELDOUT and judge_facts(judge).turns != 1:
+        text = f"held-out prompts have one turn, and judge={judge.get('name')} asks two: use another judge"
+        problems.append(("judge.items", text))
+    if judge.get("items") == HELDOUT and judge.get("n_items", 1) is None:
+        problems.append(("judge.n_items", "judge.n_items must be a number where judge.items is heldout"))
+    return problems
+
+
 def _opponent(judge: Mapping[str, Any]) -> Any:
     preference = judge.get("preference")
     return preference.get("opponent") if isinstance(preference, Mapping) else None
@@ -379,6 +405,13 @@ class Scale(Settings):
     """Number of new prompts in an iteration of a loop."""
     max_new_tokens: Count
     """Longest sample of a loop, or judgement that a policy writes, in tokens."""
+    judged_tokens: dict[str, Count]
+    """Longest completion that is judged, in tokens, by benchmark: AlpacaEval's models 2,048, FastChat 1,024,
+    Arena-Hard 4,096; world: the controlled world's own prompts."""
+    judged_temperature: dict[str, float]
+    """Sampling temperature of the completions that are judged, by benchmark: AlpacaEval gives none for all
+    models (0.7 in most), FastChat 0.7 outside its categories, Arena-Hard 0; world: the controlled world's own
+    prompts."""
     judge_prompt: str
     """Form in which a policy of this scale can write judgements (method.judge_prompt)."""
     n_items: Count

@@ -70,6 +70,9 @@ class WorldData(Settings):
     """Number of held-out prompts, on which reward accuracy is measured."""
     n_kl_prompts: Count
     """Number of prompts on which the KL divergence from the reference is measured."""
+    kl_max_new_tokens: Annotated[Count | None, LaterField()] = None
+    """Longest sample for KL, in tokens: a longer completion's KL is that of its beginning; null: as long as the
+    judged completions, which the world's models end themselves."""
     completions_by: Literal["sft", "writer"]
     """Writer of the pairs: the fine-tuned model (sft), or the demonstrations' writer (writer), with one set
     for every model."""
@@ -110,6 +113,8 @@ class LocalData(Settings):
     """Share of the prompts to hold out, for reward accuracy and completions."""
     n_kl_prompts: Count
     """Number of prompts on which the KL divergence from the reference is measured."""
+    kl_max_new_tokens: Annotated[Count, LaterField()] = 256
+    """Longest sample for KL, in tokens: a longer completion's KL is that of its beginning."""
     unwritable: Annotated[Unwritable, LaterField()] = "refuse"
     """Rows that the model's chat template cannot write (a system message, turns out of order): refuse the
     file, or drop and count them."""
@@ -251,6 +256,8 @@ class PublicRows(Settings):
     """Largest number of held-out prompts, of each source in a mixture; null: all."""
     n_kl_prompts: Count
     """Number of prompts on which the KL divergence from the reference is measured."""
+    kl_max_new_tokens: Annotated[Count, LaterField()] = 256
+    """Longest sample for KL, in tokens: a longer completion's KL is that of its beginning."""
     form: Form | None
     """Form of the train rows: paired, or unpaired (one of a pair's two completions, labelled True if it was
     preferred); null: the dataset's own."""

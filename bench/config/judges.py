@@ -37,7 +37,7 @@ class Decoding(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)]
     """Probability mass that nucleus sampling keeps, above 0 to 1; usual 0.9 to 1."""
     max_new_tokens: Count
-    """Longest completion in tokens; AlpacaEval: 2048, MT-Bench: 1024, the world's: 48."""
+    """Longest completion in tokens; by default what the benchmark gives (scale.judged_tokens)."""
 
 
 class PreferenceJudging(Settings):
@@ -45,9 +45,10 @@ class PreferenceJudging(Settings):
 
     n_items: Count
     """Number of items to judge."""
-    opponent: Literal["reference", "chosen"]
-    """Opponent of the policy: the world's reference writer (reference), or the annotator's choice of two
-    completions (chosen, with data.completions_by=writer)."""
+    opponent: Literal["reference", "chosen", "previous", "start"]
+    """Opponent of the policy: the world's reference writer (reference), the annotator's choice of two
+    completions (chosen, with data.completions_by=writer), the policy of a loop's previous iteration
+    (previous), or the start model (start)."""
     temperature: Positive
     """Temperature of the preference, which is sigmoid(gold difference / temperature)."""
     decoding: Decoding
@@ -63,6 +64,9 @@ class RatingJudging(Settings):
     """Decoding of the policy's completions to the items."""
 
 
+HELDOUT = "heldout"  # judge.items: the held-out prompts of the cell's data, against their chosen answers.
+Rival = Literal["previous", "start"]  # A policy that is the opponent.
+RIVALS: tuple[Rival, ...] = get_args(Rival)
 Manner = Literal["preference", "rating"]  # The kind of a verdict.
 ItemForm = Literal["alpaca_eval", "mt_bench", "arena_hard"]  # The layout of a file of items.
 
@@ -76,6 +80,8 @@ class JudgeSettings(Settings):
     """Turns of an item."""
     classifier: ClassVar[str | None] = None
     """Kind of model that it needs, where that is a classifier."""
+    answer_tokens: ClassVar[int | None] = None
+    """Longest answer in tokens where its benchmark generates them; None: it is no benchmark."""
     of_several: ClassVar[bool] = False
     """Whether it has judges of its own, by label (`judges`)."""
     manner_in_name: ClassVar[bool] = False
@@ -85,6 +91,12 @@ class JudgeSettings(Settings):
     def gives(self) -> tuple[Manner, ...]:
         """Kinds of verdict that the judge gives."""
         return ("preference",)
+
+    @property
+    def rival(self) -> Rival | None:
+        """The policy that is the opponent; None where the items bring the opponent's completions."""
+        opponent = getattr(getattr(self, "preference", self), "opponent", None)
+        return opponent if opponent in RIVALS else None
 
     @classmethod
     def form_of(cls, files: Collection[str]) -> ItemForm:
@@ -199,6 +211,7 @@ class LanguageJudge(JudgeSettings, Asking):
     """Settings of every judge that is a language model."""
 
     item_files: ClassVar[tuple[str, ...]] = ("items",)
+    answer_tokens = 2048
 
     model: str = Field(min_length=1)
     """Name of the judge's model as the endpoint knows it, or its folder where server is in_process or vllm.
@@ -213,12 +226,16 @@ class LanguageJudge(JudgeSettings, Asking):
     """Decoding of the judge's replies, and further fields of the request; null: as the annotator or the
     benchmark says."""
     items: str | None
-    """File of items in the form of the judge's benchmark, or hub for AlpacaEval's official 805; null: the
-    controlled world's evaluation prompts. AlpacaEval has a list of instruction and output (the baseline's);
+    """File of items in the form of the judge's benchmark, hub for AlpacaEval's official 805, or heldout for the
+    held-out prompts of the data against their chosen answers; null: the controlled world's evaluation
+    prompts. AlpacaEval has a list of instruction and output (the baseline's);
     MT-Bench FastChat's question.jsonl; Arena-Hard its question.jsonl with `baseline`, or AlpacaEval's list
     without it."""
     n_items: Count | None
     """Number of items to judge, the first of the file; null: all of them."""
+    opponent: Literal["items", "previous", "start"] = "items"
+    """Opponent of the policy: the completions that come with the items (items), the policy of a loop's
+    previous iteration (previous), or the start model (start)."""
     decoding: Decoding
     """Decoding of the policy's completions to the items."""
 
@@ -246,6 +263,7 @@ class MtBenchJudge(LanguageJudge):
 
     item_files = ("items", "references", "baseline")
     turns = 2
+    answer_tokens = 1024
     manner_in_name = True
 
     name: Literal["mt_bench"]
@@ -274,6 +292,7 @@ class ArenaHardJudge(LanguageJudge):
     """Games against a fixed opponent as in Arena-Hard-Auto: each pair in both orders, five verdicts."""
 
     item_files = ("items", "baseline")
+    answer_tokens = 4096
 
     name: Literal["arena_hard"]
     prompts: str | None
@@ -295,6 +314,7 @@ class ModelJudge(JudgeSettings):
     """Settings of a judge that is a classifier in a folder."""
 
     item_files = ("items",)
+    answer_tokens = 2048
     classifier = "a sequence classifier of one output"
 
     model: str = Field(min_length=1)
@@ -302,10 +322,13 @@ class ModelJudge(JudgeSettings):
     dtype: Literal["float32", "bfloat16"]
     """Number format of the weights: float32 or bfloat16."""
     items: str | None
-    """File of items, a list of instruction and output (the baseline's); null: the controlled world's
-    evaluation prompts."""
+    """File of items, a list of instruction and output (the baseline's), or heldout for the held-out prompts of
+    the data against their chosen answers; null: the controlled world's evaluation prompts."""
     n_items: Count | None
     """Number of items to judge, the first of the file; null: all of them."""
+    opponent: Literal["items", "previous", "start"] = "items"
+    """Opponent of the policy: the completions that come with the items (items), the policy of a loop's
+    previous iteration (previous), or the start model (start)."""
     calibration: str | None
     """Length control's prior knowledge: AlpacaEval's df_gamed.csv or a file with its columns; fitted: item
     difficulties from the other rows of the table; null: neither."""
@@ -347,6 +370,7 @@ class JuryJudge(JudgeSettings):
     and decoding are the jury's."""
 
     item_files = ("items",)
+    answer_tokens = 2048
     of_several = True
 
     name: Literal["jury"]
@@ -354,10 +378,13 @@ class JuryJudge(JudgeSettings):
     """Members by label (letters and digits): `judge`, a file of this folder, and the settings to change. Each
     judges as if alone, but items, n_items and decoding are the jury's."""
     items: str | None
-    """File of items, a list of instruction and output (the baseline's); null: the controlled world's
-    evaluation prompts."""
+    """File of items, a list of instruction and output (the baseline's), or heldout for the held-out prompts of
+    the data against their chosen answers; null: the controlled world's evaluation prompts."""
     n_items: Count | None
     """Number of items to judge, the first of the file; null: all of them."""
+    opponent: Literal["items", "previous", "start"] = "items"
+    """Opponent of the policy: the completions that come with the items (items), the policy of a loop's
+    previous iteration (previous), or the start model (start)."""
     calibration: str | None
     """Length control's prior knowledge: AlpacaEval's df_gamed.csv or a file with its columns; fitted: item
     difficulties from the other rows of the table; null: neither."""

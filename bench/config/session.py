@@ -305,6 +305,7 @@ class Hardware(Settings):
     optimizer), zero3 (weights too)."""
 
 
+MAX_CUT = 0.05  # As in conf/config.yaml. A convention: one completion in twenty.
 MAX_CELLS = 10_000  # As in conf/config.yaml. Composing as many takes ten minutes.
 
 Keep = Literal[
@@ -356,6 +357,9 @@ class Session(Settings):
     template; larger ones are refused as damaged or hostile."""
     hardware: Hardware
     """GPU that do=plan computes with."""
+    max_cut: Probability = MAX_CUT
+    """Largest share of a row's judged completions that may be cut at their longest length; a table with more
+    says so above its numbers."""
     max_cells: Count
     """Largest number of cells of a command; one that asks for more is refused before any cell is made."""
 

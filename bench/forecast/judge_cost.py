@@ -32,7 +32,7 @@ from bench.models.token_counts import counter
 from bench.planning.judging import labels_samples
 from bench.records import Completion, Item, read_completions, read_items, read_verdicts
 from bench.store.keys import Stage
-from bench.store.stage_settings import GenerateSettings, LanguageJudgeSettings, SampleSettings
+from bench.store.stage_settings import GenerateSettings, LanguageJudgeSettings, OpponentData, SampleSettings
 from bench.store.store import Store
 
 CHARACTERS_A_TOKEN = 4.0
@@ -89,6 +89,9 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
 
         made = ScratchData(store, Path(scratch), stand_in)
         items = read_items(made.folder(stage.inputs["items"]))
+        if isinstance(getattr(stage.inputs["items"], "settings", None), OpponentData):
+            # Stand-ins of both policies are the same text, and the same text needs no request.
+            items = [replace(i, baseline=[f"{text}." for text in i.baseline or ()]) for i in items]
         completions = read_completions(made.folder(stage.inputs["completions"]))
     generated = getattr(stage.inputs["completions"], "kind", "") == "generate"
     written = "the policy's completions" if generated else "the judged texts"

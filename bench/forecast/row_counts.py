@@ -84,7 +84,7 @@ class ScratchData:
     def load(self, stage: Stage) -> tuple[Path, Counts]:
         """(folder, counts) of a data stage, made here if it is not finished.
 
-        Raises ValueError for bad data.
+        Raises ValueError for bad data, and for a stage that a model has to run.
         """
         if self.store.is_done(stage):
             return self.store.folder(stage), self.store.manifest(stage).counts
@@ -122,6 +122,8 @@ class ScratchData:
         if self.stand_in is not None and writes:
             write_jsonl(out / "completions.jsonl", self.stand_in(stage, read_items(inputs["items"])))
             return out, {}
+        if stage.kind != "data" and not isinstance(stage.settings, WrittenCompletions):
+            raise ValueError(f"{stage.label or stage.kind}: a model has to write it first")
         progress = Progress(self.root / "progress")
         try:
             run = (generate if isinstance(stage.settings, WrittenCompletions) else data).run
@@ -224,10 +226,11 @@ def _lines_of_cell(cell: CellPlan, scratch: ScratchData) -> Iterator[str]:
             yield f"  {start.replace('/', ': ')}{same} share their prompt with a held-out row: dropped from the train rows"
     if same := _same("overlap/items", counts):
         yield f"  {same} have a prompt that the judge uses too: dropped (data.overlap={settings.overlap})"
-    if (overlap := cell.roles.get("overlap")) is not None and (
-        same := _same("overlap/items", scratch.load(overlap)[1])
-    ):
-        yield f"  {same} have a prompt that the judge uses too: they are trained on"
+    for role, overlap in cell.roles.items():
+        label = role.rpartition("/")[0]
+        if role.endswith("overlap") and (same := _same("overlap/items", scratch.load(overlap)[1])):
+            judge = f"the judge of {label}" if label else "the judge"
+            yield f"  {same} have a prompt that {judge} uses too: they are trained on"
 
 
 def _reads_files(stage: Stage) -> bool:

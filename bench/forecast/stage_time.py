@@ -29,6 +29,7 @@ from bench.store.stage_settings import (
     LoopPairData,
     NewPromptData,
     NextPromptData,
+    OpponentData,
     PairData,
     PromptData,
     PromptRequestData,
@@ -187,7 +188,7 @@ def of_choices(stage: Stage) -> bool:
 def n_completions(items: Stage | Source) -> int:
     """Number of completions that a set of items needs."""
     assert isinstance(items, Stage)
-    if isinstance(items.settings, ChosenData):
+    if isinstance(items.settings, ChosenData | OpponentData):
         return n_completions(items.inputs["items"])
     if isinstance(items.settings, RankedData):
         return 0  # As many as the user's file has, which is not read here.

@@ -43,7 +43,7 @@ class AskedPreference(AskingJudge):
     def turn_requests(self, item: Item, ours: Sequence[str], turn: int) -> Iterator[ShownRequest]:
         if item.baseline is None or ours[0] == item.baseline[0]:
             return
-        instruction = item.turns[0]
+        instruction = item.question
         for first in (False, True) if self.order == "both" else (policy_first(instruction),):
             one, two = (ours[0], item.baseline[0]) if first else (item.baseline[0], ours[0])
             messages = self.annotator.template.fill(

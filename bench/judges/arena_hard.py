@@ -42,7 +42,7 @@ class AskedGames(AskingJudge):
             return
         for first in POLICY_FIRST:
             a, b = (ours[0], item.baseline[0]) if first else (item.baseline[0], ours[0])
-            messages = self.template.fill({"QUESTION": item.turns[0], "ANSWER_A": a, "ANSWER_B": b})
+            messages = self.template.fill({"QUESTION": item.question, "ANSWER_A": a, "ANSWER_B": b})
             yield self.make_request(item, turn, first, messages, self.template.digest)
 
     def verdict(self, item: Item, ours: Sequence[str], turn: int, replies: Replies) -> Verdict:

@@ -133,6 +133,7 @@ def unfold(cell: Cell, ground: Ground, method: LoopMethod) -> Policy:
     return Policy(
         policy,
         trained,
+        previous=before,
         labels=[labels for source in training_sources if (labels := _labels_of(source)) is not None],
     )
 

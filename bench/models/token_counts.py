@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.models.templates import TemplateFailed, read_template, special_tokens, without_clock
+from bench.models.templates import PROBES, TemplateFailed, read_template, special_tokens, without_clock
 
 Messages = Sequence[Mapping[str, Any]]
 Count = Callable[[Messages, bool], int]  # The flag: with the start of the next answer.
@@ -63,3 +64,29 @@ def counter_or_none(folder: Path | None) -> Count | None:
         return counter(folder)
     except Exception:  # The tokenizers library has no error class of its own.
         return None
+
+
+def reads_alike(one: Path, other: Path) -> bool:
+    """Whether two models read answers as the same tokens: one vocabulary, and answers of PROBES of one length.
+
+    True too where a tokenizer or template cannot be read without torch.
+    """
+    from tokenizers import Tokenizer
+
+    counters = [counter_or_none(folder) for folder in (one, other)]
+    if None in counters:
+        return True
+    vocabularies = [
+        Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=False)
+        for folder in (one, other)
+    ]
+    return vocabularies[0] == vocabularies[1] and _answers(counters[0]) == _answers(counters[1])
+
+
+def _answers(count: Count | None) -> dict[str, int]:
+    """Tokens of the answer of each of PROBES that the template can write."""
+    lengths = {}
+    for name, messages in PROBES.items():
+        with contextlib.suppress(TemplateFailed):
+            lengths[name] = count(messages, False) - count(messages[:-1], True) if count else 0
+    return lengths

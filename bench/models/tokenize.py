@@ -312,7 +312,7 @@ def _template(
 def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], opens: bool) -> str:
     if (template := template_of(tokenizer)) is None:
         raise ValueError(
-            "the prompts are messages, but the tokenizer has no chat template: add chat_template.jinja, or use plain text"
+            "the prompts are messages, but the tokenizer has no chat template: set model.chat_template, or use plain text"
         )
     try:
         return template.render(messages, opens=opens)

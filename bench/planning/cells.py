@@ -37,6 +37,7 @@ from bench.planning.pieces import (
     _preference_rewards,
     _prompts,
     _world_start,
+    chosen_items,
     completion_logps,
     conversations,
     dtype,
@@ -49,9 +50,9 @@ from bench.planning.pieces import (
 )
 from bench.store.keys import Input, Inputs, Stage, hash_key
 from bench.store.stage_settings import (
-    ChosenData,
     JurySettings,
     LocalPromptData,
+    OpponentData,
     OverlapData,
     PairData,
     ScoreSettings,
@@ -72,7 +73,7 @@ def plan_cell(cell: Cell, sources: Sources, chain: Chain) -> CellPlan:
         ground = _ground(cell, sources)
         policy = chain(cell, ground)
     evaluations = {
-        label: _evaluation(one, of_one, ground, policy)
+        label: _evaluation(one, of_one, ground, policy, f"{label}: " if label else "")
         for label, (one, of_one) in evaluated_sources(cell, sources).items()
     }
     return evaluations.get("") or _suite(cell, evaluations)
@@ -95,12 +96,19 @@ def _suite(cell: Cell, evaluations: Mapping[str, CellPlan]) -> CellPlan:
     return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles, evaluations)
 
 
-def _evaluation(cell: Cell, sources: Sources, ground: Ground | None, policy: Policy | None) -> CellPlan:
-    """The graph of a cell with one judge."""
+def _evaluation(
+    cell: Cell, sources: Sources, ground: Ground | None, policy: Policy | None, named: str
+) -> CellPlan:
+    """The graph of a cell with one judge. `named` begins the labels of its own stages."""
     if ground is None or policy is None:
-        return _with_judging(cell, sources, None, {}, {})
+        return _with_judging(cell, sources, None, None, {}, {}, named)
+    rival = {
+        None: None,
+        "start": Policy(ground.start, None),
+        "previous": Policy(policy.previous or ground.start, None),
+    }[cell.judge.rival]
     if policy.train is None:  # An untrained policy needs no training data.
-        return _with_judging(cell, sources, policy, {}, {})
+        return _with_judging(cell, sources, policy, rival, {}, {}, named)
     roles: dict[str, Stage] = {"preferences": ground.preferences}
     inputs: dict[str, Stage] = {"preferences": ground.preferences, "reference_logps": ground.reference}
     if policy.reward_model is not None:
@@ -123,6 +131,7 @@ def _evaluation(cell: Cell, sources: Sources, ground: Ground | None, policy: Pol
     roles["train"] = policy.train
     if (
         isinstance(cell.data, FILES)
+        and cell.data.fraction  # without labelled rows there is no train row
         and not any(role.startswith("items") for role in ground.preferences.inputs)
         and (items := _benchmark_items(cell, sources)) is not None
     ):
@@ -134,21 +143,28 @@ def _evaluation(cell: Cell, sources: Sources, ground: Ground | None, policy: Pol
         )
     if policy.self_judge is not None:
         inputs["self_judge"] = policy.self_judge
-    return _with_judging(cell, sources, policy, roles, inputs)
+    return _with_judging(cell, sources, policy, rival, roles, inputs, named)
 
 
 def _with_judging(
-    cell: Cell, sources: Sources, policy: Policy | None, roles: dict[str, Stage], inputs: dict[str, Stage]
+    cell: Cell,
+    sources: Sources,
+    policy: Policy | None,
+    rival: Policy | None,
+    roles: dict[str, Stage],
+    inputs: dict[str, Stage],
+    named: str,
 ) -> CellPlan:
     """The rest of a cell's graph: completions, verdicts and score.
 
-    Completions come from the policy; without a policy, from the user's file.
+    Completions come from the policy; without a policy, from the user's file. Where the opponent is a policy,
+    `rival`, its completions of the same items become the items' baselines. `named` begins the labels.
     """
     calibration: Inputs = {}  # Further inputs of the score stage.
     evaluations = _evaluations(cell, sources)
     for manner, items, decoding in evaluations:
         if policy is not None:
-            completions = generate(cell, policy, items, decoding, f"{manner} completions", judged=True)
+            completions = generate(cell, policy, items, decoding, f"{named}{manner} completions", judged=True)
         else:
             assert sources.completions is not None
             inputs_of: Inputs = {"file": sources.completions, "items": items}
@@ -156,24 +172,33 @@ def _with_judging(
                 "generate",
                 WrittenCompletions(alone=len(evaluations) == 1),
                 inputs_of,
-                f"{manner} completions",
+                f"{named}{manner} completions",
+            )
+        if rival is not None and manner == "preference":
+            theirs = generate(cell, rival, items, decoding, "opponent's completions", judged=True)
+            both: Inputs = {"items": items, "completions": theirs}
+            items = stage(
+                "data", OpponentData(), both, f"{manner} items against the {cell.judge.rival} policy"
             )
         roles |= {f"{manner}_items": items, f"{manner}_completions": completions}
         inputs[f"{manner}_completions"] = completions
         if isinstance(cell.judge, JuryJudge):
-            members = _members(cell, cell.judge, sources, items, completions)
+            members = _members(cell, cell.judge, sources, items, completions, named)
             verdicts = stage(
                 "judge",
                 JurySettings(),
                 {"items": items, "completions": completions, **members},
-                f"{manner} verdicts",
+                f"{named}{manner} verdicts",
             )
             roles |= members | {f"{manner}_verdicts": verdicts}
             inputs |= members | {f"{manner}_verdicts": verdicts}
         elif not isinstance(cell.judge, NoJudge):
             judging, read = _judging(cell, manner, sources)
             verdicts = stage(
-                "judge", judging, {"items": items, "completions": completions, **read}, f"{manner} verdicts"
+                "judge",
+                judging,
+                {"items": items, "completions": completions, **read},
+                f"{named}{manner} verdicts",
             )
             roles[f"{manner}_verdicts"] = inputs[f"{manner}_verdicts"] = verdicts
         if sources.judge and sources.judge.calibration:
@@ -188,7 +213,7 @@ def _with_judging(
     )
     best_of = policy.best_of if policy else 1
     scoring = ScoreSettings(beta=beta, bootstrap_resamples=2000, bootstrap_seed=0, best_of=best_of)
-    score = stage("score", scoring, {**inputs, **calibration}, "score")
+    score = stage("score", scoring, {**inputs, **calibration}, f"{named}score")
     roles["score"] = score
     key = hash_key({"cell": score.key})
     return CellPlan(cell, key, f"{readable_name(cell)}-{key[:8]}", score, roles)
@@ -290,13 +315,7 @@ def _evaluations(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decodin
         single = _prompts(cell, split, n, seed=world.eval_seed, reference=world.reference)
         if judge.preference.opponent == "chosen":
             assert isinstance(cell.data, WorldData)
-            labels = _labels(cell, cell.data, split, None, n=n, seed=world.eval_seed)
-            single = stage(
-                "data",
-                ChosenData(),
-                {"items": labels.inputs["items"], "labels": labels},
-                f"{split} prompts and chosen answers",
-            )
+            single = chosen_items(cell, cell.data, split, n, world.eval_seed)
         double = _prompts(cell, split, judge.rating.n_items, seed=world.eval_seed, n_turns=2)
         return [("preference", single, judge.preference.decoding), ("rating", double, judge.rating.decoding)]
     if isinstance(judge, (LanguageJudge, ModelJudge, JuryJudge)):

@@ -89,12 +89,24 @@ class Policy:
     best_of: int = 1
     # Labels of the pairs in an iterative method's last training, oldest iteration first.
     labels: Sequence[Stage] = ()
+    previous: Input | None = None  # The policy of the iteration before; None without iterations.
     self_judge: Stage | None = None  # Measures how well the policy judges (self-rewarding methods).
 
 
 def single(cells: Iterable[CellPlan]) -> list[CellPlan]:
     """The cells with one judge each: a cell with a suite gives way to its evaluations."""
     return [one for cell in cells for one in (cell.evaluations.values() or (cell,))]
+
+
+def evaluation_of(cells: Iterable[CellPlan]) -> dict[Stage, str]:
+    """The evaluation of each judge stage, by label."""
+    return {
+        stage: label
+        for cell in cells
+        for label, plan in cell.evaluations.items()
+        for stage in plan.stages
+        if stage.kind == "judge"
+    }
 
 
 def evaluated_sources(cell: Cell, sources: Sources) -> dict[str, tuple[Cell, Sources]]:

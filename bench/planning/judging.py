@@ -38,7 +38,7 @@ from bench.store.stage_settings import (
 
 
 def _members(
-    cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, completions: Stage
+    cell: Cell, jury: JuryJudge, sources: Sources, items: Stage, completions: Stage, named: str
 ) -> dict[str, Stage]:
     """Each jury member's stage, the same stage as when that judge is used alone."""
     assert sources.judge is not None
@@ -46,7 +46,7 @@ def _members(
     for label, judge in jury.judges.items():
         settings, read = judging_by(judge, cell, "preference", sources.judge.members.get(label))
         inputs: Inputs = {"items": items, "completions": completions, **read}
-        members[member_role(label)] = stage("judge", settings, inputs, f"verdicts of {label}")
+        members[member_role(label)] = stage("judge", settings, inputs, f"{named}verdicts of {label}")
     return members
 
 

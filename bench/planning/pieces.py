@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from bench.config import (
+    HELDOUT,
     Adapter,
     Cell,
     DatasetData,
@@ -41,6 +42,7 @@ from bench.store.keys import Input, Inputs, Stage
 from bench.store.stage_settings import (
     TOKENIZER,
     BaseSettings,
+    ChosenData,
     ConversationData,
     ConversationSft,
     CorpusData,
@@ -51,6 +53,7 @@ from bench.store.stage_settings import (
     GoldLabels,
     JudgeItemData,
     LocalPairData,
+    LocalPromptData,
     LogpsSettings,
     MixedRows,
     PromptData,
@@ -440,14 +443,18 @@ def generate(
 
 
 def _kl_decoding(cell: Cell) -> Decoding:
-    """Decoding of samples for KL: the policy's own distribution, with the judge's max_new_tokens."""
+    """Decoding of samples for KL: the policy's own distribution, in the data's length."""
     assert not isinstance(cell.judge, SuiteJudge)
-    decoding = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
-    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=decoding.max_new_tokens)
+    judged = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
+    longest = cell.data.kl_max_new_tokens or judged.max_new_tokens
+    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=longest)
 
 
 def _judge_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sources: Sources) -> Stage:
-    """Items of the user's file, else the world's evaluation prompts against its reference writer."""
+    """Items of the user's file or the data's held-out prompts, else the world's evaluation prompts against its
+    reference writer."""
+    if judge.items == HELDOUT:
+        return _heldout_items(cell, judge, sources)
     if sources.judge is None or not sources.judge.files:
         assert cell.world is not None and judge.n_items is not None
         return _prompts(
@@ -461,3 +468,22 @@ def _judge_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sour
     n = min(judge.n_items or sources.judge.n_items, sources.judge.n_items)
     of_items = JudgeItemData(form=judge.form_of(sources.judge.files), n=n, n_turns=judge.turns)
     return stage("data", of_items, sources.judge.files, f"{cell.judge.name} items")
+
+
+def _heldout_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sources: Sources) -> Stage:
+    """Held-out prompts of the cell's data, with their chosen answers as baselines."""
+    assert judge.n_items is not None
+    if isinstance(cell.data, WorldData):
+        assert cell.world is not None
+        return chosen_items(cell, cell.data, "evaluation", judge.n_items, cell.world.eval_seed)
+    settings = LocalPromptData(n=judge.n_items, answers=True)
+    return stage(
+        "data", settings, {"preferences": _all_rows(cell, sources)}, "held-out prompts and chosen answers"
+    )
+
+
+def chosen_items(cell: Cell, data: WorldData, split: Split, n: int, seed: int) -> Stage:
+    """The world's prompts of a split, with the annotator's choice of two writers' completions as baselines."""
+    labels = _labels(cell, data, split, None, n=n, seed=seed)
+    inputs = {"items": labels.inputs["items"], "labels": labels}
+    return stage("data", ChosenData(), inputs, f"{split} prompts and chosen answers")

@@ -1,4 +1,4 @@
-"""Figures of a sweep: win rate over beta, data fraction, iteration and KL to the start model.
+"""Figures of a sweep: win rate (of a judge that only rates, the rating) over beta, data fraction, iteration and KL to the start model.
 
 Points over KL carry their beta, fraction and iteration in small letters.
 """
@@ -93,19 +93,34 @@ def draw(pooled: Grid, title: str) -> dict[str, bytes]:
 
 
 def _of_judge(groups: Sequence[Group], varied: Sequence[str], title: str, ending: str) -> dict[str, bytes]:
-    judged = [group for group in groups if group.pooled("win_rate")]
+    judged = [group for group in groups if group.pooled(_number(group))]
+    number = _number(judged[0]) if judged else ""
     trained = [group for group in judged if group.is_trained]
     drawn: dict[str, bytes] = {}
     for axis in AXES:
         lines = _lines(judged, varied, axis)
         if any(len({axis.value(group) for group in members}) > 1 for members in lines.values()):
             drawn |= _pictures(
-                f"win_rate_by_{axis.name}{ending}", partial(_curves, lines=lines, axis=axis), title
+                f"{number}_by_{axis.name}{ending}", partial(_curves, lines=lines, axis=axis), title
             )
     if trained:
         lines = _lines(judged, varied, KL)
-        drawn |= _pictures(f"win_rate_by_kl{ending}", partial(_curves, lines=lines, axis=KL), title)
+        drawn |= _pictures(f"{number}_by_kl{ending}", partial(_curves, lines=lines, axis=KL), title)
     return drawn
+
+
+def _number(group: Group) -> str:
+    """The metric that is drawn."""
+    return "rating" if group.only_rates else "win_rate"
+
+
+def _scale(group: Group) -> float:
+    return 1.0 if group.only_rates else 100.0
+
+
+def _interval(group: Group) -> tuple[float, float] | None:
+    ends = group.interval(_number(group))
+    return ends and (_scale(group) * ends[0], _scale(group) * ends[1])
 
 
 def _lines(groups: Sequence[Group], varied: Sequence[str], axis: Axis) -> dict[str, list[Group]]:
@@ -182,7 +197,8 @@ def _curves(ax: Axes, *, lines: Mapping[str, Sequence[Group]], axis: Axis) -> No
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
     ax.set_xlabel(axis.label + (f" (at the points: {', '.join(labels)})" if labels else ""))
-    ax.set_ylabel("win rate, % (95 % interval)")
+    rated = any(group.only_rates for members in lines.values() for group in members)
+    ax.set_ylabel("rating, 1 to 10 (95 % interval)" if rated else "win rate, % (95 % interval)")
     ax.legend(
         frameon=False,
         fontsize=8,
@@ -202,12 +218,12 @@ def _curve(
     small: Mapping[str, str],
 ) -> None:
     x = [v + aside.get(group.key, 0.0) for group in members if (v := axis.value(group)) is not None]
-    y = [100 * pooled.mean for group in members if (pooled := group.pooled("win_rate"))]
-    ends = [group.interval("win_rate") for group in members]
+    y = [_scale(group) * pooled.mean for group in members if (pooled := group.pooled(_number(group)))]
+    ends = [_interval(group) for group in members]
     # nan draws no bar. 0 would draw a bar of length 0.
     bars = [
-        [max(0.0, m - 100 * e[0]) if e else math.nan for m, e in zip(y, ends, strict=True)],
-        [max(0.0, 100 * e[1] - m) if e else math.nan for m, e in zip(y, ends, strict=True)],
+        [max(0.0, m - e[0]) if e else math.nan for m, e in zip(y, ends, strict=True)],
+        [max(0.0, e[1] - m) if e else math.nan for m, e in zip(y, ends, strict=True)],
     ]
     # A colour that is used again has another marker, because a single point has no line style.
     again, place = divmod(number, len(COLOURS))
@@ -256,11 +272,15 @@ def _small(groups: Sequence[Group]) -> tuple[list[str], dict[str, str]]:
 
 
 def _level(ax: Axes, group: Group, name: str, colour: str) -> None:
-    pooled, ends = group.pooled("win_rate"), group.interval("win_rate")
+    pooled, ends = group.pooled(_number(group)), _interval(group)
     if pooled is None:
         return
     ax.axhline(
-        100 * pooled.mean, color=colour, linestyle="-." if group.is_trained else "--", linewidth=1, label=name
+        _scale(group) * pooled.mean,
+        color=colour,
+        linestyle="-." if group.is_trained else "--",
+        linewidth=1,
+        label=name,
     )
     if ends:
-        ax.axhspan(100 * ends[0], 100 * ends[1], color=colour, alpha=0.1, linewidth=0)
+        ax.axhspan(*ends, color=colour, alpha=0.1, linewidth=0)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from bench.config import NoMethod, method_facts
+from bench.config import HELDOUT, MAX_CUT, Cell, GoldJudge, NoMethod, SuiteJudge, Written, method_facts
 from bench.judges.asked.journal import JOURNAL_DROPPED
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import AS_CONTROL
@@ -52,9 +52,6 @@ KL_NONE = 0.01  # Nats a completion. A run that learns anything reaches some ten
 # data.
 Z0_SHARE = 0.5
 Z0_ZERO_NATS = 1e-6
-# Share of completions cut at max_new_tokens. Above it, lengths and verdicts also measure the limit. A
-# convention.
-UNFINISHED_SHARE = 0.05
 # Standard errors that a difference must exceed (95 %, two-sided).
 Z = 1.96
 # Relative deviation of the first step's loss from the method's known first loss. Rounding in bfloat16 moves
@@ -89,6 +86,9 @@ class Evidence:
     method: str = ""
     start_loss: float | None = None  # Loss that the first step must have. None where it is not known.
     noted: Mapping[str, int] = field(default_factory=dict)  # Counts of `noted_rows`.
+    max_cut: float = MAX_CUT  # Share of completions that may be cut (max_cut of the command).
+    # Longest answer in tokens: ours, and the benchmark's. None where ours is as long.
+    answer_tokens: tuple[int, int] | None = None
     evaluations: Mapping[str, Evidence] = field(default_factory=dict)  # By label, where a cell has several.
 
     def both(self, name: str) -> tuple[float | None, float | None]:
@@ -276,20 +276,26 @@ def repetition(e: Evidence) -> Finding | None:
 
 def unfinished(e: Evidence) -> Finding | None:
     ours, theirs = e.both("unfinished")
-    if ours is None or ours <= UNFINISHED_SHARE:
+    if ours is None or ours <= e.max_cut:
         return None
     start = "" if theirs is None else f" (start model {100 * theirs:.1f} %)"
     says = f"{100 * ours:.1f} % of the completions are cut at max_new_tokens{start}"
     numbers = _numbers(e.metrics, "unfinished") | _numbers(e.start, "unfinished", prefix="start_")
     return Finding(
-        "completions cut",
-        f"{says}.",
-        100 * ours,
-        "%",
-        f"more than {100 * UNFINISHED_SHARE:g} %",
-        "warning",
-        numbers,
+        "completions cut", f"{says}.", 100 * ours, "%", f"more than {100 * e.max_cut:g} %", "warning", numbers
     )
+
+
+def short_answers(e: Evidence) -> Finding | None:
+    """Answers that were given fewer tokens than their benchmark gives."""
+    if e.answer_tokens is None:
+        return None
+    ours, theirs = e.answer_tokens
+    says = (
+        f"An answer may have {ours} tokens, and its benchmark gives {theirs} (judge.decoding.max_new_tokens)."
+    )
+    numbers = {"max_new_tokens": float(ours), "benchmark": float(theirs)}
+    return Finding("short answers", says, ours, "tokens", f"fewer than {theirs} tokens", "note", numbers)
 
 
 def kl_blow_up(e: Evidence) -> Finding | None:
@@ -472,6 +478,7 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     repetition,
     entropy_moved,
     unfinished,
+    short_answers,
     z0_at_zero,
     control_tokens,
     opposite_rows,
@@ -515,7 +522,7 @@ def known_start(cell: CellPlan) -> float | None:
     return train.settings.method.start_loss() if same and not goes_on_with_dropout else None
 
 
-def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
+def of_rows(rows: Sequence[CellRow], store: Store, max_cut: float = MAX_CUT) -> dict[str, list[Finding]]:
     """Findings by cell key, for every row with numbers.
 
     Start models have only findings that compare with no start model.
@@ -533,7 +540,17 @@ def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
         }
         curve = read_curve(row.cell, store)
         metrics = start.metrics if start else {}
-        return Evidence(curve, row.metrics, metrics, method.name, known_start(row.cell), noted, parts)
+        return Evidence(
+            curve,
+            row.metrics,
+            metrics,
+            method.name,
+            known_start(row.cell),
+            noted,
+            max_cut,
+            None if parts else _shorter_answers(row.cell.cell),
+            parts,
+        )
 
     return {
         row.cell.key: find(
@@ -544,6 +561,20 @@ def of_rows(rows: Sequence[CellRow], store: Store) -> dict[str, list[Finding]]:
         for row in rows
         if row.done
     }
+
+
+def _shorter_answers(cell: Cell) -> tuple[int, int] | None:
+    """(our longest answer, the benchmark's) in tokens, where ours to a benchmark's items is shorter."""
+    judge = cell.judge
+    if (
+        isinstance(cell.method, Written)
+        or getattr(judge, "items", None) in (None, HELDOUT)
+        or judge.answer_tokens is None
+    ):
+        return None
+    assert not isinstance(judge, GoldJudge | SuiteJudge)  # The world's items are in no file.
+    ours = judge.decoding.max_new_tokens
+    return (ours, judge.answer_tokens) if ours < judge.answer_tokens else None
 
 
 def noted_rows(cell: CellPlan, store: Store, *, trained: bool) -> dict[str, int]:

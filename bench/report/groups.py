@@ -31,7 +31,7 @@ class Group:
     rows: Sequence[CellRow]
     against_start: estimates.Comparison | None
     lc_against_start: estimates.Comparison | None
-    among_best: bool  # Has the highest win rate, or does not differ from it significantly.
+    among_best: bool  # Has the highest win rate (or rating), or does not differ from it significantly.
     # The group's evaluations by label, where a suite judges it. They hold its comparisons.
     evaluations: Mapping[str, Group] = field(default_factory=dict)
 
@@ -55,6 +55,11 @@ class Group:
     @property
     def failed(self) -> list[CellRow]:
         return [row for row in self.rows if row.failed]
+
+    @property
+    def only_rates(self) -> bool:
+        """Whether its judge gives ratings and no preferences; comparisons are then of ratings."""
+        return any(row.ratings for row in self.rows)
 
     def pooled(self, metric: str) -> estimates.Pooled | None:
         return estimates.pool([row.metrics.get(metric) for row in self.done])
@@ -115,9 +120,12 @@ def pool(rows: Sequence[CellRow]) -> Grid:
 
 def _pool(rows: Sequence[CellRow]) -> Grid:
     members = grouped((row.group_key, row) for row in rows)
-    pairs = _all_pairs(members)
+    pairs = _all_pairs(members, "ratings") | _all_pairs(members, "preferences")
     best = _among_best(members, pairs)
-    plain, lc = _against_start(members, "preferences"), _against_start(members, "lc")
+    rated, lc = _against_start(members, "ratings"), _against_start(members, "lc")
+    plain = {
+        key: comparison or rated[key] for key, comparison in _against_start(members, "preferences").items()
+    }
     varied = varied_settings([row.cell.cell for row in rows])
     names = line_names({key: group[0].cell.cell for key, group in members.items()}, varied)
     groups = [
@@ -328,13 +336,13 @@ def _bootstrapped(
 
 
 def _all_pairs(
-    members: Mapping[str, Sequence[CellRow]],
+    members: Mapping[str, Sequence[CellRow]], of: str
 ) -> dict[tuple[str, str], estimates.Comparison | None]:
     """Comparisons of all pairs of groups with the same judge, over the seeds that both have.
 
     A file of completions counts as equal for every seed.
     """
-    values = {key: by_seed for key, group in members.items() if (by_seed := _values(group, "preferences"))}
+    values = {key: by_seed for key, group in members.items() if (by_seed := _values(group, of))}
     seedless_ones = {
         key: next(iter(values[key].values()))
         for key in values
@@ -356,13 +364,14 @@ def _all_pairs(
 def _among_best(
     members: Mapping[str, Sequence[CellRow]], pairs: Mapping[tuple[str, str], estimates.Comparison | None]
 ) -> frozenset[str]:
-    """Keys of the groups that do not differ significantly from the highest win rate of their judge.
+    """Keys of the groups that do not differ significantly from the highest win rate, or rating, of their judge.
 
-    Win rates of two judges are never compared.
+    Numbers of two judges are never compared.
     """
     by_judge: dict[Any, dict[str, float | None]] = {}
     for key, group in members.items():
-        pooled = estimates.pool([row.metrics.get("win_rate") for row in group])
+        metric = "rating" if any(row.ratings for row in group) else "win_rate"
+        pooled = estimates.pool([row.metrics.get(metric) for row in group])
         by_judge.setdefault(group[0].cell.cell.judge, {})[key] = pooled.mean if pooled else None
     p_values = {pair: c.p_holm if c else None for pair, c in pairs.items()}
     best = [

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.config import GoldJudge, JuryJudge
-from bench.planning.inputs import single
+from bench.planning.inputs import CellPlan
 from bench.planning.judging import judge_key, judge_name
 from bench.report.rows import Sweep
+from bench.store.keys import Stage
 from bench.store.stage_settings import member_label
 from bench.text_files import BadFile, read_object
 
@@ -26,34 +27,51 @@ def passport_lines(sweep: Sweep, results: Path, *, link: bool = False) -> list[s
     """
     passports = dict(_read(results / PASSPORTS))
     lines: dict[str, str] = {}
-    for cell in single(sweep.cells):
-        for role, verdicts in cell.roles.items():
-            judge, label = cell.cell.judge, member_label(role)
-            if (
-                not role.endswith("_verdicts")
-                or (isinstance(judge, JuryJudge) and label is None)
-                or (key := judge_key(verdicts)) in lines
-            ):
-                continue  # A jury has no passport; its members have.
-            member = judge.judges[label] if isinstance(judge, JuryJudge) and label else None
-            name = judge_name(member or judge, "rating" if role.startswith("rating") else "preference")
-            if (passport := passports.get(key)) is not None:
-                folder, content = passport
-                page = (
-                    f"[passport.html](../../{PASSPORTS}/{folder.name}/passport.html)"
-                    if link
-                    else f"{folder}/passport.html"
-                )
-                lines[key] = f"The audit of {name} found {_summary(content)}. All numbers: {page}"
-            elif isinstance(member or judge, GoldJudge):
-                lines[key] = f"{name} is the ground truth of the controlled world and needs no audit."
-            else:
-                command = " ".join(filter(None, ("python -m bench", sweep.command, "do=audit")))
-                if member is not None and not isinstance(member, GoldJudge):
-                    own = [f"judge={member.name}", f"judge.model={member.model}"]
-                    command = f"python -m bench do=audit {' '.join(own)} (and the other settings of judge.judges.{label})"
-                lines[key] = f"{name} has not been audited. To measure its faults, run: {command}"
-    return list(lines.values())
+    unaudited: dict[str, list[str]] = {}  # Names of judges by the command that audits them.
+    of_sweep = " ".join(filter(None, ("python -m bench", sweep.command, "do=audit")))
+    for cell, place, role, verdicts in _judged(sweep.cells):
+        judge, label = cell.cell.judge, member_label(role)
+        key = judge_key(verdicts)
+        if (isinstance(judge, JuryJudge) and label is None) or key in lines:
+            continue  # A jury has no passport; its members have.
+        member = judge.judges[label] if isinstance(judge, JuryJudge) and label else None
+        name = judge_name(member or judge, "rating" if role.startswith("rating") else "preference")
+        lines[key] = ""
+        if (passport := passports.get(key)) is not None:
+            folder, content = passport
+            page = (
+                f"[passport.html](../../{PASSPORTS}/{folder.name}/passport.html)"
+                if link
+                else f"{folder}/passport.html"
+            )
+            lines[key] = f"The audit of {name} found {_summary(content)}. All numbers: {page}"
+        elif isinstance(member or judge, GoldJudge):
+            lines[key] = f"{name} is the ground truth of the controlled world and needs no audit."
+        elif member is not None and not isinstance(member, GoldJudge):
+            own = f"judge={member.name} judge.model={member.model}"
+            others = f"(and the other settings of {place}.judges.{label})"
+            unaudited[f"python -m bench do=audit {own} {others}"] = [name]
+        else:
+            unaudited.setdefault(of_sweep, []).append(name)
+    return [
+        *filter(None, lines.values()),
+        *(
+            f"{name} has not been audited. To measure its faults, run: {command}"
+            if len(names) == 1
+            else f"{', '.join(names)} have not been audited. To measure their faults, run: {command}"
+            for command, names in unaudited.items()
+            for name in names[:1]
+        ),
+    ]
+
+
+def _judged(cells: Sequence[CellPlan]) -> Iterator[tuple[CellPlan, str, str, Stage]]:
+    """(cell with one judge, key of that judge's section, role, verdicts) of every judge stage."""
+    for cell in cells:
+        for label, one in (cell.evaluations or {"": cell}).items():
+            for role, verdicts in one.roles.items():
+                if role.endswith("_verdicts"):
+                    yield one, f"judge.judges.{label}" if label else "judge", role, verdicts
 
 
 def _read(folder: Path) -> list[tuple[str, tuple[Path, Mapping[str, Any]]]]:

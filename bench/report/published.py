@@ -364,18 +364,25 @@ def count_words(tables: Sequence[ComparedTable]) -> str:
 
 
 def lines(tables: Sequence[ComparedTable], where: str) -> list[str]:
-    """Lines for the terminal: a count for each table, then contrasts; the others are in the file `where`."""
+    """Lines for the terminal: a count for each table and its first contrasts; all are in the file `where`."""
     if not tables:
         return []
-    contrasts = [one for table in tables for one in table.contrasts if one.verdict.word is not Word.NOT_RUN]
-    shown = [f"{one.table.title} ({one.table.source}): {count_words([one])}." for one in tables]
-    for one in contrasts[:SHORT]:
-        theirs = difference_words(one.contrast.theirs, one.contrast.metric)
-        shown.append(f"{one.name}: published {theirs}, here {our_words(one.ours)}. {_sentence(one)}")
-    if any(one.ours and one.ours.world for one in contrasts):
+    shown, left, n = [], 0, 0
+    for table in tables:
+        shown.append(f"{table.table.title} ({table.table.source}): {count_words([table])}.")
+        for one in (one for one in table.contrasts if one.verdict.word is not Word.NOT_RUN):
+            if (n := n + 1) > SHORT:
+                left += 1
+                continue
+            theirs = difference_words(one.contrast.theirs, one.contrast.metric)
+            shown.append(f"- {one.name}: published {theirs}, here {our_words(one.ours)}. {_sentence(one)}")
+    if _in_world(tables):
         shown.append(IN_THE_WORLD)
-    rest = f" {len(contrasts) - SHORT} more contrasts and" if len(contrasts) > SHORT else ""
-    return [*shown, f"{rest} every row and contrast beside its published one: {where}".strip().capitalize()]
+    return [*shown, f"All rows and contrasts{f', {left} of them not here,' if left else ''} are in {where}."]
+
+
+def _in_world(tables: Sequence[ComparedTable]) -> bool:
+    return any(one.ours and one.ours.world for table in tables for one in table.contrasts)
 
 
 def _sentence(one: ComparedContrast) -> str:
@@ -392,7 +399,7 @@ def markdown(tables: Sequence[ComparedTable]) -> str:
     if not tables:
         return ""
     parts = [f"\n## {PUBLISHED}\n"]
-    if any(one.ours and one.ours.world for table in tables for one in table.contrasts):
+    if _in_world(tables):
         parts.append(f"{IN_THE_WORLD} The judge is the world's truth.\n")
     parts.append(
         "Published differences of one training each, unless seeds are named; SE is their own standard error, from the paper or from its n. "

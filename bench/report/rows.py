@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from bench.config import FITTED, Cell, Expectation, GoldJudge, NoMethod, WorldData, evaluated
+from bench.config import FITTED, MAX_CUT, Cell, Expectation, GoldJudge, NoMethod, WorldData, evaluated
 from bench.planning.cells import start_cell
 from bench.planning.inputs import CellPlan, single
-from bench.records import Result, TaskResult, Verdict, read_jsonl
+from bench.records import Result, TaskResult, Verdict, grouped, read_jsonl, read_verdicts
 from bench.scoring import calibration as calibrations
 from bench.scoring.suite import joined
 from bench.stats import estimates
 from bench.stats.length_control import Calibration, contributions_of_verdicts
-from bench.store.keys import hash_key
+from bench.store.keys import Stage, hash_key
+from bench.store.stage_settings import GenerateSettings
 from bench.store.store import Store
 
 ALPHA = 0.05
@@ -34,6 +36,7 @@ class Sweep:
     expectations: Sequence[Expectation] = ()
     axes: Sequence[str] = ()  # Dotted keys and config groups that the sweep varies.
     published: Mapping[str, Any] = field(default_factory=dict)  # Its rows beside published tables.
+    max_cut: float = MAX_CUT  # Largest share of cut completions that needs no words above the table.
 
     @property
     def title(self) -> str:
@@ -44,8 +47,8 @@ class Sweep:
 class CellRow:
     """One cell with its numbers, or the reason why it has none.
 
-    `preferences` and `lc` (contributions to the length-controlled rate) are by item id, for paired
-    comparisons.
+    `preferences`, `lc` (contributions to the length-controlled rate) and, of a judge that only rates,
+    `ratings` are by item id, for paired comparisons.
     """
 
     cell: CellPlan
@@ -58,7 +61,11 @@ class CellRow:
     n_train: int | None = None
     recorded: Sequence[Mapping[str, Any]] = ()  # Versions and device of every stage behind the numbers.
     calibration: str | None = None  # Digest of the calibration that length control used.
+    # Share of turns cut at the longest length, by evaluation (`preference`, ...) and for `kl`, where counted.
+    cut: Mapping[str, float] = field(default_factory=dict)
+    kl_tokens: int | None = None  # Longest sample for KL, in tokens.
     tasks: Sequence[TaskResult] = ()  # Shown results of the forgetting check.
+    ratings: Mapping[str, float | None] = field(default_factory=dict)  # None where a turn has no rating.
     # The evaluations of a suite by label, each as if its judge were the only one.
     evaluations: Mapping[str, CellRow] = field(default_factory=dict)
     suite: Cell | None = None  # The cell with all its evaluations, if this is the row of one.
@@ -164,6 +171,10 @@ def _suite_row(cell: CellPlan, rows: Mapping[str, CellRow]) -> CellRow:
     all are."""
     failed = {label: row.failed for label, row in rows.items() if row.failed}
     everywhere = len(failed) == len(rows) and len(set(failed.values())) == 1
+    whys = [
+        why if everywhere or why.startswith(f"{label}: ") else f"{label}: {why}"
+        for label, why in failed.items()
+    ]
     done = {label: row for label, row in rows.items() if row.done}
     numbers = joined({label: Result(dict(row.metrics), dict(row.missing)) for label, row in done.items()})
     absent = {
@@ -176,15 +187,15 @@ def _suite_row(cell: CellPlan, rows: Mapping[str, CellRow]) -> CellRow:
     some = next(iter(done.values()), None)
     return CellRow(
         cell,
-        next(iter(failed.values()))
-        if everywhere
-        else "; ".join(f"{label}: {why}" for label, why in failed.items()) or None,
+        "; ".join(dict.fromkeys(whys)) or None,
         len(done) == len(rows),
         numbers.metrics,
         numbers.missing | absent,
         n_train=some.n_train if some else None,
         recorded=list(recorded.values()),
         tasks=some.tasks if some else (),
+        cut={"kl": some.cut["kl"]} if some and "kl" in some.cut else {},
+        kl_tokens=some.kl_tokens if some else None,
         evaluations={label: replace(row, suite=cell.cell) for label, row in rows.items()},
     )
 
@@ -194,6 +205,30 @@ def stored_result(cell: CellPlan, store: Store) -> Result | None:
     if not store.is_done(cell.score):
         return None
     return Result.read(store.folder(cell.score) / "result.json")
+
+
+def _cut(cell: CellPlan, store: Store) -> dict[str, float]:
+    """Share of turns that were cut, by evaluation and for `kl`. Stages from before it was counted are left out."""
+    written = {
+        role.removesuffix("_completions"): s
+        for role, s in cell.roles.items()
+        if role.endswith("_completions")
+    }
+    if (samples := _kl_samples(cell)) is not None:
+        written["kl"] = samples
+    manifests = {name: store.status(stage).manifest for name, stage in written.items()}
+    return {
+        name: m.counts["cut"] / m.counts["turns"]
+        for name, m in manifests.items()
+        if m and m.counts.get("turns")
+    }
+
+
+def _kl_samples(cell: CellPlan) -> Stage | None:
+    """The stage that samples the completions on which KL is measured."""
+    logps = cell.score.inputs.get("kl_policy_logps")
+    samples = logps.inputs.get("completions") if isinstance(logps, Stage) else None
+    return samples if isinstance(samples, Stage) else None
 
 
 def _row(
@@ -221,6 +256,7 @@ def _row(
     shown = (
         list(read_jsonl(store.folder(tasks) / "results.jsonl", TaskResult)) if store.is_done(tasks) else []
     )
+    samples = _kl_samples(cell)
     return CellRow(
         cell,
         None,
@@ -232,5 +268,21 @@ def _row(
         data.counts.get("train") if data else None,
         [store.recorded(stage) for stage in cell.stages],
         result.calibration,
+        _cut(cell, store),
+        samples.settings.decoding.max_new_tokens
+        if samples and isinstance(samples.settings, GenerateSettings)
+        else None,
         [task for task in shown if task.shown],
+        ratings={} if verdicts else _ratings(cell, store),
     )
+
+
+def _ratings(cell: CellPlan, store: Store) -> dict[str, float | None]:
+    """Mean rating of each item's turns; None where a turn has none. Empty for a judge that does not rate."""
+    if not store.is_done(stage := cell.roles.get("rating_verdicts")):
+        return {}
+    by_item = grouped((v.item_id, v.rating) for v in read_verdicts(store.folder(stage)))
+    return {
+        item: None if None in ratings else statistics.fmean(r for r in ratings if r is not None)
+        for item, ratings in by_item.items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +10,9 @@ from functools import partial
 
 from rich.table import Table as RichTable
 
-from bench.config import FITTED, Expectation, JuryJudge
+from bench.config import FITTED, HELDOUT, MAX_CUT, Expectation, JudgeSettings, JuryJudge
 from bench.records import grouped, task_number
-from bench.report.groups import Grid, Group, Verified, method_name, settings, short_name, verify
+from bench.report.groups import Grid, Group, Verified, method_name, row_words, settings, short_name, verify
 from bench.report.rows import ALPHA, CellRow
 from bench.scoring import reasons
 from bench.stats import estimates
@@ -41,6 +42,12 @@ class Table:
     notes: Notes
     # Labels of evaluations; a column of one is named LABEL/NAME.
     evaluations: tuple[str, ...] = ()
+    above: Sequence[str] = ()  # Lines above the numbers, about faults of all of them.
+
+    def placed(self, column: str) -> tuple[str, str]:
+        """(label of the evaluation, name) of a column; the label is "" for one of no evaluation."""
+        label, _, name = column.partition("/")
+        return (label, name) if label in self.evaluations else ("", column)
 
     @property
     def note_lines(self) -> list[str]:
@@ -53,7 +60,9 @@ class Table:
         return replace(self, notes={heading: lines for heading, lines in merged.items() if lines})
 
 
-def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> Table:
+def comparison_table(
+    pooled: Grid, expectations: Sequence[Expectation] = (), max_cut: float = MAX_CUT
+) -> Table:
     """Table with one row per group.
 
     Columns without a value are left out; missing numbers are explained under the table.
@@ -111,13 +120,13 @@ def comparison_table(pooled: Grid, expectations: Sequence[Expectation] = ()) -> 
     ]
     seeds = max((len(group.done) for group in groups), default=0)
     verified = {
-        label: [_expected(verify(expectation, part), seeds) for expectation in expectations]
+        label: [_expected(verify(expectation, part), seeds, part.groups[0]) for expectation in expectations]
         for label, part in pooled.parts.items()
-        if not label or any("win_rate" in row.metrics for group in part.groups for row in group.done)
     }
     notes = _notes(pooled) | {EXPECTATIONS: together(verified)}
     shown = [[row[i] for i in kept] for row in cells]
-    return Table([columns[i][0] for i in kept], shown, {}, tuple(pooled.evaluations)).with_notes(notes)
+    above = _cut(groups, max_cut)
+    return Table([columns[i][0] for i in kept], shown, {}, tuple(pooled.evaluations), above).with_notes(notes)
 
 
 def _of_part(label: str, column: Column) -> Column:
@@ -148,19 +157,16 @@ def _counted(value: Callable[[Group], str], part_of: Callable[[Group], Group | N
 
 def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Column]]:
     """(columns of one evaluation, those that stand behind the training's where it is the only one)."""
-    # Beside a win rate the rating is one of several columns; its interval would make the table too wide.
-    compared = any("win_rate" in row.metrics for group in groups for row in group.done)
-    columns: list[Column] = [
-        ("win rate %", lambda g: _percent("win_rate", g) + (" *" if g.among_best else "")),
-        ("LC win rate %", partial(_percent, "lc_win_rate")),
-        ("Arena-Hard %", partial(_percent, "arena_win_rate")),
-        ("style-controlled %", partial(_percent, "style_win_rate")),
-        *((f"{label} %", partial(_percent, f"win_rate_{label}")) for label in members(groups)),
+    opponents = {opponent(group.cell.judge) for group in groups}
+    against = f" vs {one}" if len(opponents) == 1 and (one := next(iter(opponents))) else ""
+    contrast: list[Column] = [
         ("vs start", _difference),
-        ("over seeds", lambda g: _part(g.against_start.seeds if g.against_start else None)),
+        ("over seeds", lambda g: _part(g.against_start.seeds if g.against_start else None, g)),
         (
             "over prompts",
-            lambda g: _part(g.against_start.prompts if g.against_start and g.against_start.seeds else None),
+            lambda g: _part(
+                g.against_start.prompts if g.against_start and g.against_start.seeds else None, g
+            ),
         ),
         (
             "SEs",
@@ -169,10 +175,38 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
             ),
         ),
         ("p (Holm)", lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
-        ("rating", partial(_number if compared else _with_interval, "rating", 2, 1)),
-        ("expected rating", partial(_number, "expected_rating", 2, 1)),
     ]
+    preferred: list[Column] = [
+        (f"win rate{against} %", partial(_best, partial(_percent, "win_rate"))),
+        (f"LC win rate{against} %", partial(_percent, "lc_win_rate")),
+        ("Arena-Hard %", partial(_percent, "arena_win_rate")),
+        ("style-controlled %", partial(_percent, "style_win_rate")),
+        *((f"{label} %", partial(_percent, f"win_rate_{label}")) for label in members(groups)),
+    ]
+    rated: list[Column] = [
+        ("rating", partial(_best, partial(_with_interval, "rating", 2, 1))),
+        ("turn 1", partial(_number, "rating_turn1", 2, 1)),
+        ("turn 2", partial(_number, "rating_turn2", 2, 1)),
+    ]
+    # Beside a win rate the rating is one of several columns; its interval would make the table too wide.
+    beside: list[Column] = [("rating", lambda g: MISSING if g.only_rates else _number("rating", 2, 1, g))]
+    expected: Column = ("expected rating", partial(_number, "expected_rating", 2, 1))
+    only = [g.only_rates for g in groups]
+    columns = [*(() if all(only) and only else preferred), *(rated if any(only) else ()), *contrast]
+    columns += [*(() if any(only) else beside), expected]
     return columns, [("length", partial(_number, "mean_length", 1, 1))]
+
+
+OPPONENTS = {
+    "previous": "the policy of the previous iteration, and for the first one the start model",
+    "start": "the start model, which plays against itself in its own row",
+    "chosen": "the chosen answer to each held-out prompt",
+}
+
+
+def opponent(judge: JudgeSettings) -> str:
+    """The opponent where it is a policy or the chosen answers of held-out prompts; empty for any other."""
+    return judge.rival or ("chosen" if getattr(judge, "items", None) == HELDOUT else "")
 
 
 def _training_columns(prefix: str = "") -> list[Column]:
@@ -188,6 +222,53 @@ def _training_columns(prefix: str = "") -> list[Column]:
         (f"{prefix}judge tau", partial(_number, f"{prefix}judge_kendall", 2, 1)),
         (f"{prefix}parsed %", partial(_number, f"{prefix}judge_parse_rate", 1, 100)),
         (f"{prefix}KL nats", partial(_number, f"{prefix}kl", 2, 1)),
+    ]
+
+
+def _cut(groups: Sequence[Group], most: float) -> list[str]:
+    """One line on the rows whose judged completions were cut too often; none where there are none."""
+    shares = {
+        group.number: max(share for row in group.done for share in judged_cut(row))
+        for group in groups
+        if any(judged_cut(row) for row in group.done)
+    }
+    over = {number: share for number, share in shares.items() if share > most}
+    if not over:
+        return []
+    span = " to ".join(
+        dict.fromkeys(f"{100 * share:.3g}" for share in (min(over.values()), max(over.values())))
+    )
+    return [
+        f"CUT: in {row_words(list(over))} {span} % of the judged completions were cut at their longest length, more than "
+        f"max_cut={most:g}. Verdicts and lengths measure this limit too: set a larger judge.decoding.max_new_tokens."
+    ]
+
+
+def judged_cut(row: CellRow) -> list[float]:
+    """Shares of cut completions, one for each evaluation."""
+    if row.evaluations:
+        return [share for part in row.evaluations.values() for share in judged_cut(part)]
+    counted = [share for name, share in row.cut.items() if name != "kl"]
+    return counted or [row.metrics[name] for name in ("unfinished",) if name in row.metrics]
+
+
+def _kl_notes(done: Sequence[CellRow]) -> list[str]:
+    """One line on the length of the samples on which KL is measured, and how many of them were cut."""
+    measured = [row for row in done if "kl" in row.metrics and row.kl_tokens]
+    if not measured:
+        return []
+    cut = [100 * row.cut["kl"] for row in measured if "kl" in row.cut]
+    lengths = _span([row.kl_tokens for row in measured if row.kl_tokens])
+    span = " to ".join(dict.fromkeys(f"{share:.3g}" for share in (min(cut), max(cut)))) if cut else ""
+    of = (
+        "how many were cut there was not counted"
+        if not cut
+        else f"{span} % were cut there, and theirs is the KL of the beginning"
+        if max(cut)
+        else "none was cut, so it is the KL of whole completions"
+    )
+    return [
+        f"KL nats is measured on the policy's own samples of up to {lengths} tokens, at temperature 1; {of}."
     ]
 
 
@@ -292,32 +373,40 @@ def _with_interval(metric: str, digits: int, factor: float, group: Group) -> str
     return f"{text} [{factor * interval[0]:.{digits}f}, {factor * interval[1]:.{digits}f}]"
 
 
+def _best(value: Callable[[Group], str], group: Group) -> str:
+    return value(group) + (" *" if group.among_best else "")
+
+
 def _difference(group: Group) -> str:
     comparison = group.against_start
     if comparison is None:
         return MISSING
     fewer = f" (n={comparison.n_seeds})" if comparison.n_seeds < len(group.done) else ""
     apart = comparison.p_holm is not None and comparison.p_holm < ALPHA
-    return f"{_signed(comparison.lead)}{fewer}{'' if apart else ' ≈'}"
+    return f"{_signed(comparison.lead, group)}{fewer}{'' if apart else ' ≈'}"
 
 
-def _part(difference: estimates.Difference | None) -> str:
-    """Interval of a difference, in percentage points."""
+def _part(difference: estimates.Difference | None, group: Group) -> str:
+    """Interval of a difference, in percentage points or points of the rating."""
     if difference is None or difference.low is None or difference.high is None:
         return MISSING
-    return f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"[{_points(difference.low, group)}, {_points(difference.high, group)}]"
 
 
-def _signed(difference: estimates.Difference) -> str:
-    """Difference of two rates with its interval, in percentage points."""
-    return f"{100 * difference.value:+.1f} {_part(difference)}".removesuffix(f" {MISSING}")
+def _points(value: float, group: Group) -> str:
+    return f"{value:+.2f}" if group.only_rates else f"{100 * value:+.1f}"
+
+
+def _signed(difference: estimates.Difference, group: Group) -> str:
+    """A difference with its interval, in percentage points or points of the rating."""
+    return f"{_points(difference.value, group)} {_part(difference, group)}".removesuffix(f" {MISSING}")
 
 
 def _p_words(p: float | None) -> str:
     return MISSING if p is None else "<0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
-def _expected(verified: Verified, seeds: int) -> str:
+def _expected(verified: Verified, seeds: int, group: Group) -> str:
     """One line with the expectation written before the sweep ran and the measured result."""
     head = f"Expected: {verified.better} above {verified.worse}. Result:"
     lead = verified.difference
@@ -328,7 +417,8 @@ def _expected(verified: Verified, seeds: int) -> str:
     verdict += " for this one training" if significant and seeds == 1 else ""
     errors = "" if lead.t is None else f", {lead.t:+.1f} standard errors"
     p = f"p {_p_words(verified.p_holm)}, Holm-corrected over all pairs of rows; the interval is for this pair alone"
-    return f"{head} {verdict}, difference {_signed(lead)} percentage points{errors} ({p})."
+    points = "points" if group.only_rates else "percentage points"
+    return f"{head} {verdict}, difference {_signed(lead, group)} {points}{errors} ({p})."
 
 
 def together(lines: Mapping[str, Sequence[str]]) -> list[str]:
@@ -347,13 +437,13 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
     """Lines under the table by heading."""
     groups = pooled.groups
     done = [row for group in groups for row in group.done]
-    reading = together({label: _part_notes(part.groups) for label, part in pooled.parts.items()})
+    reading = together({label: _part_notes(part.groups, label) for label, part in pooled.parts.items()})
     if pooled.evaluations:
         reading.append(
-            "A column begins with the label of its evaluation. Each evaluation is tested alone: its p-values are corrected over its own "
-            "rows, not over the evaluations."
+            "A column begins with the label of its evaluation, whose first number is the win rate or the rating. Each evaluation is tested "
+            "alone: its p-values are corrected over its own rows, not over the evaluations."
         )
-    reading += [*_tasks_notes(done), *_missing(done)]
+    reading += [*_kl_notes(done), *_tasks_notes(done), *_missing(done)]
     absent = [row for group in groups for row in group.rows if not row.done]
     by_reason = grouped((row.failed.splitlines()[0] if row.failed else None, row.cell.name) for row in absent)
     for reason, names in by_reason.items():
@@ -361,7 +451,11 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
             f"FAILED: {', '.join(names)}. Reason: {reason}" if reason else f"Not run yet: {', '.join(names)}."
         )
     judges = {
-        label: [*_reply_notes(scored), *_judges_notes(scored, members(part.groups))]
+        label: [
+            *_opponent_notes(part.groups),
+            *_reply_notes(scored),
+            *_judges_notes(scored, members(part.groups)),
+        ]
         for label, part in pooled.parts.items()
         for scored in [[row for group in part.groups for row in group.done]]
     }
@@ -369,14 +463,16 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
     return {HOW_TO_READ: [*reading, EXPLAINED_IN], JUDGES: together(judges), FAIRNESS: _mixed(some)}
 
 
-def _part_notes(groups: Sequence[Group]) -> list[str]:
-    """Lines on the numbers of one evaluation."""
+def _part_notes(groups: Sequence[Group], label: str) -> list[str]:
+    """Lines on the numbers of one evaluation; those on its differences name no number where it is one of several."""
     done = [row for group in groups for row in group.done]
     scored = [row for row in done if "win_rate" in row.metrics]
     seeds = max((len(group.done) for group in groups), default=0)
-    if scored:
-        return _win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups))
-    return _ratings_notes(done, seeds)
+    number = "first number" if label else "win rate" if scored else "rating"
+    contrast = _contrast_notes(number, seeds) if scored or any(row.ratings for row in done) else []
+    if not scored:
+        return [*_ratings_notes(done, seeds), *contrast]
+    return [*_win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups)), *contrast]
 
 
 def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: bool) -> list[str]:
@@ -387,20 +483,27 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
         f" and {turns} turns of scored items" if turns else ""
     )
     unscored = f"{_sum(scored, 'n_unscored')} verdicts{unrated} are unscored and left out of the means"
+    brackets = "Square brackets are 95 % intervals over seeds (t)."
     if seeds > 1:
-        brackets = "Square brackets are 95 % intervals over seeds (t)."
         brackets += " Rows with one finished seed have intervals over prompts." if some_with_one_seed else ""
-        interval = "Its 95 % interval covers seeds and prompts together; the columns over seeds (t) and over prompts cover one alone."
-        pooled = " The variance between seeds is pooled over the rows."
     else:
         brackets = "Square brackets are 95 % intervals over prompts (bootstrap). One seed says nothing about another training."
-        interval, pooled = "Its 95 % interval is over prompts (paired bootstrap).", ""
     return [
         f"Each cell was judged on {_span(n)} prompts; {unscored}.",
         brackets,
-        f"vs start is the win rate minus the start model's win rate on the same seeds and prompts. {interval}",
+    ]
+
+
+def _contrast_notes(number: str, seeds: int) -> list[str]:
+    """How differences and marks of a number are meant."""
+    interval, pooled = "Its 95 % interval is over prompts (paired bootstrap).", ""
+    if seeds > 1:
+        interval = "Its 95 % interval covers seeds and prompts together; the columns over seeds (t) and over prompts cover one alone."
+        pooled = " The variance between seeds is pooled over the rows."
+    return [
+        f"vs start is the {number} minus the start model's {number} on the same seeds and prompts. {interval}",
         f"SEs is vs start divided by its standard error.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
-        "A * marks the highest win rate and every row that does not differ from it significantly. ≈ marks rows that do not differ "
+        f"A * marks the highest {number} and every row that does not differ from it significantly. ≈ marks rows that do not differ "
         "significantly from the start model (both at 5 %, corrected).",
     ]
 
@@ -423,7 +526,7 @@ def _missing(rows: Sequence[CellRow]) -> list[str]:
         (name, why, row.cell.key)
         for row in rows
         for name, why in row.missing.items()
-        if why not in reasons.BY_DESIGN
+        if why not in (reasons.BY_DESIGN if not row.evaluations else reasons.BY_EVALUATION)
     ]
     alike = grouped(((name, NUMBERS.sub(COUNT, why)), (key, why)) for name, why, key in lacking)
     names: dict[tuple[str, int], list[str]] = {}
@@ -490,6 +593,12 @@ def _reply_notes(rows: Sequence[CellRow]) -> list[str]:
     return notes
 
 
+def _opponent_notes(groups: Sequence[Group]) -> list[str]:
+    """One line for each opponent that does not come with a benchmark's items."""
+    named = dict.fromkeys(filter(None, (opponent(group.cell.judge) for group in groups)))
+    return [f"Opponent of the win rate ({name}): {OPPONENTS[name]}." for name in named]
+
+
 def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:
     """Lines on how a jury, an Arena-Hard judge and a calibrated length control arrive at their numbers."""
     notes = []
@@ -543,14 +652,16 @@ def _mixed(done: Sequence[CellRow]) -> list[str]:
     ]
 
 
-ALARMS = ("FAILED", "REFUSED", "FAULT")  # Lines that begin with these are red on a terminal.
+ALARMS = ("FAILED", "REFUSED", "FAULT", "CUT")  # Lines that begin with these are red on a terminal.
 
 
-def print_titled(title: str, table: RichTable, notes: Notes) -> None:
-    """Print a title, a table and the lines under it, grouped under their headings."""
+def print_titled(title: str, table: RichTable, notes: Notes, above: Sequence[str] = ()) -> None:
+    """Print a title, a table, the lines `above` it and those under it, grouped under their headings."""
     console = Terminal(soft_wrap=True)
     console.print()
     console.plain(title, "bold")
+    for line in above:
+        console.plain(line, "red", soft_wrap=not console.is_terminal)
     console.whole(table)
     for heading, lines in notes.items():
         console.print()
@@ -568,11 +679,38 @@ def print_titled(title: str, table: RichTable, notes: Notes) -> None:
 
 def markdown(title: str, command: str, table: Table) -> str:
     """table.md: the question, its command, the table, and the lines under it as lists with headings."""
-    lines = [f"# {title}", "", f"`{command}`", "", _line(table.columns), _line(["---"] * len(table.columns))]
-    lines += [_line(row) for row in table.rows]
+    lines = [
+        f"# {title}",
+        "",
+        f"`{command}`",
+        *(part for line in table.above for part in ("", f"**{line}**")),
+    ]
+    for part in _for_paper(table):
+        lines += ["", _line(part.columns), _line(["---"] * len(part.columns)), *map(_line, part.rows)]
     for heading, notes in table.notes.items():
         lines += ["", f"### {heading}", "", *(f"- {_escaped(note)}" for note in notes)]
     return "\n".join([*lines, ""])
+
+
+# Columns of an evaluation that have a table of their own, because one of them all is too wide to read.
+DETAILS = ("over seeds", "over prompts", "SEs", "length")
+
+
+def _for_paper(table: Table) -> list[Table]:
+    """The table, and with several evaluations a second one with the details of each."""
+    names = [table.placed(column) for column in table.columns]
+    details = [k for k, (label, name) in enumerate(names) if label and name in DETAILS]
+    if not details:
+        return [table]
+    main = [k for k in range(len(names)) if k not in details]
+    return [
+        replace(
+            table,
+            columns=[table.columns[k] for k in kept],
+            rows=[[row[k] for k in kept] for row in table.rows],
+        )
+        for kept in (main, [0, 1, *details])
+    ]
 
 
 def _escaped(note: str) -> str:
@@ -585,7 +723,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def latex(table: Table) -> str:
-    """Booktabs tabular with the lines under the table as comments."""
+    """Booktabs tabulars with the lines under the table as comments."""
     escape = {
         "%": r"\%",
         "&": r"\&",
@@ -600,10 +738,29 @@ def latex(table: Table) -> str:
     def tex(text: str) -> str:
         return "".join(escape.get(letter, letter) for letter in text)
 
-    lines = []
+    lines = [f"% {line}" for line in table.above]
     for heading, notes in table.notes.items():
         lines += [f"% {heading}", *(f"% - {note}" for note in notes)]
-    lines += [rf"\begin{{tabular}}{{rl{'r' * (len(table.columns) - 2)}}}", r"\toprule"]
-    lines += [" & ".join(map(tex, table.columns)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(tex, row)) + r" \\" for row in table.rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    for part in _for_paper(table):
+        lines += [
+            rf"\begin{{tabular}}{{rl{'r' * (len(part.columns) - 2)}}}",
+            r"\toprule",
+            *_tex_labels(part, tex),
+        ]
+        lines += [" & ".join(tex(part.placed(column)[1]) for column in part.columns) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(tex, row)) + r" \\" for row in part.rows]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, ""])
+
+
+def _tex_labels(table: Table, tex: Callable[[str], str]) -> list[str]:
+    """A line with the labels of the evaluations over their columns, and the rules under it."""
+    if not table.evaluations:
+        return []
+    heads, rules, place = [], [], 1
+    for label, columns in itertools.groupby(table.columns, lambda column: table.placed(column)[0]):
+        n = len(list(columns))
+        heads.append(rf"\multicolumn{{{n}}}{{c}}{{{tex(label)}}}")
+        rules += [rf"\cmidrule(lr){{{place}-{place + n - 1}}}"] if label else []
+        place += n
+    return [" & ".join(heads) + r" \\", " ".join(rules)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from rich.table import Table as RichTable
 
 from bench.output_files import OutputFiles
+from bench.records import grouped
 from bench.report import fairness, figures, findings, published
 from bench.report.completions import samples
 from bench.report.csv_rows import flat_rows
@@ -24,6 +26,7 @@ from bench.report.tables import (
     FINDINGS,
     HOW_TO_READ,
     JUDGES,
+    OPPONENTS,
     Table,
     comparison_table,
     latex,
@@ -64,9 +67,9 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     pooled = pool(rows)
     store = Store(results / "store")
     cells = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
-    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store)
+    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store, sweep.max_cut)
     finding_lines = findings.lines(pooled.groups, of_cell)
-    table = comparison_table(pooled, sweep.expectations)
+    table = comparison_table(pooled, sweep.expectations, sweep.max_cut)
     marks = [
         f" {fairness.MARK}" if any(r.cell.key in certificate.differs for r in group.rows) else ""
         for group in pooled.groups
@@ -150,7 +153,7 @@ def _labelled(label: str, pooled: Grid) -> dict[str, str]:
 def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> list[Path]:
     """Paths of the PNGs written. Figures that this sweep no longer has are removed."""
     drawn = figures.draw(pooled, title)
-    for path in folder.glob("win_rate_by_*") if folder.is_dir() and not folder.is_symlink() else ():
+    for path in folder.glob("*_by_*") if folder.is_dir() and not folder.is_symlink() else ():
         if path.name not in drawn:
             out.remove(path)
     written = [folder / name for name, content in drawn.items() if out.write(folder / name, content)]
@@ -254,7 +257,7 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
 
 
 def print_comparison(sweep: Sweep, rows: Sequence[CellRow]) -> None:
-    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations))
+    print_table(sweep.title, comparison_table(pool(rows), sweep.expectations, sweep.max_cut))
 
 
 MATTERS = (
@@ -271,22 +274,31 @@ MATTERS = (
 )
 
 
+AGAINST = re.compile(rf" vs ({'|'.join(OPPONENTS)}) %$")  # A win rate's column that names its opponent.
+
+
 def columns_that_fit(table: Table, width: int) -> list[int]:
     """Indices of the columns that fit in `width` characters, in table order.
 
-    The columns of MATTERS are taken first.
+    The row's first columns and the first number of each evaluation are taken first, then the settings, then
+    the columns of MATTERS.
     """
-    widths = [max(map(len, texts)) + 2 for texts in zip(table.columns, *table.rows, strict=True)]
+    widths = [max(map(len, texts)) + 2 for texts in zip(_heads(table), *table.rows, strict=True)]
+    names = [AGAINST.sub(" %", table.placed(column)[1]) for column in table.columns]
     n_settings = table.columns.index("seeds") + 1 if "seeds" in table.columns else 2
+    of_label: dict[str, list[int]] = {}
+    for k, column in enumerate(table.columns):
+        of_label.setdefault(table.placed(column)[0], []).append(k)
+    headlines = [of_label[label][0] for label in table.evaluations if label in of_label]
     order = sorted(
         range(len(widths)),
         key=lambda k: (
             k >= n_settings,
-            MATTERS.index(name) if (name := table.columns[k]) in MATTERS else len(MATTERS),
+            MATTERS.index(names[k]) if names[k] in MATTERS else len(MATTERS),
             k,
         ),
     )
-    first = [k for k in order if table.columns[k] in MATTERS[:3]]
+    first = [k for k in order if AGAINST.sub(" %", table.columns[k]) in MATTERS[:3]] + headlines
     chosen: list[int] = []
     for k in [*first, *(k for k in order if k not in first)]:
         if sum(widths[one] for one in chosen) + widths[k] - 2 <= width:
@@ -294,11 +306,24 @@ def columns_that_fit(table: Table, width: int) -> list[int]:
     return sorted(chosen)
 
 
+def _heads(table: Table) -> list[str]:
+    """The longest line of each column's head."""
+    return [max(table.placed(column), key=len) for column in table.columns]
+
+
+def _named(table: Table, columns: Sequence[str]) -> str:
+    """Names of columns in words, each evaluation's after its label."""
+    by_label = grouped(table.placed(column) for column in columns)
+    return "; ".join(
+        f"{label}: {', '.join(names)}" if label else ", ".join(names) for label, names in by_label.items()
+    )
+
+
 def print_table(title: str, table: Table, where: str = "") -> None:
     """Print a title, the table and the lines under it.
 
     A terminal shows only the columns that fit, and names the others and the file (`where`) with all columns.
-    Piped output has all columns.
+    Piped output has all columns. The label of an evaluation stands above the names of its columns.
     """
     console = Terminal(soft_wrap=True)
     if console.is_terminal and where:
@@ -306,7 +331,7 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         left = [column for k, column in enumerate(table.columns) if k not in kept]
         rows = [[row[k] for k in kept] for row in table.rows]
         hidden = (
-            [f"Columns that do not fit on this screen: {', '.join(left)}. All columns are in {where}."]
+            [f"Columns that do not fit on this screen: {_named(table, left)}. All columns are in {where}."]
             if left
             else []
         )
@@ -316,7 +341,10 @@ def print_table(title: str, table: Table, where: str = "") -> None:
         )
     shown = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in table.columns:
-        shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+        head = "\n".join(filter(None, table.placed(column)))
+        shown.add_column(
+            head, justify="left" if column == "method" else "right", no_wrap=True, vertical="bottom"
+        )
     for row in table.rows:
         shown.add_row(*row)
-    print_titled(title, shown, table.notes)
+    print_titled(title, shown, table.notes, table.above)

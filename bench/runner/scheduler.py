@@ -18,7 +18,7 @@ from bench import report, secrets
 from bench.config import Accelerate, Session
 from bench.engines.vllm_server import Servers
 from bench.forecast.stage_time import StageForecast
-from bench.planning.inputs import CellPlan, all_stages
+from bench.planning.inputs import CellPlan, all_stages, evaluation_of
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.runner import launchers
@@ -115,8 +115,8 @@ class Scheduler:
     servers: Servers | None = None  # model servers of judges
     accelerate: Accelerate | None = None  # devices and checkpoints of trainings
     over_budget: bool = False  # a judge has stopped at its budget
-    # Judges of evaluations share one budget; judges that label samples share another.
-    judges: list[Stage] = field(default_factory=list)
+    # Judges of one evaluation share a budget; judges that label samples share another.
+    judges: dict[Stage, str] = field(default_factory=dict)  # judge stage -> name of its budget
     readers: dict[Stage, list[Stage]] = field(default_factory=dict)  # stage -> the stages that read it
 
     def run(self, cells: Sequence[CellPlan]) -> None:
@@ -124,7 +124,12 @@ class Scheduler:
 
         Stages that become stale run again.
         """
-        self.judges = [stage for stage in all_stages(cells) if stage.kind == "judge"]
+        labels = evaluation_of(cells)
+        self.judges = {
+            stage: "samples" if labels_samples(stage) else f"evaluation {labels.get(stage, '')}"
+            for stage in all_stages(cells)
+            if stage.kind == "judge"
+        }
         for stage in all_stages(cells):
             for source in stage.input_stages:
                 self.readers.setdefault(source, []).append(stage)
@@ -205,7 +210,7 @@ class Scheduler:
         self.screen.stage_started(stage)
         more: dict[str, Any] = {}
         if stage.kind == "judge":
-            sharing = [other.key for other in self.judges if labels_samples(other) == labels_samples(stage)]
+            sharing = [other.key for other, budget in self.judges.items() if budget == self.judges[stage]]
             more = {"sharing": sharing, "server": self.servers and self.servers.place(stage)}
         elif isinstance(stage.settings, Spread) and self.accelerate is not None:
             more = {"accelerate": self.accelerate.model_dump()}

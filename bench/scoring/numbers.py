@@ -23,8 +23,8 @@ shift_chosen, shift_rejected log π/π_ref per token of held-out completions, in
                              from the start model
 reward_best                  best of n: mean reward of the chosen completions. reward_best and reward_* are
                              then rewards of the reward model, in its own units
-kl                           KL(π || π_ref) of whole completions in nats, on the policy's own samples at
-                             temperature 1
+kl                           KL(π || π_ref) a completion in nats, on the policy's own samples at temperature 1,
+                             of up to data.kl_max_new_tokens tokens
 label_accuracy               share of a loop's latest labels that agree with the truth, where the truth is
                              known and no tie
 noise_precision, noise_recall   SPA's noise detector, over the pairs that it examined: the share of distrusted

@@ -22,3 +22,5 @@ NOTHING_WRONG = "no label is known to be wrong"
 TASK_NOT_FINITE = "lm_eval gives no finite number"
 
 BY_DESIGN = {OWN_REFERENCE, FROM_FILE, DATA_ARE_PAIRS, DATA_ARE_UNPAIRED}
+# In a row with several evaluations, another one may give what one does not.
+BY_EVALUATION = BY_DESIGN | {ONLY_RATINGS, ONLY_PREFERENCES}

@@ -68,6 +68,7 @@ from bench.store.stage_settings import (
     LoopPairData,
     NewPromptData,
     NextPromptData,
+    OpponentData,
     OverlapData,
     PairData,
     PromptData,
@@ -98,6 +99,10 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             return _written(settings, run.inputs["items"], run.out)
         case ChosenData():
             return _write(run.out / "items.jsonl", _with_chosen(run.inputs["items"], run.inputs["labels"]))
+        case OpponentData():
+            theirs = {c.id: c.completions for c in read_completions(run.inputs["completions"])}
+            items = [replace(item, baseline=theirs[item.id]) for item in read_items(run.inputs["items"])]
+            return _write(run.out / "items.jsonl", items)
         case NewPromptData():
             items = make_items(
                 _world(settings.family), settings.after + settings.n, split="train", seed=settings.seed
@@ -143,7 +148,9 @@ def run(settings: Settings, run: StageRun) -> Outcome:
         case LocalPromptData():
             return _write(
                 run.out / "items.jsonl",
-                _local_items(read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n),
+                _local_items(
+                    read_rows(run.inputs["preferences"] / "heldout.jsonl"), settings.n, settings.answers
+                ),
             )
         case CanaryData():
             return _canaries(settings, run)
@@ -455,7 +462,7 @@ def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
             f"The iterations up to this one need {needed} prompts without labels, and the dataset has {len(rows)} left. "
             "Lower method.n_prompts or data.fraction."
         )
-    return _write(run.out / "items.jsonl", _local_items(kept, settings.n))
+    return _write(run.out / "items.jsonl", _local_items(kept, settings.n, answers=False))
 
 
 def _overlap(run: StageRun) -> Outcome:
@@ -465,16 +472,25 @@ def _overlap(run: StageRun) -> Outcome:
     return Outcome({"rows": len(rows), **overlap_counts("items", same)})
 
 
-def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int) -> list[Item]:
+def _local_items(rows: Sequence[Pair] | Sequence[Unpaired], n: int, answers: bool) -> list[Item]:
     """The first n different held-out prompts as items.
 
-    Earlier messages are context; the last one is the turn to complete.
+    Earlier messages are context; the last one is the turn to complete. With `answers`, the first chosen or
+    desirable completion of a prompt is its baseline, and prompts without one are left out. Raises ValueError
+    where none has one.
     """
     items: dict[str, Item] = {}
     for row in rows:
         if len(items) == n:
             break
-        items.setdefault(prompt_key(row.prompt), self_judging_data.as_item(f"prompt-{row.id}", row.prompt))
+        item = self_judging_data.as_item(f"prompt-{row.id}", row.prompt)
+        if not answers:
+            items.setdefault(prompt_key(row.prompt), item)
+        elif isinstance(row, Pair) or row.label:
+            answer = row.chosen if isinstance(row, Pair) else row.completion
+            items.setdefault(prompt_key(row.prompt), replace(item, baseline=[answer]))
+    if answers and not items:
+        raise ValueError("No held-out prompt has a desirable completion: use a larger held-out part.")
     return list(items.values())
 
 

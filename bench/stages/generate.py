@@ -94,7 +94,9 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
         for item, ws in zip(items, written, strict=True)
     ]
     write_jsonl(run.out / "completions.jsonl", completions)
+    ends = [finished for c in completions for finished in c.finished]
     counts = {"rows": len(completions), "tokens": sum(sum(c.n_tokens) for c in completions)}
+    counts |= {"turns": len(ends), "cut": ends.count(False)}
     if scorer:
         write_jsonl(run.out / "rewards.jsonl", rewards)  # of the chosen samples; ids are `<item id>/<turn>`
         counts |= {"sampled": len(sampled), "sampled_tokens": sum(len(w.ids) for w in sampled)}

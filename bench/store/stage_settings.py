@@ -116,6 +116,12 @@ class ChosenData(Settings):
     source: Literal["chosen"] = "chosen"
 
 
+class OpponentData(Settings):
+    """Items with the completions of another policy as the baseline."""
+
+    source: Literal["opponent"] = "opponent"
+
+
 class PairData(Settings):
     """Preference rows from labelled samples.
 
@@ -348,10 +354,12 @@ class OverlapData(Settings):
 
 
 class LocalPromptData(Settings):
-    """Held-out prompts of the user's file, as items."""
+    """Held-out prompts of the user's file, as items; with `answers`, their chosen or desirable completion is the
+    baseline."""
 
     source: Literal["local_prompts"] = "local_prompts"
     n: Count
+    answers: Annotated[bool, LATER] = False
 
 
 class JudgeItemData(Settings):
@@ -664,6 +672,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         PromptData,
         WrittenData,
         ChosenData,
+        OpponentData,
         PairData,
         NewPromptData,
         DemonstratedData,

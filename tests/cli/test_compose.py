@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tiny import make_model, make_preferences, write_rows
+from tiny import CHATML, make_model, make_preferences, write_rows
 
 from bench.cli.compose import CheckedCommand, open_command
 from bench.cli.folders import with_template
@@ -76,7 +76,14 @@ def test_a_good_command_goes_through_hydra(run_bench: RunBench, tmp_path: Path, 
     """With -m or not, with axes, and with a key that Hydra's own composing would refuse: only the sweep's model has it."""
     flag = write_sweep(tmp_path / "mine", "axes: {model: [local], method.beta: [0.1, 0.3]}")
     done = run_bench(
-        "-m", flag, "+sweep=mine", f"model.path={model_folder}", "method=ipo,kto", "do=plan", "tracker=none"
+        "-m",
+        flag,
+        "+sweep=mine",
+        f"model.path={model_folder}",
+        "data=world",
+        "method=ipo,kto",
+        "do=plan",
+        "tracker=none",
     )
     assert done.returncode == 0, done.stderr
     assert "ipo-beta0.3-local-s0" in done.stdout and "kto-beta0.1-local-s0" in done.stdout
@@ -221,7 +228,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["method.beta=${scale.foo}"],
             ["method.beta: Interpolation key 'scale.foo' not found (method.beta=${scale.foo} on the command line)"],
         ),
-        (["model=local"], ["model.path must be set: add model.path=... (model.path of model=local)"]),
+        (["model=local", "data=world"], ["model.path must be set: add model.path=... (model.path of model=local)"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and not value[0].count(" ") else "",
 )  # fmt: skip
@@ -415,7 +422,7 @@ def test_a_model_folder_that_lacks_something_is_refused(
     problems: Problems, model_folder: Path, removed: str, missing: str
 ) -> None:
     (model_folder / removed).unlink()
-    (problem,) = problems("model=local", f"model.path={model_folder}")
+    (problem,) = problems("model=local", "data=world", f"model.path={model_folder}")
     assert problem.startswith(
         "model.path must hold config.json, a tokenizer and weights as safetensors, got "
     )
@@ -592,23 +599,57 @@ def test_a_folder_with_another_template_follows_its_model(model_folder: Path, tm
     assert (made / "added.json").read_text() == "{}"
 
 
-def test_a_base_is_looked_at_for_each_template(
-    problems: Problems, model_folder: Path, tmp_path: Path
+def test_several_models_have_a_folder_each(
+    problems: Problems, opened: Open, model_folder: Path, tmp_path: Path
 ) -> None:
-    base = shutil.copytree(model_folder, tmp_path / "base")
-    (base / "chat_template.jinja").unlink()
-    words = [
-        f"model.path={model_folder}",
-        "model=local",
-        f"model.base={base}",
-        "data=world",
-        "judge=gold",
-        "method=none",
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    (problem,) = problems("model=zephyr_7b_sft,mistral_7b", f"model.path={model_folder}", "data=world")
+    assert problem == (
+        f"model.path={model_folder} would be one model under 2 names (zephyr_7b_sft, mistral_7b): name each one's folder, "
+        "model=zephyr_7b_sft:DIR1,mistral_7b:DIR2"
+    )
+    cells = opened(f"model=zephyr_7b_sft:{model_folder},mistral_7b:{other}", "data=world", "method=dpo").cells
+    assert [(cell.model.name, cell.model.path) for cell in cells] == [
+        ("zephyr_7b_sft", str(model_folder)),
+        ("mistral_7b", str(other)),
     ]
-    assert problems(*words, "model.chat_template=tulu") == []
-    (problem,) = problems(*words, "model.chat_template=tulu,null")
+    (problem,) = problems(f"model=zephir:{model_folder}", "data=world")
+    assert problem.startswith("unknown model 'zephir'") and "zephyr_7b_sft" in problem
+
+
+def test_a_base_reads_prompts_by_the_template_of_the_model_that_was_tuned_from_it(
+    problems: Problems, opened: Open, tmp_path: Path
+) -> None:
+    """A base without a template, one whose template ends answers otherwise, and one with another vocabulary."""
+    tuned = make_model(tmp_path / "tuned")
+    bare, other, foreign = (shutil.copytree(tuned, tmp_path / name) for name in ("bare", "other", "foreign"))
+    (bare / "chat_template.jinja").unlink()
+    (other / "chat_template.jinja").write_text(CHATML.replace("<|im_end|>", "<|endoftext|>"))
+    tokenizer = json.loads((foreign / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (foreign / "tokenizer.json").write_text(json.dumps(tokenizer))
+    rows = make_preferences(tmp_path / "rows.jsonl", paired=True, messages=True)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(f'{{"prompt": [{{"role": "user", "content": "ask {n}"}}]}}\n' for n in range(8))
+    )
+    words = [f"model={tuned}", "data=local", f"data.path={rows}", "data.fraction=0", f"results={tmp_path}"]
+    words += [
+        "method=spa",
+        "method.seed_training=null",
+        "method.judging_reference=base",
+        "method.iteration=1",
+    ]
+    words += [f"method.prompts={prompts}", "method.n_prompts=8"]
+    for base in (bare, other):
+        (sources,) = opened(*words, f"model.base={base}").sources
+        assert (sources.base.path / "chat_template.jinja").read_text() == CHATML
+    (sources,) = opened(*words, f"model.base={tuned}").sources
+    assert sources.base.path == tuned
+    (problem,) = problems(*words, f"model.base={foreign}")
     assert problem.startswith(
-        f"{base} gets prompts as messages, but its tokenizer has no chat template: add chat_template.jinja"
+        f"method.judging_reference=base compares log-probs of the same tokens, and {foreign} reads an answer as other tokens"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 if __name__ == "__main__":  # before the hub's client is imported
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nowhere"}
 
-import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from test_compose import write_sweep
 
@@ -177,7 +177,7 @@ def _nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_nothing_here")
 @pytest.mark.parametrize("sweep", PAPERS)
 def test_a_papers_experiment_has_its_settings(sweep: str, tmp_path: Path) -> None:
-    """The table in golden/scales.json; `python tests/cli/test_scales.py` writes it anew, and the commit says why."""
+    """The table in golden/scales.json, which `python tests/cli/test_scales.py [SWEEP ...] [SCALE ...]` writes anew."""
     table = json.loads(TABLE.read_text())[sweep]
     assert {scale: composed(sweep, scale, tmp_path) for scale in PAPERS[sweep]} == {
         scale: table[scale] for scale in PAPERS[sweep]
@@ -214,9 +214,9 @@ def test_the_table_of_every_sweep_at_every_scale_is_true(sweep: str, tmp_path: P
 
 
 if __name__ == "__main__":
-    only = sys.argv[1:] or SWEEPS
-    table = {
-        sweep: {scale: composed(sweep, scale, Path("/nowhere")) for scale in ("", *SCALES)} for sweep in only
-    }
-    whole = (json.loads(TABLE.read_text()) if TABLE.exists() else {}) | table
-    TABLE.write_text(json.dumps(dict(sorted(whole.items())), indent=1) + "\n")
+    table, names = json.loads(TABLE.read_text()) if TABLE.exists() else {}, sys.argv[1:]
+    for sweep in [name for name in names if name in SWEEPS] or SWEEPS:
+        scales = [name for name in names if name in SCALES] or {*SCALES, *PAPERS.get(sweep, [])}
+        found = {scale: composed(sweep, scale, Path("/nowhere")) for scale in scales}
+        table[sweep] = dict(sorted((table.get(sweep, {}) | found).items()))
+        TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")

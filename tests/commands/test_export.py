@@ -108,7 +108,13 @@ def test_control_tokens_of_a_users_model_are_kept(tmp_path: Path) -> None:
         "method=csft",
         "method.warmup_ratio=0",
     )
-    ran = bench(*words, "data.n_kl_prompts=4", "judge.n_items=4", results=tmp_path / "results")
+    ran = bench(
+        *words,
+        "data.n_kl_prompts=4",
+        "data.kl_max_new_tokens=32",
+        "judge.n_items=4",
+        results=tmp_path / "results",
+    )
     assert ran.code == 0, ran.err + ran.out
     out = tmp_path / "out"
     (cell,) = (path.name for path in (tmp_path / "results" / "cells").glob("csft*"))

@@ -41,7 +41,9 @@ def test_every_file_in_conf_composes_and_passes(
 ) -> None:
     words = {f"{group}={choice}"}
     if group == "model" and not choice.startswith("world"):
-        words |= {f"model.path={model_folder}"}
+        words |= {f"model.path={model_folder}", "data=world"}
+    if choice == "llm":
+        words |= {f"model={model_folder}", "data=local", f"data.path={pairs_file}"}
     if group == "scale" and (
         brought := yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()).get("brings")
     ):
@@ -67,6 +69,7 @@ def test_every_file_in_conf_composes_and_passes(
             words |= {f"data.sources.{label}.path={folder}"}
     if group == "sft" and choice != "none":
         words |= {"model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"}
+    if (group == "sft" and choice != "none") or (group, choice) == ("scale", "llama2_7b"):
         files = (
             publish(model_folder.parent / "ultrachat", "ultrachat_200k")
             / PUBLISHED["ultrachat_200k"].files["train"]
@@ -96,7 +99,7 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {f"judge.items={items}"}  # in place of the hub
     if (group, choice) in (("judge", "reward_model"), ("judge", "pair_ranker")):
         words |= {f"judge.model={model_folder}"}
-    if (group, choice) == ("judge", "jury"):
+    if (group, choice) in (("judge", "jury"), ("judge", "suite")):
         words |= {
             f"judge.judges={{truth: {{judge: gold}}, reward: {{judge: reward_model, model: '{model_folder}'}}}}"
         }
@@ -207,7 +210,7 @@ def test_every_config_field_is_read_by_something() -> None:
     interpolated = set(re.findall(r"\$\{scale\.(\w+)", "\n".join(path.read_text() for path in files)))
     for record in _records():
         for name in record.model_fields:
-            found = interpolated | {"brings"} if record is config.Scale else read
+            found = interpolated | {"brings", "kind"} if record is config.Scale else read
             assert name in found, f"nothing reads {record.__name__}.{name}"
 
 

@@ -199,7 +199,12 @@ def test_items_of_arena_hards_own_files(
         ["Prove it."],
         ["So."],
     )
-    words = ("judge=arena_hard", "judge.model=m", f"judge.items={questions}")
+    words = (
+        "judge=arena_hard",
+        "judge.model=m",
+        "judge.decoding.max_new_tokens=48",
+        f"judge.items={questions}",
+    )
     assert opened(*words, f"judge.baseline={answers}").sources[0].judge.n_items == 1
     assert any(
         "expected a JSON list of objects with instruction and output" in problem
@@ -209,4 +214,4 @@ def test_items_of_arena_hards_own_files(
     assert any(
         "has no answer to question u1" in problem for problem in problems(*words, f"judge.baseline={answers}")
     )
-    assert any("needs judge.items" in p for p in problems(*words[:2], f"judge.baseline={answers}"))
+    assert any("needs judge.items" in p for p in problems(*words[:3], f"judge.baseline={answers}"))

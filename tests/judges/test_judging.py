@@ -177,6 +177,7 @@ def test_mt_benchs_manner_on_the_users_own_files(endpoint: Endpoint, trained: Pa
         f"judge.base_url={endpoint.url}",
         "judge.model=some-judge",
         f"judge.items={questions}",
+        "judge.decoding.max_new_tokens=48",
     ]
     done = bench(*words, f"judge.references={references}", results=trained)
     assert done.code == 0, done.err + done.out
@@ -225,7 +226,7 @@ def test_a_turn_that_cannot_be_read_is_counted_where_the_other_turn_scores_the_p
 
 # The door -------------------------------------------------------------------------------------------------------------
 
-ASKED = ("judge=alpaca_eval", "judge.model=m")
+ASKED = ("judge=alpaca_eval", "judge.model=m", "judge.decoding.max_new_tokens=48")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def own(place: Path, *words: str) -> tuple[str, ...]:
         f"data.path={place / 'pairs.jsonl'}",
         "data.heldout_fraction=0.25",
         "data.n_kl_prompts=4",
+        "data.kl_max_new_tokens=8",
     )
     every = (f"model={place / 'model'}", *data, "method=dpo", "judge=none", *words)
     return tuple(

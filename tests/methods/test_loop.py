@@ -683,6 +683,7 @@ def test_loops_run_on_the_users_own_model_pairs_and_prompts(tmp_path: Path) -> N
         f"data.path={data}",
         "data.heldout_fraction=0.3",
         "data.n_kl_prompts=2",
+        "data.kl_max_new_tokens=8",
     ]
     own += [
         "judge=none",

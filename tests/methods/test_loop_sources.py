@@ -50,8 +50,8 @@ Problems = Callable[..., list[str]]
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, another one, a reward model, pairs, UltraChat and UltraFeedback in small, and own files."""
     found = tmp_path_factory.mktemp("loops")
-    make_model(found / "model", max_positions=512)
-    make_model(found / "writer", seed=1, max_positions=512)
+    make_model(found / "model", max_positions=1024)
+    make_model(found / "writer", seed=1, max_positions=1024)
     make_reward_model(found / "rewards")
     make_preferences(found / "pairs.jsonl", paired=True, messages=True, n=24)
     publish(found / "ultrachat", "ultrachat_200k", traps=True)
@@ -505,6 +505,7 @@ def test_loops_run_on_files_and_models_of_ones_own(room: Path, tmp_path: Path) -
     )  # fmt: skip
     results = tmp_path / "results"
     for words in commands:
+        words = ["model.max_length=1024" if word.startswith("model.max_length") else word for word in words]
         ran = bench(*words, *TRAINING, results=results)
         assert ran.code == 0, ran.err[-3000:] + ran.out
     said = {

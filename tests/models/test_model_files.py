@@ -521,8 +521,11 @@ def test_lengths_beyond_a_table_are_refused_before_a_run(
         "judge=none",
         f"results={tmp_path}",
     ]
+    words += ["data.kl_max_new_tokens=20"]
     short = "judge.decoding.max_new_tokens=20"
     assert problems(*words, short, "model.max_length=40") == problems(*words, short) == []
+    (kl,) = problems(*words[:-1], short)
+    assert kl.startswith("data.kl_max_new_tokens must be < 48, the position limit of")
     (long,) = problems(*words, short, "model.max_length=128")
     assert long.startswith(f"model.max_length must be <= 48, the position limit of {folder}, got 128")
     (new,) = problems(*words, "judge.decoding.max_new_tokens=48")

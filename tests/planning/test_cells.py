@@ -287,7 +287,7 @@ LOCAL_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "judge.n_items": (8, {"held-out prompts"}),
     "judge.decoding.temperature": (0.0, {"plain completions"}),
     "judge.decoding.top_p": (0.9, {"plain completions"}),
-    "judge.decoding.max_new_tokens": (64, {"plain completions", "samples for KL"}),
+    "judge.decoding.max_new_tokens": (64, {"plain completions"}),
     "engine.batch_size": (64, {*LOGPS, "samples for KL", "plain completions"}),
     "seed": (2, {"preferences", "kto", "samples for KL", "plain completions"}),
 }

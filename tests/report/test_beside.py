@@ -251,7 +251,7 @@ def test_a_sweep_with_published_tables_writes_both_sides(tmp_path: Path) -> None
     assert "| kto_one_output | 11.6 % | 58.0 % | 50.0 % | no such row | - |" in text
     shown = paths.table.notes[PUBLISHED]
     assert shown[0].endswith("1 same direction, separable; 1 nothing to reproduce; 1 not run.")
-    assert published.IN_THE_WORLD in shown and shown[-1].endswith("table.md")
+    assert published.IN_THE_WORLD in shown and shown[-1].endswith("table.md.")
     assert published.read_numbers(paths.folder).pairs.keys() == {(1, 2), (1, 3), (2, 3)}
 
 

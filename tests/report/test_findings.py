@@ -71,7 +71,7 @@ def test_every_finding_has_numbers_and_a_threshold_with_its_unit() -> None:
     all_of_them = found(curve, **bad)
     all_of_them |= found(curve, kl=0.001)  # no policy blows up and stays
     all_of_them |= {f.name: f for f in find(Evidence(curve, HEALTHY, START, "kto", start_loss=0.5))}
-    all_of_them |= {f.name: f for f in find(Evidence([], {}, {}, noted=NOTED))}
+    all_of_them |= {f.name: f for f in find(Evidence([], {}, {}, noted=NOTED, answer_tokens=(64, 2048)))}
     assert len(all_of_them) == len(CHECKS)
     for finding in all_of_them.values():
         assert finding.numbers
@@ -265,6 +265,13 @@ def test_completions_are_cut_above_five_percent(share: float, cut: bool) -> None
             "6.0 % of the completions are cut at max_new_tokens (start model 0.0 %)"
             in findings["completions cut"].says
         )
+
+
+def test_answers_shorter_than_the_benchmarks_are_a_finding() -> None:
+    (finding,) = find(Evidence([], {}, {}, answer_tokens=(512, 2048)))
+    assert (finding.name, finding.value) == ("short answers", 512)
+    assert "may have 512 tokens, and its benchmark gives 2048" in finding.says
+    assert find(Evidence([], {"unfinished": 0.2}, {}, max_cut=0.2)) == []
 
 
 def test_unpaired_data_are_read_by_their_auc() -> None:

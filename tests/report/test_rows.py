@@ -23,6 +23,7 @@ from bench.report import CellRow, Sweep, figures, flat_rows, pool, write_files
 from bench.report.groups import row_words
 from bench.report.rows import seedless
 from bench.report.tables import comparison_table, latex, markdown
+from bench.report.write import columns_that_fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -385,3 +386,57 @@ def test_every_trained_cell_finds_its_start_model_in_the_table(sweep: str) -> No
     """Also where another cell's start model is the same one: data that differ in their annotator share it."""
     cells = [plan.cell for plan in _cells(f"+sweep={sweep}")]
     assert {seedless(start_cell(cell)) for cell in cells} <= {seedless(cell) for cell in cells}
+
+
+def test_completions_cut_too_often_are_said_above_the_numbers(rows: list[CellRow]) -> None:
+    """Of the second evaluation's turns 8 % are cut in one seed: more than 5 %, less than 10."""
+    cut = [replace(row, cut={"preference": 0.01, "kl": 0.5}, kl_tokens=256) for row in rows]
+    assert comparison_table(pool(cut)).above == []
+    cut[-1] = replace(cut[-1], cut={"preference": 0.01, "rating": 0.08})
+    table = comparison_table(pool(cut))
+    (line,) = table.above
+    last = pool(cut).groups[-1].number
+    assert line.startswith(f"CUT: in row {last} 8 % of the judged completions were cut")
+    lines = markdown("T", "c", table).split("\n")
+    assert lines.index(f"**{line}**") < next(i for i, text in enumerate(lines) if text.startswith("| row"))
+    assert latex(table).startswith(f"% {line}")
+    assert comparison_table(pool(cut), max_cut=0.1).above == []
+    first = replace(
+        rows[0], metrics=dict(rows[0].metrics) | {"unfinished": 0.25}
+    )  # of a stage that counted no cuts
+    (line,) = comparison_table(pool([first, *rows[1:]])).above
+    assert "in row 1 25 % of the judged completions" in line
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        ({"kl": 0.0}, "none was cut, so it is the KL of whole completions"),
+        ({"kl": 0.25}, "25 % were cut there, and theirs is the KL of the beginning"),
+        ({}, "how many were cut there was not counted"),
+    ],
+)
+def test_the_length_of_kls_samples_is_said(rows: list[CellRow], cut: dict[str, float], words: str) -> None:
+    with_kl = [replace(row, metrics={**row.metrics, "kl": 1.0}, cut=cut, kl_tokens=256) for row in rows]
+    lines = [line for line in comparison_table(pool(with_kl)).note_lines if line.startswith("KL nats")]
+    assert lines == [
+        f"KL nats is measured on the policy's own samples of up to 256 tokens, at temperature 1; {words}."
+    ]
+
+
+def test_a_win_rate_names_an_opponent_that_is_a_policy_or_the_chosen_answers(rows: list[CellRow]) -> None:
+    def against(row: CellRow, opponent: str) -> CellRow:
+        cell = row.cell.cell
+        judge = cell.judge.model_copy(
+            update={"preference": cell.judge.preference.model_copy(update={"opponent": opponent})}
+        )
+        planned = replace(row.cell, cell=cell.model_copy(update={"judge": judge}))
+        return replace(row, cell=planned)
+
+    plain = comparison_table(pool(rows))
+    assert "win rate %" in plain.columns and not any("Opponent" in line for line in plain.note_lines)
+    table = comparison_table(pool([against(row, "previous") for row in rows]))
+    assert "win rate vs previous %" in table.columns and "win rate %" not in table.columns
+    assert any("(previous): the policy of the previous iteration" in line for line in table.note_lines)
+    kept = [table.columns[k] for k in columns_that_fit(table, 60)]
+    assert kept[:2] == ["row", "method"] and "win rate vs previous %" in kept

@@ -35,6 +35,7 @@ from bench.store.stage_settings import (
     GoldPreferenceSettings,
     LocalPairData,
     LocalPromptData,
+    OpponentData,
     PairData,
     PromptData,
     ScoreSettings,
@@ -316,6 +317,27 @@ def test_every_form_of_a_users_file_becomes_rows(
         == min(5, len({row.prompt[-1]["content"] for row in heldout}))
     )
     assert all(item.plain != messages and item.task is None for item in items)
+    room.run(data, LocalPromptData(n=5, answers=True), "answered", preferences=room.folder("rows"))
+    answered = list(read_jsonl(room.folder("answered") / "items.jsonl", Item))
+    good = {
+        row.prompt[-1]["content"]: row.chosen if isinstance(row, Pair) else row.completion
+        for row in heldout
+        if isinstance(row, Pair) or row.label
+    }
+    assert answered and all(item.baseline == [good[item.turns[0]]] for item in answered)
+    theirs = [Completion(item.id, item.turns, [f"mine of {item.id}"], [], []) for item in items]
+    folder = room.folder("theirs")
+    write_jsonl(folder / "completions.jsonl", theirs)
+    room.run(data, OpponentData(), "duel", items=room.folder("items"), completions=folder)
+    duel = list(read_jsonl(room.folder("duel") / "items.jsonl", Item))
+    assert [item.baseline for item in duel] == [c.completions for c in theirs]
+
+
+def test_a_judge_reads_the_messages_before_the_question() -> None:
+    earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    item = Item("a", None, ["And now?"], context=earlier)
+    assert item.question == "User: Hi\n\nAssistant: Hello\n\nUser: And now?"
+    assert Item("b", None, ["And now?"]).question == "And now?"
 
 
 # Verdicts -------------------------------------------------------------------------------------------------------------

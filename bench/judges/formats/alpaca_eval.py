@@ -129,7 +129,7 @@ def write_outputs(path: Path, model: str, items: Iterable[Item], completions: Ma
     rows = [
         {
             "dataset": item.category,
-            "instruction": item.turns[0],
+            "instruction": item.question,
             "output": completions[item.id],
             "generator": model,
         }
@@ -323,7 +323,7 @@ def write_annotations(
     for verdict in annotations.verdicts:
         item = known[verdict.item_id]
         row = {
-            "instruction": item.turns[0],
+            "instruction": item.question,
             "output_1": item.baseline[0] if item.baseline else None,
             "generator_1": annotations.baseline,
             "dataset": item.category,
