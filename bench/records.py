@@ -126,16 +126,6 @@ class Unpaired(Record):
     mismatched: str
 
 
-@dataclass(frozen=True)
-class RankedAnswers(Record):
-    """The answers to a prompt with their ranks: a smaller rank is better, equal ranks are ties."""
-
-    id: str
-    prompt: list[Message]
-    answers: list[str]
-    ranks: list[float]
-
-
 def completion_columns(row: Pair | Unpaired) -> tuple[str, ...]:
     """The names of a preference row's columns with completions, mismatched ones included."""
     if isinstance(row, Pair):

@@ -413,8 +413,8 @@ def tuned_judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
 
 
 def rankings(ground: Ground, split: Literal["train", "heldout"]) -> Stage:
-    """The labelled pairs of a split as rankings."""
-    settings = RankedData(split=split)
+    """The labelled pairs of a split as rankings; held-out ones with all answers of an order, to measure a judge."""
+    settings = RankedData(split=split, whole=split == "heldout")
     return stage("data", settings, {"preferences": ground.preferences}, f"{split} pairs as rankings")
 
 

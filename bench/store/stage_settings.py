@@ -230,10 +230,12 @@ class RankedData(Settings):
     """Pairs of a split as rankings, and their chosen completions as supervised rows.
 
     The prompt is the item. Its two draws are the chosen completion (true reward 1) and the rejected one (0).
+    `whole`: pairs of a prompt that make one order of its completions are one ranking, with rewards from 1 to 0.
     """
 
     source: Literal["ranked"] = "ranked"
     split: Literal["train", "heldout"]
+    whole: Annotated[bool, LATER] = False
 
 
 class JudgeQuestionData(Settings):
