@@ -271,7 +271,7 @@ class MtBenchJudge(LanguageJudge):
     """Kind of verdict: single (a rating of 1 to 10 for each turn), or pairwise (both orders, a win needs
     both)."""
     prompts: str | None
-    """FastChat's judge_prompts.jsonl; null: the prompts of bench."""
+    """FastChat's judge_prompts.jsonl, or zh for prompts in Chinese; null: the prompts of bench."""
     references: str | None
     """FastChat's reference_answer/*.jsonl, to go with `items`; null: none."""
     baseline: str | None
