@@ -103,8 +103,36 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {
             f"judge.judges={{truth: {{judge: gold}}, reward: {{judge: reward_model, model: '{model_folder}'}}}}"
         }
+    if group == "judge" and choice in ("alignment_suite", "open_suite"):
+        words |= {"judge.model=" + str(model_folder)} if choice == "open_suite" else set()
+        words |= _benchmark_words(model_folder.parent)
+        words |= {
+            "model=local",
+            f"model.path={model_folder}",
+            "data=local",
+            f"data.path={pairs_file}",
+            "scale=llm",
+        }
     done = opened(*words)
     assert len(done.cells) == 1
+
+
+def _benchmark_words(folder: Path) -> set[str]:
+    """Words that name items of AlpacaEval, MT-Bench and Arena-Hard."""
+    question = '{"role": "user", "content": "Solve."}'
+    texts = {
+        "alpaca_eval.items": '[{"instruction": "Say it.", "output": "It."}]',
+        "mt_bench.items": '{"question_id": 1, "category": "math", "turns": ["Count.", "Again."]}',
+        "mt_bench.references": '{"question_id": 1, "choices": [{"index": 0, "turns": ["1", "1"]}]}',
+        "arena_hard.items": '{"uid": "u", "category": "hard", "prompt": "Solve."}',
+        "arena_hard.baseline": '{"uid": "u", "model": "m", "messages": ['
+        + question
+        + ', {"role": "assistant", '
+        '"content": {"answer": "Solved."}}]}',
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.jsonl").write_text(text)
+    return {f"judge.judges.{name}={folder / name}.jsonl" for name in texts}
 
 
 def test_only_paths_of_own_files_have_no_default() -> None:
@@ -123,6 +151,8 @@ def test_only_paths_of_own_files_have_no_default() -> None:
         "judge.model",
         "judge.judges",
         "data.sources",
+        *(f"judge.judges.mt_bench.{file}" for file in ("items", "references")),
+        *(f"judge.judges.arena_hard.{file}" for file in ("items", "baseline")),
     }  # which judge is asked and what is mixed is nobody's default
 
 

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from bench import methods
 from bench.cli.sweep_files import CONF, register_sweeps
-from bench.config import JUDGES, METHODS, Cell, GoldJudge, JuryJudge, Written
+from bench.config import JUDGES, METHODS, Cell, GoldJudge, Written
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import JudgeSources, Sources
 from bench.store.keys import Source
@@ -56,7 +56,7 @@ def key(choice: str) -> str:
         }
     judged_by_folder = JUDGES[name].classifier if group == "judge" else None
     judge = JudgeSources(ASKED, "parser", MODEL if judged_by_folder else None)
-    if group == "judge" and JUDGES[name] is JuryJudge:
+    if group == "judge" and JUDGES[name].of_several:
         judge = JudgeSources(None, "", members={"reward": JudgeSources(ASKED, "parser", MODEL)})
     is_asked = group == "judge" and JUDGES[name] is not GoldJudge
     return plan_cell(
