@@ -11,6 +11,10 @@ import torch
 from tiny import WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GenerationConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -18,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PhiConfig,
@@ -25,6 +31,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 LLAMA2 = (
@@ -80,6 +88,29 @@ ARCHITECTURES = {
         Qwen2Config, Qwen2ForCausalLM, CHATML, None, "<|im_end|>", ("<|endoftext|>", "<|im_start|>")
     ),
 }
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{{ m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+OF_GEMMA: dict[str, Any] = {"head_dim": 16, "sliding_window": 64}
+# Architectures of newer models, which are planned here and not trained.
+PLANNED = {
+    "qwen3": Architecture(
+        Qwen3Config, Qwen3ForCausalLM, CHATML, None, "<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<think>", "</think>")
+    ),
+    "gemma2": Architecture(
+        Gemma2Config, Gemma2ForCausalLM, GEMMA, "<bos>", "<eos>", ("<start_of_turn>", "<end_of_turn>"),
+        ends=("<end_of_turn>",), sizes=OF_GEMMA,
+    ),
+    "gemma3_text": Architecture(
+        Gemma3TextConfig, Gemma3ForCausalLM, GEMMA, "<bos>", "<eos>", ("<start_of_turn>", "<end_of_turn>"),
+        ends=("<end_of_turn>",), sizes=OF_GEMMA,
+    ),
+    "olmo2": Architecture(
+        Olmo2Config, Olmo2ForCausalLM, ZEPHYR, "<|endoftext|>", "<|endoftext|>", spare_rows=64
+    ),
+}  # fmt: skip
 
 
 def make_tokenizer(kind: Architecture) -> PreTrainedTokenizerFast:
@@ -109,7 +140,7 @@ def make(
     name: str, folder: Path, change: Callable[[PreTrainedTokenizerFast], None] = lambda tokenizer: None
 ) -> Path:
     """The folder of an architecture's tiny model; `change`: what is done to its tokenizer first."""
-    kind = ARCHITECTURES[name]
+    kind = (ARCHITECTURES | PLANNED)[name]
     tokenizer = make_tokenizer(kind)
     change(tokenizer)
     torch.manual_seed(0)

@@ -139,6 +139,81 @@ def halos(prompt: str, better: str, worse: str, a_is_better: bool = True, split:
     }
 
 
+def helpsteer3(
+    prompt: str, chosen: str, rejected: str, strength: int = 2, domain: str = "general", first: bool = True
+) -> Row:
+    """`first`: response1 is the chosen one, and the preference is below 0."""
+    answers = (chosen, rejected) if first else (rejected, chosen)
+    score = -strength if first else strength
+    return {
+        "domain": domain,
+        "language": "english",
+        "context": [user(prompt)],
+        "response1": answers[0],
+        "response2": answers[1],
+        "overall_preference": score,
+        "individual_preference": [
+            {"score": score, "reasoning": "clearer", "feedback1": "good", "feedback2": "short"}
+        ],
+    }
+
+
+def pku_saferlhf(prompt: str, better: str, worse: str, safer: int = 0) -> Row:
+    return {
+        "prompt": prompt,
+        "response_0": better,
+        "response_1": worse,
+        "prompt_source": "Alpaca3-70B",
+        "response_0_source": "Alpaca3-8B",
+        "response_1_source": "WizardLM-30B-Uncensored",
+        "is_response_0_safe": True,
+        "is_response_1_safe": False,
+        "better_response_id": 0,
+        "safer_response_id": safer,
+    }
+
+
+def nectar(prompt: str, *answers: str, ranks: Sequence[float] = ()) -> Row:
+    """Answers from the best to the worst, in another order than their ranks."""
+    ranked = [
+        {"answer": answer, "model": "gpt-4", "rank": float(rank)}
+        for answer, rank in zip(answers, ranks or range(1, len(answers) + 1), strict=True)
+    ]
+    return {
+        "prompt": f"\n\nHuman: {prompt}\n\nAssistant: ",
+        "answers": ranked[::-1],
+        "turns": 1,
+        "num_responses": len(answers),
+        "source": ["lmsys-chat-1m"],
+        "good_natured": True,
+    }
+
+
+def skywork(prompt: str, chosen: str, rejected: str) -> Row:
+    both = {"chosen": [user(prompt), bot(chosen)], "rejected": [user(prompt), bot(rejected)]}
+    return {**both, "source": "magpie_ultra"}
+
+
+def tulu(prompt: str, chosen: str, rejected: str) -> Row:
+    return {
+        "id": f"id of {prompt}",
+        "prompt": prompt,
+        **skywork(prompt, chosen, rejected),
+        "source": "ultrafeedback",
+    }
+
+
+def chinese(prompt: str, chosen: str, rejected: str, system: str | None = "") -> Row:
+    return {
+        "prompt": prompt,
+        "system": system,
+        "chosen": chosen,
+        "rejected": rejected,
+        "source": "open_orca",
+        "id": "7",
+    }
+
+
 def ultrachat(*turns: str) -> Row:
     messages = [(user, bot)[i % 2](text) for i, text in enumerate(turns)]
     return {"prompt": turns[0], "prompt_id": f"id of {turns[0]}", "messages": messages}
@@ -253,6 +328,64 @@ PUBLISHED = {
         ],
         {"train": "feedback.json"},
     ),
+    "helpsteer3": Published(
+        lambda i, rng: [helpsteer3(*asked(i, rng), first=i % 2 == 0)],
+        {"train": "preference/train.jsonl.gz", "heldout": "preference/validation.jsonl.gz"},
+        [helpsteer3("tied?", "one", "other", 0), helpsteer3("weak?", "yes", "no", 1, "code")],
+    ),
+    "pku_saferlhf": Published(
+        lambda i, rng: [pku_saferlhf(*asked(i, rng))],
+        {
+            "train": "data/Alpaca-7B/train.jsonl",
+            "train2": "data/Alpaca2-7B/train.jsonl",
+            "heldout": "data/Alpaca-7B/test.jsonl",
+        },
+        [pku_saferlhf("how?", "this way", "I cannot", safer=1), pku_saferlhf("same?", "no", "no")],
+    ),
+    "nectar": Published(
+        lambda i, rng: [nectar(*asked(i, rng))],
+        {"train": "data/rlaif.parquet"},
+        [
+            nectar("which?", "first", "second", "third"),
+            nectar("level?", "x", "y", ranks=(1, 1)),
+            nectar("empty?", "x", " "),
+            nectar("a?\n\nAssistant: b\n\nHuman: c?", "d", "e"),
+        ],
+    ),
+    "skywork_80k": Published(
+        lambda i, rng: [skywork(*asked(i, rng))],
+        {"train": "data/train-00000-of-00001.parquet"},
+        [skywork("same?", "no", "no")],
+    ),
+    "tulu_3_8b": Published(
+        lambda i, rng: [tulu(*asked(i, rng))],
+        {"train": "data/train-00000-of-00004.parquet"},
+        [tulu("empty?", "yes", "")],
+    ),
+    "oasst2": Published(
+        _tree,
+        {
+            "train": "data/train-00000-of-00001.parquet",
+            "heldout": "data/validation-00000-of-00001.parquet",
+        },
+    ),
+    "chinese_dpo_pairs": Published(
+        lambda i, rng: [chinese(*asked(i, rng))],
+        {"train": "train/train-00000-of-00001.parquet"},
+        [
+            chinese("天空为什么是蓝色的?", "因为瑞利散射。", "不知道。", "你是一个助手。"),
+            chinese("为空?", "好", ""),
+        ],
+    ),
+    "alpaca_gpt4_zh": Published(
+        lambda i, rng: [dict(zip(("instruction", "input", "output"), asked(i, rng), strict=True))],
+        {"train": "alpaca_gpt4_data_zh.json"},
+        [
+            {"instruction": "翻译成中文。", "input": "Good morning", "output": "早上好"},
+            {"instruction": "写一首诗。", "input": "", "output": "春眠不觉晓"},
+            {"instruction": "空", "input": "", "output": ""},
+        ],
+    ),
     "dataset": Published(
         lambda i, rng: [dict(zip(("prompt", "chosen", "rejected"), asked(i, rng), strict=True))],
         {"train": "data/train-00000-of-00001.parquet"},
@@ -291,5 +424,9 @@ def write(path: Path, rows: Sequence[Row]) -> Path:
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(lines.encode()))
     else:
-        path.write_text(json.dumps(list(rows), indent=1) if path.name == "feedback.json" else lines)
+        path.write_text(
+            json.dumps(list(rows), indent=1)
+            if path.name in ("feedback.json", "alpaca_gpt4_data_zh.json")
+            else lines
+        )
     return path

@@ -22,7 +22,7 @@ from bench import papers, secrets
 from bench.cli import sweep_files as sweeps
 from bench.cli.checks import problems_of
 from bench.cli.files import Fetches, Files
-from bench.cli.messages import GROUPS, MEMBERS, Where, in_words, one_line, short, unknown
+from bench.cli.messages import GROUPS, MEMBERS, SOURCES, Where, in_words, one_line, short, unknown
 from bench.cli.sweep_files import CommandLine, Tree, is_session, leaves, merged
 from bench.cli.words import CONF, SWEEPS
 from bench.config import (
@@ -33,6 +33,8 @@ from bench.config import (
     Expectation,
     GoldJudge,
     IterativeDpo,
+    MixtureSource,
+    PublicRows,
     Scale,
     Session,
     SuiteJudge,
@@ -365,14 +367,18 @@ class _Opening:
                 "path": str(file),
                 "label": as_name(Path(str(file)).stem),
             }
+        of_sources = {key: value for key, value in point.items() if key.startswith(f"{SOURCES}.")}
         of_judges = (
             {key: value for key, value in point.items() if key.startswith("judge.")}
             if judge_facts(tree.get("judge")).of_several
             else {}
         )
+        later = of_judges | of_sources
         for key, value in point.items():
-            if key not in GROUPS and key not in of_judges and (problem := _set(tree, key, value, where)):
+            if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
                 self.problems.append(problem)
+        self._fill_mixture(tree.get("data"), where)
+        self.problems += [why for key, value in of_sources.items() if (why := _set(tree, key, value, where))]
         if judge_facts(tree.get("judge")).of_several:
             self._fill_judges(tree, tree["judge"], "judge", of_judges, where)
         else:
@@ -520,6 +526,41 @@ class _Opening:
         elif "calibration" in section:
             shared["calibration"] = None  # the table's number is the jury's
         return merged(merged(section, settings), shared)
+
+    def _fill_mixture(self, mixture: Any, where: Where) -> None:
+        """Replace each source of a mixture by the source's part of its `data: CHOICE` with the source's own
+        settings. A source that cannot be is reported and left out."""
+        sources = mixture.get("sources") if isinstance(mixture, dict) else None
+        if sources in (None, "???"):
+            return
+        if not isinstance(sources, dict):
+            what = "datasets by label, {a: {data: shp, cap: 1000}, b: {data: oasst1}}"
+            self.problems.append(f"{SOURCES} must be {what}, got {short(sources)} ({where.of(SOURCES)})")
+            mixture["sources"] = "???"  # one report is enough
+            return
+        mixture["sources"] = {}
+        for label, own in sources.items():
+            place = f"{SOURCES}.{label}"
+            given = (
+                {key: value for key, value in own.items() if key != "data"} if isinstance(own, dict) else {}
+            )
+            choice = own.get("data") if isinstance(own, dict) else own
+            section = self._section("data", str(choice)) if choice in self._options("data") else None
+            if (
+                section is not None and section["kind"] == "local"
+            ):  # the same rows, by the reader of TRL's forms
+                section = self._section("data", "dataset")
+            if section is None or section["kind"] != "dataset":
+                known = [name for name in self._options("data") if not name.startswith(("world", "mixture"))]
+                self.problems.append(unknown("source", choice, known, where.of(place)))
+                continue
+            if taken := [key for key in PublicRows.model_fields if key != "name" and key in given]:
+                self.problems.append(
+                    f"{place}.{taken[0]} cannot differ between the sources of a mixture: set data.{taken[0]} instead ({where.of(place)})"
+                )
+            own_fields = MixtureSource.model_fields.keys() & section.keys()
+            empty = {"weight": None, "cap": None} | {key: section[key] for key in own_fields}
+            mixture["sources"][label] = merged(empty, given)
 
     def _section(self, group: str, choice: str) -> Tree | None:
         """A choice of a group as in its file, without the sweep's changes."""

@@ -35,7 +35,7 @@ from bench.cli.judge_files import (
     labeller_files,
     labeller_identity,
 )
-from bench.cli.messages import Where, short
+from bench.cli.messages import SOURCES, Where, short
 from bench.cli.sweep_files import Tree
 from bench.config import (
     SFT_PROMPTS,
@@ -43,13 +43,16 @@ from bench.config import (
     Cell,
     Conversations,
     DatasetData,
+    Form,
     IterativeDpo,
     JuryJudge,
     LanguageJudge,
     LocalData,
     LocalModel,
     Loop,
+    MixtureData,
     ModelJudge,
+    ReadFrom,
     Sft,
     SuiteJudge,
     Written,
@@ -115,6 +118,10 @@ class Files:
         model = _valid_section(LocalModel, cell["model"])
         key = "model.path" if model and model.path else "model.hub"
         source = self._model(model, where) if model else None
+        base = None
+        if model is not None and model.base is not None:
+            read_base = partial(model_folder, bounds=self.bounds, key="model.base")
+            base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
         in_messages = self._rows(cell, where)
         if (
             model is not None and source is not None and source.path.is_dir()
@@ -135,21 +142,16 @@ class Files:
                 self.problems.append(f"{text} ({where.of('model.max_length')})")
             if places is not None and has_position_table(config):
                 self._check_new_tokens(cell, places, source.path, where)
-        if model is not None and source is not None and model.base is not None:
-            read_base = partial(model_folder, bounds=self.bounds, key="model.base")
-            base = self._read_once(self._models, model.base, read_base, where.of("model.base"))
-            compared = isinstance(cell["method"], dict) and cell["method"].get("judging_reference") == "base"
-            if (
-                base is not None
-                and source.path.is_dir()
-                and compared
-                and not reads_alike(source.path, self._with_template_of(base, source.path))
-            ):
-                text = f"method.judging_reference=base compares log-probs of the same tokens, and {base}"
-                way_out = "set model.base to the model that it was tuned from"
-                self.problems.append(
-                    f"{text} reads an answer as other tokens than {source.path}: {way_out} ({where.of('model.base')})"
+            if base is not None:
+                compared = (
+                    isinstance(cell["method"], dict) and cell["method"].get("judging_reference") == "base"
                 )
+                if compared and not reads_alike(source.path, self._with_template_of(base, source.path)):
+                    text = f"method.judging_reference=base compares log-probs of the same tokens, and {base}"
+                    way_out = "set model.base to the model that it was tuned from"
+                    self.problems.append(
+                        f"{text} reads an answer as other tokens than {source.path}: {way_out} ({where.of('model.base')})"
+                    )
         if isinstance(folder := forgetting.get("include_path"), str):
             self._read_once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))
         if isinstance(method := cell["method"], dict) and method_facts(method) is Written:
@@ -220,16 +222,39 @@ class Files:
             ]
             messages |= read is not None and read[1].messages
         if (section := _valid_section(DatasetData, cell["data"])) is not None and section.kind == "dataset":
-            seen = self._dataset(section, where.of("data.path" if section.path else "data.hub"))
-            form_misfits = misfits(cell | {"data": cell["data"] | {"form": section.form or seen.form}})
-            starts = ("data.form", "data.desirable")
-            self.problems += [
-                f"{text} ({where.of('data.form')})" for key, text in form_misfits if key.startswith(starts)
-            ]
+            seen = self._dataset(section, where.of("data.path" if section.path else "data.hub"), "data")
+            self._check_form(cell, section.form or seen.form, where)
             messages |= seen.messages
+        if (mixture := _valid_section(MixtureData, cell["data"])) is not None:
+            shown = {
+                label: self._dataset(
+                    source,
+                    where.of(f"{SOURCES}.{label}.{'path' if source.path else 'hub'}"),
+                    f"{SOURCES}.{label}",
+                )
+                for label, source in mixture.sources.items()
+            }
+            forms = {of_source.form for of_source in shown.values()} - {None}
+            if mixture.form is None and len(forms) > 1:
+                words = ", ".join(f"{label} {of_source.form}" for label, of_source in shown.items())
+                self.problems.append(
+                    f"the sources of a mixture must be all paired or all unpaired, got {words}; "
+                    f"set data.form=unpaired ({where.of(SOURCES)})"
+                )
+            self._check_form(cell, mixture.form or (forms.pop() if len(forms) == 1 else None), where)
+            messages |= any(of_source.messages for of_source in shown.values())
         if (wanted := _valid_section(Sft, cell.get("sft"))) is not None:
-            messages |= self._dataset(wanted, where.of("sft.path" if wanted.path else "sft.hub")).messages
+            place = where.of("sft.path" if wanted.path else "sft.hub")
+            messages |= self._dataset(wanted, place, "sft").messages
         return messages
+
+    def _check_form(self, cell: Tree, form: Form | None, where: Where) -> None:
+        """Report settings that do not fit the form of the rows."""
+        form_misfits = misfits(cell | {"data": cell["data"] | {"form": form}})
+        starts = ("data.form", "data.desirable")
+        self.problems += [
+            f"{text} ({where.of('data.form')})" for key, text in form_misfits if key.startswith(starts)
+        ]
 
     def _model(self, section: LocalModel, where: Where | None = None) -> Source | None:
         """A model's folder with its digest, or a model of the hub with its revision; checked once. With
@@ -325,11 +350,11 @@ class Files:
             check_model(path, self.bounds, self.fetches == "all")
         return Source(path, f"hub:models/{section.hub}@{at or UNLOCKED}")
 
-    def _dataset(self, section: DatasetData | Sft, where: str) -> Shown:
-        """A look at the rows of a public dataset, which is read once."""
+    def _dataset(self, section: ReadFrom | Sft, where: str, key: str) -> Shown:
+        """A look at the rows of a public dataset, which is read once. `key` names the section, for messages."""
         if section.path is None and section.hub is None:  # reported by misfits
             return Shown(None, False)
-        read = partial(_dataset, section, self.lock, self.fetches, self.away)
+        read = partial(_dataset, section, self.lock, self.fetches, self.away, key)
         dataset = self._read_once(self._datasets, _dataset_identity(section), lambda _: read(), where)
         return dataset[1] if dataset else Shown(None, False)
 
@@ -367,6 +392,8 @@ class Files:
             self._source(path) if path else None for path in (model, data[0] if data else None, written, base)
         )
         public, conversations = self._public(cell.data), self._public(cell.sft)
+        of_mixture = cell.data.sources.items() if isinstance(cell.data, MixtureData) else ()
+        mixture = {label: source for label, section in of_mixture if (source := self._public(section))}
         folder = cell.forgetting.include_path if cell.forgetting else None
         tasks = self._source(user_path(folder)) if folder else None
         return Sources(
@@ -379,6 +406,7 @@ class Files:
             self._of_method(cell.method),
             conversations,
             tasks,
+            mixture,
         )
 
     def _of_method(self, method: Any) -> dict[str, Source]:
@@ -395,9 +423,7 @@ class Files:
         return {name: self._source(path) for name, path in paths.items()}
 
     def _public(self, section: Any) -> Source | None:
-        dataset = (
-            self._datasets[_dataset_identity(section)] if isinstance(section, (DatasetData, Sft)) else None
-        )
+        dataset = self._datasets[_dataset_identity(section)] if isinstance(section, (ReadFrom, Sft)) else None
         return dataset[0] if dataset else None
 
     def _judge(
@@ -445,23 +471,22 @@ def _valid_section(record: type[M], section: Any) -> M | None:
         return None
 
 
-def _dataset_identity(section: DatasetData | Sft) -> str:
+def _dataset_identity(section: ReadFrom | Sft) -> str:
     """Identity of a public dataset's source; each source is read once for all cells."""
     names = ("hub", "revision", "path", "train_files", "heldout_files", "reading")
     return repr([getattr(section, name, None) for name in names])
 
 
 def _dataset(
-    section: DatasetData | Sft, lock: Path, fetches: Fetches, away: list[str]
+    section: ReadFrom | Sft, lock: Path, fetches: Fetches, away: list[str], key: str
 ) -> tuple[Source, Shown]:
     """A public dataset's source and a look at its rows. Raises ValueError where it cannot be fetched or read.
 
     A copy is identified by its files' content. A dataset of the hub is identified by its revision, so a
     command that reads no rows needs no files; a plan says what it cannot count without them.
     """
-    reading = section.reading if isinstance(section, DatasetData) else Conversations(reader="conversations")
-    train, heldout = section.train_files, section.heldout_files if isinstance(section, DatasetData) else ()
-    key = "data" if isinstance(section, DatasetData) else "sft"
+    reading = section.reading if isinstance(section, ReadFrom) else Conversations(reader="conversations")
+    train, heldout = section.train_files, section.heldout_files if isinstance(section, ReadFrom) else ()
     if section.path is not None:
         path = user_path(section.path)
         if not path.exists():

@@ -11,7 +11,7 @@ from bench.cli.folders import ADD_ONE, existing_file, model_folder, no_template
 from bench.cli.sweep_files import Tree
 from bench.config import FITTED, HELDOUT, RIVALS, Bounds, LanguageJudge, judge_facts
 from bench.judges.asked.prices import price_of
-from bench.judges.asked.prompts import prompts_of
+from bench.judges.asked.prompts import SHIPPED_PROMPTS, prompts_of
 from bench.judges.formats.alpaca_eval import read_calibration
 from bench.judges.formats.items import hub_file, read_benchmark_items
 from bench.models.templates import read_template, try_template
@@ -113,7 +113,10 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         return JudgeFiles(
             None, model, files, len(read_benchmark_items(facts.form_of(files), files)) if files else 0
         )
-    own_file = existing_file(judge["prompts"], "judge.prompts") if judge.get("prompts") else None
+    own_file = None
+    if prompts_name := judge.get("prompts"):
+        shipped = SHIPPED_PROMPTS.get(judge["name"], {}).get(prompts_name)
+        own_file = shipped or existing_file(prompts_name, "judge.prompts")
     prompts = Source(*prompts_of(judge["name"], own_file, str(judge.get("annotator"))))
     if (
         judge["budget_dollars"] is not None

@@ -14,7 +14,7 @@ from bench.cli.sweep_files import CELL_GROUPS, SESSION_GROUPS, CommandLine
 from bench.config import NAME_WORDS
 
 GROUPS = (*CELL_GROUPS, *SESSION_GROUPS)
-MEMBERS = "judge.judges"
+MEMBERS, SOURCES = "judge.judges", "data.sources"
 
 BOUNDS = {
     "greater_than": ("gt", ">"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,8 @@ AsList = Field(strict=False)  # Lets a tuple field take a list, as YAML has it.
 Fraction = Annotated[float, Field(gt=0, le=1)]
 FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # Share of labels that are flipped.
 
+
+LABEL = re.compile(r"[A-Za-z][A-Za-z0-9]*")  # A jury's member or a mixture's source; part of other names.
 
 Misfit = tuple[str, str]  # (dotted field of the record, problem)
 

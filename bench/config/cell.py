@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
-from bench.config.data import DatasetData, LocalData, Sft, WorldData
+from bench.config.data import DatasetData, LocalData, MixtureData, Sft, WorldData
 from bench.config.forgetting import Forgetting
 from bench.config.judges import HELDOUT, RIVALS, AnyJudge, SuiteJudge, judge_facts
 from bench.config.methods import (
@@ -76,7 +76,7 @@ class Cell(Settings):
     """Start model."""
     method: AnyMethod = Field(discriminator="name")
     """Method that trains the policy."""
-    data: WorldData | LocalData | DatasetData = Field(discriminator="kind")
+    data: WorldData | LocalData | DatasetData | MixtureData = Field(discriminator="kind")
     """Data to learn from."""
     world: World | None
     """The controlled world's tasks and true reward; null with other data."""
@@ -221,7 +221,7 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
         is_loop(method)
         and not in_world
         and method.get("prompts") is None
-        and (facts.demonstrates or data.get("kind") != "dataset")
+        and (facts.demonstrates or data.get("kind") not in ("dataset", "mixture"))
     ):
         what = "demonstrations" if facts.demonstrates else "new prompts"
         text = f"method={method['name']} needs {what} in addition to data={data.get('name')}: set method.prompts=FILE"
@@ -241,7 +241,9 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if cell.get("sft") is not None and model.get("kind") != "local":
         text = f"sft={_name(cell['sft'])} makes a start model of a base model's folder, got model={model.get('name')}"
         problems.append(("sft", f"{text}; use model=DIR or sft=none"))
-    for key, section in (("data", data), ("sft", cell.get("sft")), ("model", model)):
+    sources = data.get("sources") if isinstance(data.get("sources"), Mapping) else {}
+    of_mixture = [(f"data.sources.{label}", source) for label, source in sources.items()]
+    for key, section in (("data", data), *of_mixture, ("sft", cell.get("sft")), ("model", model)):
         if (
             isinstance(section, Mapping)
             and "hub" in section

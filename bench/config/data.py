@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from bench.config.base import AsList, Count, Fraction, LaterField, Name, Positive, Probability, Settings
+from bench.config.base import (
+    LABEL,
+    AsList,
+    Count,
+    Fraction,
+    LaterField,
+    Name,
+    Positive,
+    Probability,
+    Settings,
+    misfit,
+)
 from bench.config.world import Writer
 
 
@@ -149,6 +160,32 @@ class HalosFeedback(Settings):
     reader: Literal["halos"]
 
 
+class HelpSteer3(Settings):
+    reader: Literal["helpsteer3"]
+    domains: Annotated[tuple[Literal["general", "stem", "code", "multilingual"], ...], AsList] = Field(
+        min_length=1
+    )
+    """Domains of the rows to keep."""
+    min_preference: Annotated[int, Field(ge=1, le=3)]
+    """Smallest strength of a preference to keep, 1 (slightly better) to 3 (much better); ties are never kept."""
+
+
+class PkuSafeRlhf(Settings):
+    reader: Literal["pku_saferlhf"]
+    chosen: Literal["better", "safer"]
+    """Chosen answer of a pair: the more helpful one (better), or the safer one."""
+
+
+class Nectar(Settings):
+    reader: Literal["nectar"]
+    pairs: Literal["best_worst", "neighbours", "all"]
+    """Pairs of a ranking: the best against the worst answer (best_worst), neighbours in rank, or all."""
+
+
+class ChineseDpoPairs(Settings):
+    reader: Literal["chinese_dpo_pairs"]
+
+
 class TrlRows(Settings):
     """TRL's forms, as data=local reads them."""
 
@@ -169,6 +206,10 @@ Reading = (
     | Shp
     | Oasst1
     | HalosFeedback
+    | HelpSteer3
+    | PkuSafeRlhf
+    | Nectar
+    | ChineseDpoPairs
     | TrlRows
 )
 Patterns = Annotated[tuple[str, ...], AsList]  # Patterns of file names in the hub's folder.
@@ -204,20 +245,14 @@ class SftEpochs(Settings):
     """Share of the steps in which the learning rate rises to its peak; usual 0.1."""
 
 
-class DatasetData(Published):
-    """Preference rows of a public dataset, read by a reader that knows its columns."""
+class PublicRows(Settings):
+    """Settings that a public dataset and a mixture of datasets share."""
 
-    kind: Literal["dataset"]
     name: Name
-    reading: Reading = Field(discriminator="reader")
-    """Reader of the dataset's columns, with its filters."""
-    heldout_files: Patterns
-    """Patterns of the held-out files; []: heldout_fraction of the prompts is held out. So it is where
-    data.path is one file."""
     heldout_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the prompts to hold out where there are no held-out files."""
     n_heldout: Count | None
-    """Largest number of held-out prompts; null: all."""
+    """Largest number of held-out prompts, of each source in a mixture; null: all."""
     n_kl_prompts: Count
     """Number of prompts on which the KL divergence from the reference is measured."""
     kl_max_new_tokens: Annotated[Count, LaterField()] = 256
@@ -238,6 +273,61 @@ class DatasetData(Published):
     unwritable: Annotated[Unwritable, LaterField()] = "refuse"
     """Rows that the model's chat template cannot write (a system message, turns out of order): refuse the
     file, or drop and count them."""
+
+
+class ReadFrom(Published):
+    """Reader of a public dataset, and its files."""
+
+    reading: Reading = Field(discriminator="reader")
+    """Reader of the dataset's columns, with its filters."""
+    heldout_files: Patterns
+    """Patterns of the held-out files; []: heldout_fraction of the prompts is held out. So it is where
+    data.path is one file."""
+
+
+class DatasetData(PublicRows, ReadFrom):
+    """Preference rows of a public dataset, read by a reader that knows its columns."""
+
+    kind: Literal["dataset"]
+
+
+class MixtureSource(ReadFrom):
+    """One source of a mixture: a dataset's reader and files, with its weight and cap."""
+
+    name: Name
+    weight: Positive | None
+    """Share of the mixture's train rows, relative to the other weights; null in every source: each gives all its rows.
+    With 1 and 3, a quarter and three quarters of the rows. The source with the fewest rows for its weight gives all of them
+    and so sets the size; no row is repeated."""
+    cap: Count | None
+    """Largest number of train rows that the source gives, drawn by the seed before the weights apply; null: all."""
+
+
+class MixtureData(PublicRows):
+    """Preference rows of several datasets in one training set."""
+
+    kind: Literal["mixture"]
+    sources: Annotated[dict[str, MixtureSource], Field(min_length=1)]
+    """Sources by label (letters and digits): `data`, a file of this folder, with a `weight` or a `cap`, and the settings to
+    change. Shares, forms and held-out sizes are the mixture's."""
+
+    @model_validator(mode="after")
+    def _are_weighted_alike(self) -> MixtureData:
+        problems = [
+            ("sources", f"a source's label must be letters and digits, got {label}")
+            for label in self.sources
+            if not LABEL.fullmatch(label)
+        ]
+        without = [label for label, source in self.sources.items() if source.weight is None]
+        if 0 < len(without) < len(self.sources):
+            text = f"data.sources.{without[0]}.weight must be set where another source has a weight: weigh all sources, or none"
+            problems.append((f"sources.{without[0]}.weight", text))
+        if problems:
+            raise misfit(*problems)
+        return self
+
+    def __hash__(self) -> int:  # dict fields have no hash
+        return hash(self.model_dump_json())
 
 
 class Sft(Published):

@@ -14,11 +14,19 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from bench.config.base import AsList, Count, Name, Positive, Probability, Settings, by_name, misfit, name_of
+from bench.config.base import (
+    LABEL,
+    AsList,
+    Count,
+    Name,
+    Positive,
+    Probability,
+    Settings,
+    by_name,
+    misfit,
+    name_of,
+)
 
-LABEL = re.compile(
-    r"[A-Za-z][A-Za-z0-9]*"
-)  # The label of a jury's member, which is part of the names of numbers.
 EVALUATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")  # The label of a suite's evaluation.
 ENDINGS = ("n", "se", "low", "high", "failed")  # Endings that names of numbers have of their own.
 
@@ -263,7 +271,7 @@ class MtBenchJudge(LanguageJudge):
     """Kind of verdict: single (a rating of 1 to 10 for each turn), or pairwise (both orders, a win needs
     both)."""
     prompts: str | None
-    """FastChat's judge_prompts.jsonl; null: the prompts of bench."""
+    """FastChat's judge_prompts.jsonl, or zh for prompts in Chinese; null: the prompts of bench."""
     references: str | None
     """FastChat's reference_answer/*.jsonl, to go with `items`; null: none."""
     baseline: str | None

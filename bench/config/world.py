@@ -173,7 +173,8 @@ class LocalModel(Settings):
     """Longest prompt plus completion in tokens that training and log-probs read; usual 512 to 2048 for
     pretrained models."""
     chat_template: str | None = None
-    """Chat template in place of the tokenizer's: tulu, zephyr or a Jinja file; null: the tokenizer's own."""
+    """Chat template in place of the tokenizer's: qwen3, tulu, zephyr or a Jinja file; null: the tokenizer's
+    own."""
     template_date: Annotated[str, AfterValidator(_a_day)] | None = None
     """Day (2025-01-31) that the chat template writes, so that prompts are the same every day; null:
     2024-07-26 if the template reads the clock, else its own. It is part of the key where the template reads

@@ -38,12 +38,14 @@ from bench.models.model_size import (
 )
 from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
+from bench.readers.splits import drawn_sizes
 from bench.records import Conversation, completion_columns, read_items, read_jsonl, read_rows
 from bench.store.keys import Source, Stage
 from bench.store.stage_settings import (
     BaseSettings,
     ChoiceData,
     ConversationSft,
+    DatasetRows,
     GenerateSettings,
     LocalPairData,
     LogpsSettings,
@@ -192,8 +194,9 @@ class Sizes:
         try:
             path = self.scratch.folder(data) / "rows.jsonl"
         except NotHere as error:
-            if (known := recorded.rows(error.repo)) is None:
+            if (of_all := error.recorded()) is None:
                 raise
+            (known,) = of_all.values()
             if isinstance(data.settings, ChoiceData):  # Each labelled pair is asked about in two orders.
                 pairs: Any = _stage(_stage(data.inputs["items"]).inputs["preferences"]).settings
                 return 2 * known["train"] * pairs.fraction, most
@@ -209,7 +212,7 @@ class Sizes:
         try:
             folder, _ = self.scratch.load(preferences)
         except NotHere as error:
-            if (known := recorded.rows(error.repo)) is None:
+            if (known := error.recorded()) is None:
                 raise
             sizes = split_sizes(known, preferences.settings)
             return sum(sizes[split] for split in splits), most
@@ -351,17 +354,28 @@ def _paired(stage: Stage) -> bool:
     )
 
 
-def split_sizes(rows: Mapping[str, int], settings: LocalPairData) -> dict[str, float]:
-    """Number of completions by split that a dataset with this many recorded pairs gives at most."""
-    train, dataset = float(rows["train"]), settings.dataset
-    heldout = float(rows.get("heldout", 0)) if dataset and dataset.heldout_files else 0.0
-    if not heldout:
-        heldout = train * settings.heldout_fraction
-        train -= heldout
-    most = dataset.n_heldout if dataset and dataset.n_heldout else math.inf
-    a_row = 1 if dataset and dataset.form == "unpaired" else 2
+def split_sizes(rows: Mapping[str, Mapping[str, int]], settings: LocalPairData) -> dict[str, float]:
+    """Number of completions by split that datasets with this many recorded pairs, by label, give at most."""
+    train: dict[str, float] = {}
+    heldout = 0.0
+    sources: dict[str, DatasetRows | None] = {"": settings.dataset}
+    if settings.sources:
+        sources = {label: source.rows for label, source in settings.sources.items()}
+    for label, dataset in sources.items():
+        known = rows[label]
+        held = float(known.get("heldout", 0)) if dataset and dataset.heldout_files else 0.0
+        train[label] = float(known["train"])
+        if not held:
+            held = train[label] * settings.heldout_fraction
+            train[label] -= held
+        heldout += min(held, dataset.n_heldout if dataset and dataset.n_heldout else math.inf)
+    n_train = sum(train.values())
+    if settings.sources:
+        n_train = sum(drawn_sizes({label: int(n) for label, n in train.items()}, settings.sources).values())
+    form = settings.mixed_form or (settings.dataset.form if settings.dataset else None)
+    a_row = 1 if form == "unpaired" else 2
     kept = (settings.desirable_fraction + settings.undesirable_fraction) / 2
-    return {"train": train * settings.fraction * kept * a_row, "heldout": min(heldout, most) * a_row}
+    return {"train": n_train * settings.fraction * kept * a_row, "heldout": heldout * a_row}
 
 
 def shape_of(cell: CellPlan) -> Shape:

@@ -9,6 +9,7 @@ which takes as long as reading its rows.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from bench.models.templates import read_template
 from bench.models.token_counts import Messages, counter_or_none
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import check_conversations
-from bench.readers.splits import FILE
+from bench.readers.splits import FILE, OPPOSITE_OF_ANOTHER, OVER_WEIGHT
 from bench.records import (
     Completion,
     Conversation,
@@ -52,11 +53,17 @@ Counts = Mapping[str, int]
 
 
 class NotHere(ValueError):
-    """Rows of a dataset of the hub that is not on this machine."""
+    """Rows of datasets of the hub that are not on this machine; `repos`: by label in a mixture, else by ""."""
 
-    def __init__(self, source: Source) -> None:
-        self.repo = str(source.path)
-        super().__init__(f"{self.repo} is not on this machine")
+    def __init__(self, repos: Mapping[str, str]) -> None:
+        self.repos = repos
+        are = "are" if len(repos) > 1 else "is"
+        super().__init__(f"{' and '.join(repos.values())} {are} not on this machine")
+
+    def recorded(self) -> dict[str, Mapping[str, int]] | None:
+        """Recorded rows by split, of each dataset by label; None where one has none."""
+        known = {label: rows for label, repo in self.repos.items() if (rows := recorded.rows(repo))}
+        return known if len(known) == len(self.repos) else None
 
 
 @dataclass
@@ -101,9 +108,15 @@ class ScratchData:
         }
         if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # A hub model that is not downloaded yet.
             del inputs[TOKENIZER]
-        for role in inputs:
-            if isinstance(source := stage.inputs[role], Source) and is_away(source):
-                raise NotHere(source)
+        sources = {role: source for role, source in stage.inputs.items() if isinstance(source, Source)}
+        if any(is_away(source) for role, source in sources.items() if role in inputs):
+            # A mixture is counted by its recorded rows as soon as one of its sources is away.
+            rows = {
+                role.partition("/")[2]: str(source.path)
+                for role, source in sources.items()
+                if role != TOKENIZER
+            }
+            raise NotHere(rows)
         out = self.root / stage.key
         out.mkdir()
         if self.stand_in is not None and writes:
@@ -141,8 +154,10 @@ def data_lines(cells: Sequence[CellPlan], store: Store) -> DataSummary:
             try:
                 lines |= dict.fromkeys(_lines_of_cell(cell, scratch))
             except NotHere as error:
-                known = recorded.rows(error.repo)
-                what = " and ".join(f"{n:,} {split} rows" for split, n in (known or {}).items())
+                known: Counter[str] = Counter()
+                for rows in (error.recorded() or {}).values():
+                    known.update(rows)
+                what = " and ".join(f"{n:,} {split} rows" for split, n in known.items())
                 counted = f"{what} as recorded in conf/" if known else "its rows are not counted"
                 lines[
                     f"{error}: {counted}; what is dropped, and overlap with the judge's items, is not known"
@@ -194,16 +209,26 @@ def _lines_of_cell(cell: CellPlan, scratch: ScratchData) -> Iterator[str]:
     if "all_train_prompts" in counts and settings.fraction != 1:
         words += f" (fraction {settings.fraction:g} of {counts['all_train_prompts']:,})"
     yield f"{words}, {counts['heldout']:,} held out{_tokens(cell, rows)}"
-    for split in (FILE, "train", "heldout"):
+    for label, source in settings.sources.items():
+        n, all_of_it = counts[f"{label}/train"], f"{label}/train/dropped/{OVER_WEIGHT}" not in counts
+        weight = f", weight {source.weight:g}" if source.weight is not None else ""
+        size = ", all that it has for its weight: it sets the size" if weight and all_of_it else ""
+        share = f"{n:,} train rows ({n / max(1, counts['train']):.1%}{weight}{size})"
+        yield f"  {label}: {share}, {counts[f'{label}/heldout']:,} held out"
+    sources = [f"{label}/" for label in settings.sources]
+    for split in (FILE, *(f"{start}{split}" for start in sources or [""] for split in ("train", "heldout"))):
         if words := _dropped_and_noted(split, counts):
             yield f"  {split}{words}"
-    if same := _same("heldout", counts):
-        yield f"  {same} share their prompt with a held-out row: dropped from the train rows"
-    if same := _same("items", counts):
+    if opposite := counts.get(f"train/noted/{OPPOSITE_OF_ANOTHER}"):
+        yield f"  train: kept with a note: {opposite:,} {OPPOSITE_OF_ANOTHER}"
+    for start in sources or [""]:
+        if same := _same(f"{start}overlap/heldout", counts):
+            yield f"  {start.replace('/', ': ')}{same} share their prompt with a held-out row: dropped from the train rows"
+    if same := _same("overlap/items", counts):
         yield f"  {same} have a prompt that the judge uses too: dropped (data.overlap={settings.overlap})"
     for role, overlap in cell.roles.items():
         label = role.rpartition("/")[0]
-        if role.endswith("overlap") and (same := _same("items", scratch.load(overlap)[1])):
+        if role.endswith("overlap") and (same := _same("overlap/items", scratch.load(overlap)[1])):
             judge = f"the judge of {label}" if label else "the judge"
             yield f"  {same} have a prompt that {judge} uses too: they are trained on"
 
@@ -235,8 +260,8 @@ def _dropped_and_noted(split: str, counts: Counts) -> str:
 
 
 def _same(of: str, counts: Counts) -> str:
-    """Number of train rows that share a prompt with `of` (heldout or items), in words; empty for 0."""
-    exact, nearly = (counts.get(f"overlap/{of}/{how}", 0) for how in ("exact", "normalised"))
+    """Number of train rows that share a prompt, by the counts named `of`, in words; empty for 0."""
+    exact, nearly = (counts.get(f"{of}/{how}", 0) for how in ("exact", "normalised"))
     return (
         f"{exact + nearly:,} train rows ({exact:,} word for word, {nearly:,} apart from case and spaces)"
         if exact + nearly

@@ -18,13 +18,13 @@ from typing import Any, Literal, NamedTuple
 
 from bench.config import (
     Cell,
-    DatasetData,
     Decoding,
     Dpo,
     IterativeDpo,
     Loop,
     MtBenchJudge,
     PromptRange,
+    PublicRows,
     RefinedDpo,
     RewardModel,
     RewardModelJudge,
@@ -260,7 +260,7 @@ def row_limits(ground: Ground) -> RowLimits:
 def new_prompts(cell: Cell, ground: Ground, loop: Loop, t: int) -> Stage:
     """Training prompts of iteration t, after the labelled ones and those of earlier iterations."""
     after, n = _range(loop, t)
-    if isinstance(cell.data, DatasetData):
+    if isinstance(cell.data, PublicRows):
         pairs = ground.preferences.settings
         assert isinstance(pairs, LocalPairData)
         of_dataset = NextPromptData(pairs=pairs, after=after, n=n)
@@ -413,8 +413,8 @@ def tuned_judge_labels(cell: Cell, ground: Ground, round_: Round) -> Stage:
 
 
 def rankings(ground: Ground, split: Literal["train", "heldout"]) -> Stage:
-    """The labelled pairs of a split as rankings."""
-    settings = RankedData(split=split)
+    """The labelled pairs of a split as rankings; held-out ones with all answers of an order, to measure a judge."""
+    settings = RankedData(split=split, whole=split == "heldout")
     return stage("data", settings, {"preferences": ground.preferences}, f"{split} pairs as rankings")
 
 

@@ -128,7 +128,7 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         raise ValueError(f"config.json of a {kind} model must have {error}, but it has none") from error
     layer = _layer(kind, sizes)
     norm = 2 * hidden if kind in ("phi", "gpt_neox") else hidden  # LayerNorm has biases, RMSNorm has none.
-    embedding, tied = vocabulary * hidden, bool(config.get("tie_word_embeddings", False))
+    embedding, tied = vocabulary * hidden, bool(config.get("tie_word_embeddings", kind.startswith("gemma")))
     head_weights = embedding + (vocabulary if kind == "phi" else 0)
     body = layers * layer + norm
     return Shape(
@@ -156,7 +156,9 @@ class _Sizes:
         return bool(self.config.get(name, default))
 
 
-KINDS = ("gpt_neox", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3")  # Supported values of model_type.
+KINDS = (
+    "gemma2", "gemma3_text", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3", "qwen2", "qwen3",
+)  # fmt: skip  # Supported values of model_type.
 
 
 def _layer(kind: str, s: _Sizes) -> int:
@@ -175,6 +177,12 @@ def _layer(kind: str, s: _Sizes) -> int:
             return gated + projected
         case "qwen3":
             return gated + 2 * s.head + (projected + s.hidden) * s.on("attention_bias", False)
+        case "gemma2":
+            return gated + 2 * s.hidden  # Norms also behind attention and MLP.
+        case "gemma3_text":
+            return gated + 2 * s.hidden + 2 * s.head
+        case "olmo2":
+            return gated + s.attention + s.kv  # Norms of all queries and keys.
         case "phi":
             attention = (s.hidden + 1) * projected + (s.attention + 1) * s.hidden
             return attention + plain + 2 * s.hidden + 4 * s.head * s.on("qk_layernorm", False)

@@ -321,7 +321,7 @@ def _evaluations(cell: Cell, sources: Sources) -> list[tuple[str, Stage, Decodin
     if isinstance(judge, (LanguageJudge, ModelJudge, JuryJudge)):
         return [(judge.gives[0], _judge_items(cell, judge, sources), judge.decoding)]
     assert isinstance(judge, NoJudge)
-    if sources.data is not None:
+    if isinstance(cell.data, FILES):
         items = stage(
             "data",
             LocalPromptData(n=judge.n_items),

@@ -39,6 +39,7 @@ class Sources:
     )  # Files and models of its settings, by name.
     conversations: Source | None = None  # Data for supervised fine-tuning (SFT) of the start model.
     tasks: Source | None = None  # The user's own tasks for the forgetting check.
+    mixture: Mapping[str, Source] = field(default_factory=dict)  # Sources of data=mixture by label.
 
 
 @dataclass(frozen=True)

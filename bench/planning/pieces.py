@@ -11,16 +11,20 @@ from bench.config import (
     Cell,
     DatasetData,
     Decoding,
+    Form,
     GoldJudge,
     JuryJudge,
     LanguageJudge,
     Loading,
     LocalData,
     LocalModel,
+    MixtureData,
+    MixtureSource,
     ModelJudge,
     MtBenchJudge,
     NoJudge,
     NoModel,
+    PublicRows,
     RefinedDpo,
     Serving,
     SftTraining,
@@ -50,6 +54,7 @@ from bench.store.stage_settings import (
     LocalPairData,
     LocalPromptData,
     LogpsSettings,
+    MixedRows,
     PromptData,
     RewardScoreSettings,
     SampleSettings,
@@ -113,10 +118,10 @@ def max_length(cell: Cell) -> int:
     return cell.model.max_length
 
 
-FILES = (LocalData, DatasetData)
+FILES = (LocalData, DatasetData, MixtureData)
 
 
-def _fractions(data: WorldData | LocalData | DatasetData) -> dict[str, Any]:
+def _fractions(data: WorldData | LocalData | PublicRows) -> dict[str, Any]:
     """Fractions of the labelled train rows that are used."""
     return data.model_dump(include={"fraction", "desirable_fraction", "undesirable_fraction"})
 
@@ -132,20 +137,42 @@ def pair_settings(cell: Cell) -> LocalPairData:
             **_tokenizer_checks(cell, data),
             **_fractions(data),
         )
-    own = {name: getattr(data, name) for name in DatasetRows.model_fields.keys() - {"version"}}
-    rows = DatasetRows(version=version(data.reading.reader), **own)
+    rows: dict[str, Any]
+    if isinstance(data, MixtureData):
+        sources = {
+            label: MixedRows(
+                rows=_dataset_rows(source, data.n_heldout, None), weight=source.weight, cap=source.cap
+            )
+            for label, source in data.sources.items()
+        }
+        rows = {"sources": sources, "mixed_form": data.form}
+    else:
+        rows = {"dataset": _dataset_rows(data, data.n_heldout, data.form)}
     # Held-out prompts cannot overlap with train rows.
     judges = (one.judge for one in evaluated(cell).values())
     overlap = (
         data.overlap if not all(isinstance(judge, NoJudge | GoldJudge) for judge in judges) else "report"
     )
-    of_rows: dict[str, Any] = {"dataset": rows, "overlap": overlap, **_tokenizer_checks(cell, data)}
+    of_rows = {**rows, "overlap": overlap, **_tokenizer_checks(cell, data)}
     return LocalPairData(
         heldout_fraction=data.heldout_fraction, seed=cell.seed, **of_rows, **_fractions(data)
     )
 
 
-def _tokenizer_checks(cell: Cell, data: LocalData | DatasetData) -> dict[str, Any]:
+def _dataset_rows(
+    source: DatasetData | MixtureSource, n_heldout: int | None, form: Form | None
+) -> DatasetRows:
+    return DatasetRows(
+        reading=source.reading,
+        version=version(source.reading.reader),
+        train_files=source.train_files,
+        heldout_files=source.heldout_files,
+        n_heldout=n_heldout,
+        form=form,
+    )
+
+
+def _tokenizer_checks(cell: Cell, data: LocalData | PublicRows) -> dict[str, Any]:
     """Checks of each row with the model's tokenizer: its length, and whether it can be written."""
     length = cell.model.max_length if isinstance(cell.model, LocalModel) else None
     return {"max_length": length, "unwritable": data.unwritable, "version": 2}
@@ -168,11 +195,13 @@ def _file(cell: Cell, sources: Sources) -> Inputs:
 
     They decide the rows from which the model can learn.
     """
-    if sources.data is None:
+    inputs: Inputs = {f"file/{label}": source for label, source in sources.mixture.items()}
+    if sources.data is not None:
+        inputs = {"file": sources.data}
+    if not inputs:
         raise ValueError(
             f"Cannot plan a cell of data={cell.data.name}: no file or dataset was given (Sources.data)."
         )
-    inputs: Inputs = {"file": sources.data}
     return inputs if sources.model is None else inputs | {TOKENIZER: sources.model}
 
 

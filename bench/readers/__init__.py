@@ -175,7 +175,7 @@ def read_dataset(
     return _read_dataset(path, tree_stamp(path), reading, train_files, heldout_files)
 
 
-@lru_cache(maxsize=1)  # cells that differ only in fraction and seed read the same rows
+@lru_cache(maxsize=4)  # cells that differ only in fraction and seed read the same rows, of several sources
 def _read_dataset(
     path: Path, stamp: str, reading: Reading, train_files: tuple[str, ...], heldout_files: tuple[str, ...]
 ) -> Splits:

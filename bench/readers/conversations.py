@@ -1,9 +1,10 @@
 """Conversations for supervised fine-tuning: HuggingFaceH4/ultrachat_200k (train_sft), and TRL's language
-modelling format.
+modelling format; and Alpaca's instructions.
 
 Columns of ultrachat_200k: prompt (text, the first message), prompt_id, messages (several turns). A
 conversation is cut after its last assistant message. A conversation is dropped and counted if it has no
-assistant message or an empty message, or if its speakers do not take turns.
+assistant message or an empty message, or if its speakers do not take turns. Columns of Alpaca's form, all text: instruction, input
+(may be empty, and follows the instruction on a new line), output.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.readers.common import alternates, by_row, drop
+from bench.readers.common import Raw, alternates, by_row, drop, text, user
 from bench.readers.rows import read_messages
 from bench.records import Conversation, Message, Text
+from bench.text_files import printable
 
 VERSION = 1
-COLUMNS = ("messages",)
+COLUMNS = ()
+EXPECTED = "expected columns messages, or instruction, input and output"
 
 
 def messages_of(value: Any) -> list[Message]:
@@ -42,4 +45,15 @@ def first_turn(name: str, messages: Sequence[Message]) -> Text:
     return Text(name, list(messages[:place]), messages[place]["content"])
 
 
-read = by_row(lambda raw: Conversation(raw.id, messages_of(raw.columns["messages"])))
+def _conversation(raw: Raw) -> Conversation:
+    columns: Any = raw.columns
+    if "messages" in columns:
+        return Conversation(raw.id, messages_of(columns["messages"]))
+    if not {"instruction", "output"} <= columns.keys():
+        raise ValueError(f"{EXPECTED}, got {printable(', '.join(map(str, columns)))[:200]}")
+    parts = [text(columns, "instruction"), text(columns, "input") if columns.get("input") else ""]
+    answer = {"role": "assistant", "content": text(columns, "output")}
+    return Conversation(raw.id, messages_of([user("\n".join(filter(None, parts))), answer]))
+
+
+read = by_row(_conversation)

@@ -24,8 +24,12 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def _pair(raw: Raw) -> Pair:
-    chosen, rejected = (_turns(text(raw.columns, name)) for name in COLUMNS)
-    if not chosen or not rejected or any(turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
+    chosen, rejected = (turns(text(raw.columns, name)) for name in COLUMNS)
+    if (
+        not chosen
+        or not rejected
+        or any(messages[-1]["role"] != "assistant" for messages in (chosen, rejected))
+    ):
         raise drop("no answer at the end")
     if chosen[:-1] != rejected[:-1]:
         raise drop("transcripts part before the last answer")
@@ -34,7 +38,7 @@ def _pair(raw: Raw) -> Pair:
     return make_pair(raw.id, chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
 
 
-def _turns(transcript: str) -> list[Message]:
+def turns(transcript: str) -> list[Message]:
     """Messages of a transcript. Raises ValueError for text that is no transcript."""
     before, *parts = SPEAKER.split(transcript)
     if before.strip() or not parts:

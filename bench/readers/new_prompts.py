@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-SHORTEST, LONGEST = 4, 150  # words of a prompt
+from bench.stats.words import bare_words
+
+SHORTEST, LONGEST = 4, 150  # words of a prompt (bench/stats/words.py: a Han character is one)
 BLOCKED = frozenset(
     {
         "image",
@@ -31,8 +33,10 @@ BLOCKED = frozenset(
         "files",
     }
 )
-_WORD = re.compile(r"\w+")
-_NUMBER = re.compile(r"^\s*(?:task\s*)?\d+\s*[.:)]\s*", re.IGNORECASE)
+BLOCKED_CHINESE = ("图片", "圖片", "图像", "照片", "视频", "視頻", "音频", "文件", "图表")
+# "1.", "Task 1:", "\u4efb\u52a1 1\uff1a" with Western or full-width punctuation after it.
+_NUMBERED = r"(?:(?:task|\u4efb\u52a1)\s*)?\d+\s*[.:)\u3001\uff0e\uff1a\uff09]"
+_NUMBER = re.compile(rf"^\s*{_NUMBERED}\s*", re.IGNORECASE)
 _ASK = "Here are tasks that people gave to an assistant:\n\n{shown}\n\nWrite one more task of another kind. Write the task only."
 
 
@@ -69,7 +73,7 @@ def new_ones(written: Iterable[str], known: Sequence[str], similarity: float, n:
     for reply in written:
         text = prompt_of(reply)
         words = _words(text or "")
-        if text is None or not SHORTEST <= len(words) <= LONGEST or not BLOCKED.isdisjoint(words):
+        if text is None or not SHORTEST <= len(words) <= LONGEST or _needs_more_than_text(text, words):
             dropped["unusable"] += 1
         elif len(kept) == n:
             dropped["surplus"] += 1
@@ -83,9 +87,7 @@ def new_ones(written: Iterable[str], known: Sequence[str], similarity: float, n:
 
 def prompt_of(reply: str) -> str | None:
     """The first task of a reply, without its number; None for an empty one."""
-    first = re.split(r"\n\s*(?:\n|(?:task\s*)?\d+\s*[.:)])", reply.strip(), maxsplit=1, flags=re.IGNORECASE)[
-        0
-    ]
+    first = re.split(rf"\n\s*(?:\n|{_NUMBERED})", reply.strip(), maxsplit=1, flags=re.IGNORECASE)[0]
     return _NUMBER.sub("", first).strip() or None
 
 
@@ -115,4 +117,8 @@ def _reaches(a: Sequence[str], b: Sequence[str], similarity: float) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return bare_words(text.lower())
+
+
+def _needs_more_than_text(text: str, words: Sequence[str]) -> bool:
+    return not BLOCKED.isdisjoint(words) or any(blocked in text for blocked in BLOCKED_CHINESE)

@@ -6,22 +6,28 @@ Copies of a prompt (`subsets.prompt_group`) stay together in every split. The tr
 order. The first ones are labelled (`fraction`; a smaller fraction is part of a larger one). The next ones are
 the prompts of a loop's iterations; those of one iteration are disjoint from those of all earlier ones, as SPA
 splits UltraFeedback (Kim et al. 2024: 2K labelled, then 8K, 20K, 30K of one shuffle).
+
+A mixture joins the splits of its sources; the id of a row begins with the label of its source. A prompt that one source
+holds out is trained on in none, and a row that several sources have is kept once, in the first of them by label. Then
+caps and weights draw the train rows of each source by the seed.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.config import Form
 from bench.readers import Splits, place_of, read_dataset, row_form
 from bench.readers.learnable import AS_CONTROL, UNWRITABLE, LearnCheck
 from bench.readers.rows import OPPOSITE, opposites, read_preferences
 from bench.readers.subsets import hash_fraction, normalised, prompt_group, prompt_key, split_heldout
 from bench.records import Item, Pair, Unpaired, own_completions
-from bench.store.stage_settings import DatasetRows, LocalPairData
+from bench.store.stage_settings import DatasetRows, LocalPairData, MixedRows
 
 
 @dataclass(frozen=True)
@@ -37,20 +43,24 @@ class Divided:
     counts: dict[str, int]
 
 
+Files = Path | Mapping[str, Path]  # a dataset's folder or file, or those of a mixture by label
+
+
 def divide(
-    settings: LocalPairData, path: Path, items: Sequence[Item] = (), learn_check: LearnCheck | None = None
+    settings: LocalPairData, files: Files, items: Sequence[Item] = (), learn_check: LearnCheck | None = None
 ) -> Divided:
-    """Rows of a dataset by use: train, held-out, prompts of later iterations.
+    """Rows of a dataset or a mixture by use: train, held-out, prompts of later iterations.
 
     `items`: the judge's items; train rows with the same questions are dropped or refused (data.overlap).
     `learn_check` checks that a model learns from a row; the other rows are dropped or refused. Raises
     ValueError for an empty split, a refused overlap, and rows that the chat template cannot write.
     """
-    divided = (
-        _of_dataset(settings, settings.dataset, path, learn_check)
-        if settings.dataset
-        else _of_file(settings, path, learn_check)
-    )
+    if isinstance(files, Mapping):
+        divided = _of_mixture(settings, files, learn_check)
+    elif settings.dataset:
+        divided = _of_dataset(settings, settings.dataset, files, learn_check)
+    else:
+        divided = _of_file(settings, files, learn_check)
     train, counts = divided.train, divided.counts
     if items:
         same = overlap(train, items)
@@ -62,12 +72,15 @@ def divide(
                 "Set data.overlap=drop to leave them out, or data.overlap=report to train on them with a note in the report"
             )
         train = [row for row in train if row.id not in same]
+    if settings.sources:
+        train = _drawn(settings, train, counts)
     if (settings.fraction and not train) or not divided.heldout:
+        where = files if isinstance(files, Path) else "the mixture"
         raise ValueError(
-            f"{path}: {len(train)} train and {len(divided.heldout)} held-out rows at data.heldout_fraction={settings.heldout_fraction:g}"
+            f"{where}: {len(train)} train and {len(divided.heldout)} held-out rows at data.heldout_fraction={settings.heldout_fraction:g}"
             f"{_dropped(counts)}. Both must hold rows: change the fraction or add prompts"
         )
-    if settings.dataset is None:
+    if settings.dataset is None and not settings.sources:
         return Divided(train, divided.heldout, [], counts)
     first_rows: dict[str, Any] = {}
     for row in train:
@@ -102,7 +115,7 @@ def _of_file(settings: LocalPairData, path: Path, learn_check: LearnCheck | None
     }
     _note(counts, FILE, OPPOSITE, opposites(rows))
     if learn_check is not None:
-        rows = _learnable(rows, learn_check, settings, path, FILE, counts)
+        rows = _learnable(rows, learn_check, settings, None, path, FILE, counts)
     train, heldout = split_heldout(rows, settings.heldout_fraction)
     return Divided(train, heldout, [], counts)
 
@@ -110,6 +123,34 @@ def _of_file(settings: LocalPairData, path: Path, learn_check: LearnCheck | None
 def _of_dataset(
     settings: LocalPairData, dataset: DatasetRows, path: Path, learn_check: LearnCheck | None
 ) -> Divided:
+    divided = _split(settings, dataset, path, learn_check)
+    train, heldout = (
+        _in_form(dataset.form, rows, settings, str(path)) for rows in (divided.train, divided.heldout)
+    )
+    return replace(divided, train=train, heldout=_limited(heldout, dataset.n_heldout))
+
+
+def _in_form(form: Form | None, rows: list[Any], settings: LocalPairData, where: str) -> list[Any]:
+    """The rows in the form that data.form asks for. Raises ValueError for unpaired rows where it asks for pairs."""
+    if form == "unpaired":
+        return [_as_unpaired(row, settings.seed) for row in rows]
+    if form == "paired" and any(row_form(row) != "paired" for row in rows):
+        raise ValueError(f"{where} holds unpaired rows, but data.form=paired needs pairs")
+    return rows
+
+
+def _limited(heldout: list[Any], n_prompts: int | None) -> list[Any]:
+    """The held-out rows of at most `n_prompts` prompts, which their texts alone choose."""
+    if n_prompts is None:
+        return heldout
+    kept = set(sorted({prompt_group(row.prompt) for row in heldout}, key=hash_fraction)[:n_prompts])
+    return [row for row in heldout if prompt_group(row.prompt) in kept]
+
+
+def _split(
+    settings: LocalPairData, dataset: DatasetRows, path: Path, learn_check: LearnCheck | None
+) -> Divided:
+    """Train and held-out rows of a dataset in its own form, without a prompt in both."""
     splits = read_dataset(path, dataset.reading, dataset.train_files, dataset.heldout_files)
     counts = dict(splits.counts)
     for split, rows in (("train", splits.train), ("heldout", splits.heldout or [])):
@@ -118,10 +159,10 @@ def _of_dataset(
     if learn_check is not None:
         of_train, of_heldout = splits.train, splits.heldout
         splits = Splits(
-            _learnable(of_train, learn_check, settings, path, "train", counts),
+            _learnable(of_train, learn_check, settings, dataset, path, "train", counts),
             None
             if of_heldout is None
-            else _learnable(of_heldout, learn_check, settings, path, "heldout", counts),
+            else _learnable(of_heldout, learn_check, settings, dataset, path, "heldout", counts),
             counts,
         )
     if splits.heldout is None:
@@ -130,30 +171,129 @@ def _of_dataset(
             sides[hash_fraction(prompt_group(row.prompt)) < settings.heldout_fraction].append(row)
         train, heldout = sides
     else:
-        exact = {prompt_key(row.prompt) for row in splits.heldout}
-        groups = {prompt_group(row.prompt) for row in splits.heldout}
-        same = {
-            row.id: _how(prompt_key(row.prompt) in exact)
-            for row in splits.train
-            if prompt_group(row.prompt) in groups
-        }
+        same = _shared_prompts(splits.train, splits.heldout)
         counts |= overlap_counts("heldout", same)
         train, heldout = [row for row in splits.train if row.id not in same], splits.heldout
-    if dataset.form == "unpaired":
-        train, heldout = ([_as_unpaired(row, settings.seed) for row in rows] for rows in (train, heldout))
-    elif dataset.form == "paired" and train and row_form(train[0]) != "paired":
-        raise ValueError(f"{path} holds unpaired rows, but data.form=paired needs pairs")
-    if dataset.n_heldout is not None:
-        groups_in_order = sorted({prompt_group(row.prompt) for row in heldout}, key=hash_fraction)
-        kept = set(groups_in_order[: dataset.n_heldout])
-        heldout = [row for row in heldout if prompt_group(row.prompt) in kept]
     return Divided(train, heldout, [], counts)
+
+
+def _shared_prompts(rows: Sequence[Any], others: Sequence[Any]) -> dict[str, How]:
+    """Rows whose prompt one of `others` has too, by row id."""
+    exact = {prompt_key(row.prompt) for row in others}
+    groups = {prompt_group(row.prompt) for row in others}
+    return {
+        row.id: _how(prompt_key(row.prompt) in exact) for row in rows if prompt_group(row.prompt) in groups
+    }
+
+
+# Mixtures -------------------------------------------------------------------------------------------------------------
+
+IN_ANOTHER = "in another source too"
+OPPOSITE_OF_ANOTHER = "with the opposite of a row of another source"
+OVER_CAP = "over the source's cap"
+OVER_WEIGHT = "over the source's weight"
+
+
+def source_of(row_id: str) -> str:
+    """Label of a row's source in a mixture."""
+    return row_id.partition("/")[0]
+
+
+def _of_mixture(
+    settings: LocalPairData, files: Mapping[str, Path], learn_check: LearnCheck | None
+) -> Divided:
+    """Rows of all sources, before caps and weights. The names of counts begin with the label of the source."""
+    parts: dict[str, Divided] = {}
+    for label, source in sorted(settings.sources.items()):
+        try:
+            part = _split(settings, source.rows, files[label], learn_check)
+        except ValueError as error:
+            raise ValueError(
+                "\n".join(f"data.sources.{label}: {line}" for line in str(error).splitlines())
+            ) from error
+        train, held = (
+            [replace(row, id=f"{label}/{row.id}") for row in rows] for rows in (part.train, part.heldout)
+        )
+        parts[label] = replace(part, train=train, heldout=held)
+    forms = {label: row_form(part.train[0]) for label, part in parts.items() if part.train}
+    if settings.mixed_form is None and len(set(forms.values())) > 1:
+        words = ", ".join(f"{label} {form}" for label, form in forms.items())
+        raise ValueError(
+            f"the sources of a mixture must be all paired or all unpaired, got {words}. "
+            "Set data.form=unpaired to make one judged completion of each pair, and a method that learns from them"
+        )
+    all_heldout = [row for part in parts.values() for row in part.heldout]
+    seen: set[tuple[str, ...]] = set()
+    whole: dict[str, list[Any]] = {}
+    heldout: list[Any] = []
+    counts: dict[str, int] = {}
+    for label, part in parts.items():
+        own = Counter({f"{label}/{name}": n for name, n in part.counts.items()})
+        same = _shared_prompts(part.train, all_heldout)
+        own.update({f"{label}/{name}": n for name, n in overlap_counts("heldout", same).items()})
+        counts |= own
+        there = {"train": [row for row in part.train if row.id not in same], "heldout": part.heldout}
+        new = {split: [row for row in rows if _content(row) not in seen] for split, rows in there.items()}
+        seen |= {_content(row) for rows in there.values() for row in rows}
+        for split, rows in there.items():
+            _note(counts, f"{label}/{split}", IN_ANOTHER, len(rows) - len(new[split]), "dropped")
+        whole[label] = new["train"]
+        heldout += _limited(
+            _in_form(settings.mixed_form, new["heldout"], settings, label),
+            settings.sources[label].rows.n_heldout,
+        )
+    mixed = [row for rows in whole.values() for row in rows]
+    _note(counts, "train", OPPOSITE_OF_ANOTHER, opposites(mixed) - sum(map(opposites, whole.values())))
+    return Divided(_in_form(settings.mixed_form, mixed, settings, "the mixture"), heldout, [], counts)
+
+
+def _content(row: Pair | Unpaired) -> tuple[str, ...]:
+    return (prompt_group(row.prompt), *own_completions(row), str(getattr(row, "label", "")))
+
+
+def _drawn(settings: LocalPairData, train: list[Any], counts: dict[str, int]) -> list[Any]:
+    """The train rows that caps and weights leave of each source, drawn by the seed."""
+    by_source: dict[str, list[Any]] = {label: [] for label in sorted(settings.sources)}
+    for row in train:
+        by_source[source_of(row.id)].append(row)
+    there = {label: len(rows) for label, rows in by_source.items()}
+    shares = drawn_sizes(there, settings.sources)
+    kept: set[str] = set()
+    for label, rows in by_source.items():
+        order = list(rows)
+        random.Random(f"mixture/{settings.seed}/{label}").shuffle(order)
+        kept |= {row.id for row in order[: shares[label]]}
+        capped = min(len(rows), settings.sources[label].cap or len(rows))
+        _note(counts, f"{label}/train", OVER_CAP, len(rows) - capped, "dropped")
+        _note(counts, f"{label}/train", OVER_WEIGHT, capped - shares[label], "dropped")
+    return [row for row in train if row.id in kept]
+
+
+def drawn_sizes(there: Mapping[str, int], sources: Mapping[str, MixedRows]) -> dict[str, int]:
+    """Train rows that caps and weights take of each source."""
+    capped = {label: min(n, sources[label].cap or n) for label, n in there.items()}
+    weights = {label: source.weight for label, source in sources.items() if source.weight is not None}
+    return weighted(capped, weights) if weights else capped
+
+
+def weighted(there: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, int]:
+    """Rows of each source in proportion to its weight.
+
+    The source with the fewest rows for its weight gives all that are there. Raises ValueError for a source without rows.
+    """
+    if empty := [label for label, n in there.items() if not n]:
+        raise ValueError(
+            f"data.sources.{empty[0]} has no train row left, and the weights need rows of each source: leave it out"
+        )
+    size = min(there[label] / weight for label, weight in weights.items())
+    return {label: max(1, min(n, round(size * weights[label]))) for label, n in there.items()}
 
 
 def _learnable(
     rows: list[Any],
     learn_check: LearnCheck,
     settings: LocalPairData,
+    dataset: DatasetRows | None,
     path: Path,
     split: str,
     counts: dict[str, int],
@@ -172,11 +312,10 @@ def _learnable(
         elif problem.reason == UNWRITABLE and settings.unwritable == "refuse":
             refused.append((row, problem.why))
         else:
-            name = f"{split}/dropped/{problem.reason}"
-            counts[name] = counts.get(name, 0) + 1
+            _note(counts, split, problem.reason, 1, "dropped")
     if refused:
         row, why = refused[0]
-        place = f"{path}:{row.id}" if settings.dataset is None else place_of(row.id, path, settings.dataset)
+        place = f"{path}:{row.id}" if dataset is None else place_of(row.id, path, dataset)
         raise ValueError(
             f"the model's chat template cannot write {len(refused)} of {len(rows)} {'' if split == FILE else f'{split} '}rows. "
             f"The first is {place}: {why}. Set another model.chat_template, or data.unwritable=drop to leave them out and count them"
@@ -184,10 +323,10 @@ def _learnable(
     return kept
 
 
-def _note(counts: dict[str, int], split: str, reason: str, n: int) -> None:
-    """Add `n` to the count of rows that are kept and noted for `reason`."""
+def _note(counts: dict[str, int], split: str, reason: str, n: int, kind: str = "noted") -> None:
+    """Add `n` to the count of rows that are noted and kept, or dropped, for `reason`."""
     if n:
-        name = f"{split}/noted/{reason}"
+        name = f"{split}/{kind}/{reason}"
         counts[name] = counts.get(name, 0) + n
 
 

@@ -83,6 +83,7 @@ from bench.scoring import reasons
 from bench.stats import estimates
 from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
 from bench.stats.style_control import StyleWinRate, arena_win_rate, has_games, style_win_rate
+from bench.stats.words import pieces
 from bench.store.stage_settings import ScoreSettings, member_label
 
 # Roles of the completions for lengths and repetition. The first role that the cell has is used.
@@ -313,8 +314,8 @@ def _completions(completions: Sequence[Completion], numbers: Numbers) -> None:
 
 
 def _grams(text: str) -> list[tuple[str, ...]]:
-    """All runs of reasons.GRAM words of the text, in lower case."""
-    words = text.lower().split()
+    """All runs of reasons.GRAM words of the text (bench/stats/words.py), in lower case."""
+    words = pieces(text.lower())
     return [tuple(words[i : i + reasons.GRAM]) for i in range(len(words) - reasons.GRAM + 1)]
 
 

@@ -25,7 +25,7 @@ from bench.readers.kl_partners import with_partners
 from bench.readers.learnable import LearnCheck, learn_check_of_model
 from bench.readers.prompts import Prompts, read_prompts
 from bench.readers.rows import BadRows
-from bench.readers.splits import divide, overlap, overlap_counts
+from bench.readers.splits import FILE, divide, overlap, overlap_counts, source_of
 from bench.readers.subsets import check_labels, nested_subset, prompt_key
 from bench.records import (
     Completion,
@@ -411,15 +411,24 @@ def _pair(label: Labelled) -> Pair | None:
 
 
 def _from_file(settings: LocalPairData, run: StageRun) -> Outcome:
-    splits = divide(settings, run.inputs["file"], _judge_items(run), _learn_check(settings.max_length, run))
+    splits = divide(settings, _files(run), _judge_items(run), _learn_check(settings.max_length, run))
     train = _kept(splits.train, settings) if settings.fraction else []
     if settings.fraction:
         _write_rows(run, "train", train, settings.seed)
     _write_rows(run, "heldout", splits.heldout, settings.seed)
-    prompts = len({prompt_key(row.prompt) for row in train})
-    return Outcome(
-        {"train_prompts": prompts, **splits.counts, "train": len(train), "heldout": len(splits.heldout)}
-    )
+    counts = {"train_prompts": len({prompt_key(row.prompt) for row in train}), **splits.counts}
+    counts |= {"train": len(train), "heldout": len(splits.heldout)}
+    for label in settings.sources:
+        for split, rows in (("train", train), ("heldout", splits.heldout)):
+            counts[f"{label}/{split}"] = sum(source_of(row.id) == label for row in rows)
+    return Outcome(counts)
+
+
+def _files(run: StageRun) -> Path | dict[str, Path]:
+    """The file or folder of the rows; those of a mixture by label."""
+    start = f"{FILE}/"
+    sources = {role.removeprefix(start): path for role, path in run.inputs.items() if role.startswith(start)}
+    return sources or run.inputs[FILE]
 
 
 def _judge_items(run: StageRun) -> list[Item]:
@@ -444,7 +453,7 @@ def _learn_check(max_length: int | None, run: StageRun) -> LearnCheck | None:
 
 def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
     rows = divide(
-        settings.pairs, run.inputs["file"], _judge_items(run), _learn_check(settings.pairs.max_length, run)
+        settings.pairs, _files(run), _judge_items(run), _learn_check(settings.pairs.max_length, run)
     ).next_prompts
     kept = rows[settings.after : settings.after + settings.n]
     if len(kept) < settings.n:

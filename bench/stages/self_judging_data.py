@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 from bench.config import JudgePrompt, Settings
@@ -100,17 +100,17 @@ def as_item(name: str, prompt: Sequence[Message], baseline: list[str] | None = N
 def _rankings(settings: RankedData, run: StageRun) -> Outcome:
     rows = read_rows(run.inputs["preferences"] / f"{settings.split}.jsonl")
     items, completions, rewards, best = [], [], [], []
-    for row in rows:
-        assert isinstance(row, Pair)
-        item = as_item(f"{settings.split}-{row.id}", row.prompt)
-        drawn = [
-            Completion(item.id, item.turns, [text], [], [], draw)
-            for draw, text in enumerate((row.chosen, row.rejected))
-        ]
+    pairs = [row for row in rows if isinstance(row, Pair)]
+    assert len(pairs) == len(rows)
+    for first, texts in (
+        _orders(pairs) if settings.whole else [(row, (row.chosen, row.rejected)) for row in pairs]
+    ):
+        item = as_item(f"{settings.split}-{first.id}", first.prompt)
+        drawn = [Completion(item.id, item.turns, [text], [], [], draw) for draw, text in enumerate(texts)]
         items.append(item)
         completions += drawn
-        rewards += [Reward(draw_name(completion), 1.0 - completion.draw) for completion in drawn]
-        best.append(Text(item.id, row.prompt, row.chosen))  # type: ignore[arg-type]  # a list, read from JSON
+        rewards += [Reward(draw_name(one), 1.0 - one.draw / (len(texts) - 1)) for one in drawn]
+        best.append(Text(item.id, first.prompt, texts[0]))
     for name, records in (
         ("items", items),
         ("completions", completions),
@@ -119,6 +119,39 @@ def _rankings(settings: RankedData, run: StageRun) -> Outcome:
     ):
         write_jsonl(run.out / f"{name}.jsonl", records)  # type: ignore[arg-type]  # records of one kind each
     return Outcome({"rows": len(items)})
+
+
+def _orders(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, tuple[str, ...]]]:
+    """Rankings of the pairs, each as (its first pair, completions from best to worst).
+
+    Pairs of one prompt that fix a whole order of their completions (OASST's neighbours in rank, all pairs of Nectar) are
+    one ranking. Any other pair is a ranking of two.
+    """
+    for of_prompt in grouped((prompt_key(pair.prompt), pair) for pair in pairs).values():
+        rest = list(of_prompt)
+        while rest:
+            texts, linked = {rest[0].chosen, rest[0].rejected}, [rest[0]]
+            while more := [
+                pair for pair in rest if pair not in linked and texts & {pair.chosen, pair.rejected}
+            ]:
+                linked += more
+                texts |= {text for pair in more for text in (pair.chosen, pair.rejected)}
+            rest = [pair for pair in rest if pair not in linked]
+            if (order := _whole_order(linked, texts)) is None:
+                yield from ((pair, (pair.chosen, pair.rejected)) for pair in linked)
+            else:
+                yield linked[0], order
+
+
+def _whole_order(pairs: Sequence[Pair], texts: Set[str]) -> tuple[str, ...] | None:
+    """The completions from best to worst, or None where the pairs leave an order open or contradict each other."""
+    order: list[str] = []
+    while left := texts - set(order):
+        beaten = {pair.rejected for pair in pairs if pair.chosen in left}
+        if len(best := left - beaten) != 1:
+            return None
+        order += best
+    return tuple(order)
 
 
 # Evaluations to learn from ----------------------------------------------------------------------------------

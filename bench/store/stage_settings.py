@@ -218,14 +218,24 @@ class DatasetRows(Settings):
     form: Form | None
 
 
+class MixedRows(Settings):
+    """Rows of one source of a mixture, with its weight and cap."""
+
+    rows: DatasetRows
+    weight: Positive | None
+    cap: Count | None
+
+
 class RankedData(Settings):
     """Pairs of a split as rankings, and their chosen completions as supervised rows.
 
     The prompt is the item. Its two draws are the chosen completion (true reward 1) and the rejected one (0).
+    `whole`: pairs of a prompt that make one order of its completions are one ranking, with rewards from 1 to 0.
     """
 
     source: Literal["ranked"] = "ranked"
     split: Literal["train", "heldout"]
+    whole: Annotated[bool, LATER] = False
 
 
 class JudgeQuestionData(Settings):
@@ -310,6 +320,9 @@ class LocalPairData(Settings):
     desirable_fraction: Annotated[Fraction, LATER] = 1.0
     undesirable_fraction: Annotated[Fraction, LATER] = 1.0
     dataset: Annotated[DatasetRows | None, LATER] = None
+    # Sources of a mixture by label, in place of `dataset`, and the form of all rows.
+    sources: Annotated[dict[str, MixedRows], LATER] = {}
+    mixed_form: Annotated[Form | None, LATER] = None
     overlap: Annotated[Overlap, LATER] = "report"
     max_length: Annotated[Count | None, LATER] = None
     # With a `tokenizer`: rows that its chat template cannot write.

@@ -503,7 +503,7 @@ def test_a_model_that_is_asked_in_messages_needs_a_chat_template(
     words = [f"model.path={model_folder}", "model=local", "data=world", "judge=gold", "method=none"]
     assert problems(*words) == [
         f"{model_folder} gets prompts as messages, but its tokenizer has no chat template: set model.chat_template "
-        f"(tulu, zephyr, or a Jinja file) (model.path={model_folder} on the command line)"
+        f"(qwen3, tulu, zephyr, or a Jinja file) (model.path={model_folder} on the command line)"
     ]
     (model_folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     assert problems(*words) == []
@@ -526,7 +526,7 @@ def test_a_chat_template_is_a_name_or_a_file_and_moves_the_key(
     ]
     (problem,) = problems(*words, "model.chat_template=alpaca")
     assert problem.startswith(
-        "model.chat_template must be one of tulu, zephyr or a Jinja file, got alpaca: no such file ("
+        "model.chat_template must be one of qwen3, tulu, zephyr or a Jinja file, got alpaca: no such file ("
     )
     tulu, zephyr, again = (
         open_command([*words, f"model.chat_template={name}"]).sources[0].model

@@ -109,7 +109,7 @@ SWEEPS, SCALES = (
 )
 # The scales of the experiments that sweeps/README.md lists; the others are compared in the slow test.
 PAPERS = {
-    "dpo_after_sft": ["llama2_7b"],
+    "dpo_after_sft": ["llama2_7b", "llama2_7b_chinese"],
     "halos": ["archangel"],
     "imbalance": ["archangel"],
     "kto_beta": ["llama3_8b"],

@@ -57,6 +57,16 @@ def test_every_file_in_conf_composes_and_passes(
             f"model.path={model_folder}",
             f"data.path={publish(model_folder.parent / choice, choice)}",
         }
+    if group == "data" and "sources" in (
+        written := yaml.safe_load((CONF / group / f"{choice}.yaml").read_text())["data"]
+    ):
+        words |= {"model=local", f"model.path={model_folder}"}
+        if written["sources"] == "???":
+            words |= {"data.sources={own: {data: dataset}}"}
+            written["sources"] = {"own": {"data": "dataset"}}
+        for label, source in written["sources"].items():
+            folder = publish(model_folder.parent / label, source["data"], 5, n_heldout=2)
+            words |= {f"data.sources.{label}.path={folder}"}
     if group == "sft" and choice != "none":
         words |= {"model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"}
     if (group == "sft" and choice != "none") or (group, choice) == ("scale", "llama2_7b"):
@@ -140,9 +150,10 @@ def test_only_paths_of_own_files_have_no_default() -> None:
         "data.path",
         "judge.model",
         "judge.judges",
+        "data.sources",
         *(f"judge.judges.mt_bench.{file}" for file in ("items", "references")),
         *(f"judge.judges.arena_hard.{file}" for file in ("items", "baseline")),
-    }  # which judge is asked is nobody's default
+    }  # which judge is asked and what is mixed is nobody's default
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

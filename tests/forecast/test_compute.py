@@ -52,6 +52,9 @@ SMALL = {
         ("mistral", {}),
         ("qwen2", {"tie_word_embeddings": True}),
         ("qwen3", {}),
+        ("gemma2", {"head_dim": 24}),
+        ("gemma3_text", {"head_dim": 24}),
+        ("olmo2", {"tie_word_embeddings": True}),
         ("phi", {}),
         ("phi", {"qk_layernorm": True}),
         ("phi3", {}),
@@ -76,7 +79,8 @@ def test_parameters_are_those_of_the_real_model(kind: str, more: dict[str, Any])
 
 def test_an_unknown_architecture_is_said() -> None:
     with pytest.raises(
-        ValueError, match=r"cannot compute the size of model_type mamba; supported: gpt_neox, llama, "
+        ValueError,
+        match=r"cannot compute the size of model_type mamba; supported: gemma2, gemma3_text, gpt_neox, llama, ",
     ):
         read_shape({"model_type": "mamba"})
     with pytest.raises(ValueError, match=r"config.json of a llama model must have 'hidden_size'"):
@@ -141,7 +145,10 @@ def test_bytes_are_those_that_a_step_holds(step: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("targets", [(), "first two"], ids=["all", "named"])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gpt_neox"])
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "phi", "phi3", "gpt_neox"],
+)
 def test_an_adapter_has_as_many_weights_as_pefts(kind: str, targets: Any) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -13,6 +13,7 @@ from recorded import FIXTURES, needs_fixtures
 
 from bench.judges.alpaca_eval import AskedPreference, policy_first
 from bench.judges.asked.prompts import (
+    CHINESE_PROMPTS,
     OWN_GAME,
     OWN_PROMPTS,
     PAIRWISE,
@@ -273,12 +274,18 @@ def test_406_of_the_805_official_items_show_the_policy_first() -> None:
 # MT-Bench -------------------------------------------------------------------------------------------------------------
 
 
-def test_our_prompts_have_every_name_and_place_and_ask_for_fastchats_marks() -> None:
-    templates = mt_bench_templates(OWN_PROMPTS)
+@pytest.mark.parametrize("path", [OWN_PROMPTS, CHINESE_PROMPTS], ids=["en", "zh"])
+def test_our_prompts_have_every_name_and_place_and_ask_for_fastchats_marks(path: Path) -> None:
+    templates = mt_bench_templates(path)
     assert set(templates) == set(SINGLE | PAIRWISE)
     for name, template in templates.items():
         text = "".join(content for _, content in template.messages)
         assert ("[[5]]" in text) == name.startswith("single") and ("[[A]]" in text) == name.startswith("pair")
+
+
+def test_chinese_prompts_have_a_name(opened: Any) -> None:
+    done = opened("judge=mt_bench", "judge.model=m", "judge.prompts=zh", "method=none")
+    assert done.sources[0].judge.prompts.path == CHINESE_PROMPTS
 
 
 def test_a_file_that_lacks_a_prompt_or_a_place_is_refused(tmp_path: Path) -> None:

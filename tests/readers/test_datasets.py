@@ -7,18 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from published import PUBLISHED, bot, halos, oasst, publish, shp, ultrafeedback, user, write
+from published import (
+    PUBLISHED,
+    bot,
+    chinese,
+    halos,
+    helpsteer3,
+    nectar,
+    oasst,
+    pku_saferlhf,
+    publish,
+    shp,
+    ultrafeedback,
+    user,
+    write,
+)
+from pydantic import TypeAdapter
 from tiny import make_model, plans
 
 from bench import methods, readers
 from bench.cli.compose import CheckedCommand
-from bench.config import DatasetData, TrlRows
+from bench.config import DatasetData, Reading, TrlRows
 from bench.forecast.row_counts import data_lines
 from bench.models.tokenize import PromptTooLong, load_tokenizer, positions, preference_ids, row_ids
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
+from bench.readers.common import Tally
 from bench.readers.learnable import learn_check
 from bench.readers.rows import BadRows, raw_rows
 from bench.readers.splits import Divided, divide, overlap
@@ -31,7 +48,7 @@ from bench.store.stage_settings import ConversationData, DatasetRows, LocalPairD
 from bench.store.store import Store
 
 Open = Callable[..., CheckedCommand]
-READ = sorted(name for name in PUBLISHED if name != "ultrachat_200k")
+READ = sorted(name for name in PUBLISHED if name not in ("ultrachat_200k", "alpaca_gpt4_zh"))
 
 
 @pytest.fixture
@@ -111,6 +128,19 @@ TRAPS: dict[str, tuple[dict[str, int], list[tuple[list[str], str, str]]]] = {
         ],
     ),
     "halos": ({}, []),
+    "helpsteer3": ({"tie": 1}, [(["weak?"], "yes", "no")]),
+    "pku_saferlhf": ({"same completions": 1}, [(["how?"], "this way", "I cannot")]),
+    "nectar": (
+        {"fewer than two ranks": 1, "empty completion": 1},
+        [(["which?"], "first", "third"), (["a?", "b", "c?"], "d", "e")],
+    ),
+    "skywork_80k": ({"same completions": 1}, []),
+    "tulu_3_8b": ({"empty completion": 1}, []),
+    "oasst2": ({"no lower-ranked answer": 2 * 40}, []),
+    "chinese_dpo_pairs": (
+        {"empty completion": 1},
+        [(["你是一个助手。", "天空为什么是蓝色的?"], "因为瑞利散射。", "不知道。")],
+    ),
     "dataset": ({}, []),
 }
 
@@ -224,6 +254,59 @@ def test_halos_rows_say_their_split_and_binary_ones_are_unpaired(settings: Any, 
     }
 
 
+def read_traps(name: str, folder: Path, **settings: Any) -> tuple[list[Any], dict[str, int]]:
+    """The train rows of a source's traps, and its dropped rows by reason."""
+    own = readers.load(load_reading(name, **settings).reader)
+    file = write(folder / "rows.jsonl", PUBLISHED[name].traps)
+    tally = Tally()
+    raws = readers._raws([file], "train", own, tally)
+    rows = list(own.read(raws, load_reading(name, **settings), tally, train=True))
+    assert not tally.problems
+    return rows, {reason: n for reason, n in tally.dropped.items() if n}
+
+
+def load_reading(name: str, **settings: Any) -> Any:
+    written = yaml.safe_load((Path(__file__).parents[2] / f"conf/data/{name}.yaml").read_text())["data"]
+    return TypeAdapter(Reading).validate_python(written["reading"] | settings)
+
+
+def test_helpsteer3_keeps_the_domains_and_strengths_that_are_asked_for(tmp_path: Path) -> None:
+    assert read_traps("helpsteer3", tmp_path, domains=["general"])[1] == {"tie": 1, "another domain": 1}
+    assert read_traps("helpsteer3", tmp_path, min_preference=2)[1] == {"tie": 1, "preference too weak": 1}
+
+
+def test_the_safer_answer_of_pku_may_be_the_chosen_one(tmp_path: Path) -> None:
+    assert [row.chosen for row in read_traps("pku_saferlhf", tmp_path, chosen="safer")[0]] == ["I cannot"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ("best_worst", {("first", "third")}),
+        ("neighbours", {("first", "second"), ("second", "third")}),
+        ("all", {("first", "second"), ("second", "third"), ("first", "third")}),
+    ],
+)
+def test_a_ranking_of_nectar_becomes_the_pairs_that_are_asked_for(
+    pairs: str, expected: set[tuple[str, str]], tmp_path: Path
+) -> None:
+    rows, _ = read_traps("nectar", tmp_path, pairs=pairs)
+    of_ranking = [row for row in rows if row.prompt[0]["content"] == "which?"]
+    assert {(row.chosen, row.rejected) for row in of_ranking} == expected
+    assert len({row.id for row in of_ranking}) == len(expected)
+
+
+def test_alpacas_instructions_are_conversations_of_one_turn(tmp_path: Path) -> None:
+    folder = publish(tmp_path, "alpaca_gpt4_zh", 3, traps=True)
+    reading = ConversationData(version=1, files=("alpaca_gpt4_data_zh.json",), fraction=1.0, seed=0)
+    rows, counts = readers.read_conversations(folder, reading)
+    assert [[m["content"] for m in row.messages] for row in rows[:2]] == [
+        ["翻译成中文。\nGood morning", "早上好"],
+        ["写一首诗。", "春眠不觉晓"],
+    ]
+    assert len(rows) == 5 and counts["train/dropped/empty message"] == 1
+
+
 def test_conversations_end_in_an_answer(tmp_path: Path) -> None:
     folder = publish(tmp_path, "ultrachat_200k", 3, traps=True)
     reading = ConversationData(version=1, files=("data/train_sft-*.parquet",), fraction=1.0, seed=0)
@@ -265,6 +348,18 @@ def test_conversations_end_in_an_answer(tmp_path: Path) -> None:
             halos("a", "b", "c") | {"type": "scalar_feedback"},
             "type must be pairwise_feedback or binary_feedback",
         ),
+        ("helpsteer3", helpsteer3("a", "b", "c") | {"context": "a"}, "prompt"),
+        (
+            "pku_saferlhf",
+            pku_saferlhf("a", "b", "c") | {"better_response_id": 2},
+            "better_response_id must be 0 or 1",
+        ),
+        (
+            "nectar",
+            nectar("a", "b", "c") | {"answers": ["b"]},
+            "answers must be a list of answer, model and rank",
+        ),
+        ("chinese_dpo_pairs", chinese("a", "b", "c") | {"prompt": None}, "prompt must be text, got null"),
         ("dataset", {"prompt": "a", "text": "b"}, "expected columns prompt, chosen, rejected or"),
     ],
 )

@@ -46,6 +46,20 @@ def test_what_is_like_a_known_prompt_or_an_earlier_one_is_dropped() -> None:
     assert "Write a poem about the moon." in new_ones(written, known, 0.9, 10).kept
 
 
+def test_prompts_without_blanks_between_words_are_counted_by_character() -> None:
+    known = ["写一首关于大海的诗。"]
+    written = [
+        "1、写一首关于月亮的诗。",  # 7 of 9 and 9 characters
+        "请列举秘鲁的三条河流,并说明它们流向哪里。",
+        "为什么?",
+        "画一张猫的图片给我看。",
+        "なぜ空は青いのですか。",
+        "ทำไมท้องฟ้าเป็นสีฟ้า",
+    ]
+    kept = [written[1], *written[4:]]
+    assert new_ones(written, known, 0.7, 10) == Filtered(kept, {"unusable": 2, "similar": 1, "surplus": 0})
+
+
 @pytest.mark.parametrize(
     ("reply", "prompt"),
     [
@@ -54,6 +68,8 @@ def test_what_is_like_a_known_prompt_or_an_earlier_one_is_dropped() -> None:
         ("Explain rain.\n\nExplain snow.", "Explain rain."),
         ("Explain rain.\n10. Explain snow.", "Explain rain."),
         ("  \n", None),
+        ("1、解释下雨。\n2、解释下雪。", "解释下雨。"),
+        ("任务 3:写一首诗。", "写一首诗。"),
     ],
 )
 def test_the_first_task_of_a_reply_is_taken(reply: str, prompt: str | None) -> None:

@@ -36,6 +36,8 @@ from bench.text_files import (
 )
 
 OWN_PROMPTS = PACKAGE / "judges" / "asked" / "mt_bench_prompts.jsonl"
+CHINESE_PROMPTS = OWN_PROMPTS.with_name("mt_bench_prompts_zh.jsonl")
+SHIPPED_PROMPTS = {"mt_bench": {"zh": CHINESE_PROMPTS}}  # by judge, and by the name in judge.prompts
 OWN_GAME = PACKAGE / "judges" / "asked" / "arena_hard_prompt.yaml"
 
 
