@@ -531,17 +531,14 @@ class _Opening:
     ) -> tuple[Tree, dict[str, str]] | None:
         """(config, choice of each group), composed once for each combination of choices. Composing takes 0.1
         s, setting a value no time. A sweep of ours is merged afterwards, so that sweeps share compositions."""
-        foreign = self.sweep and sweeps.sweep_path(self.sweep, self.command.folders).parent != SWEEPS
-        words = (
-            *(f"{group}={choice}" for group, choice in sorted(groups.items())),
-            *([f"+sweep={self.sweep}"] if foreign and of_sweep else []),
-            *self._hydra_words(),
-        )
+        further = self._hydra_words()
+        if of_sweep and further and self.sweep:  # the sweep may be a user's
+            further = [f"+sweep={self.sweep}", *further]
+        words = (*(f"{group}={choice}" for group, choice in sorted(groups.items())), *further)
         if words not in self._composed:
             self._composed[words] = None
             try:
-                own = not (foreign or self._hydra_words())
-                self._composed[words] = (_composed if own else _composed.__wrapped__)(words)
+                self._composed[words] = _composed.__wrapped__(words) if further else _of_parts(groups)
             except Exception as error:  # Hydra's errors have no common class
                 self.problems.append(f"cannot compose {' '.join(words)}: {one_line(error)}")
         return self._composed[words]
@@ -576,6 +573,8 @@ class _Opening:
         """The cell of a composed config, or None; all its problems are reported."""
         if why := self._in_toy_world(tree, where):
             self._report(why)
+            if tree["model"].get("kind") == "world":
+                return None  # its other faults come of the same
         for key in sorted(tree.keys() - {*SECTIONS, "axes", "grids", "expect", "published", "hydra"}):
             if key == "sweep":
                 self.problems.append(f"{self.sweep_file} must begin with the line `# @package _global_`")
@@ -654,6 +653,21 @@ def _unshared(name: str, judges: Tree, where: Where) -> str:
         )
     known = sorted({key for section in judges.values() for key in section})
     return unknown("key", key, known, where.of(key), "judge")
+
+
+def _of_parts(groups: Mapping[str, str]) -> tuple[Tree, dict[str, str]]:
+    """(config, choice of each group) of our own config files. A method's file sets the method's section alone,
+    so that the others are composed without it."""
+
+    def of(some: Mapping[str, str]) -> tuple[Tree, dict[str, str]]:
+        return _composed(tuple(f"{group}={choice}" for group, choice in sorted(some.items())))
+
+    if "method" not in groups or sweeps.LABELLING_JUDGE in groups:
+        return of(groups)
+    tree, choices = of({group: choice for group, choice in groups.items() if group != "method"})
+    method, its_choices = of({"method": groups["method"]})
+    own = {group: choice for group, choice in its_choices.items() if "method" in group}
+    return tree | {"method": method["method"]}, choices | own
 
 
 @cache

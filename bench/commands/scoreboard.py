@@ -101,7 +101,7 @@ def scoreboard(folder: Path) -> tuple[list[ScoreboardLine], list[str]]:
     runs, problems = _runs(folder)
     lines: dict[str, list[ScoreboardLine]] = {}
     for path in sorted(SWEEPS.glob("*.yaml")):
-        parts = {kind: _published(path, kind) for kind in get_args(Kind)}
+        parts = {kind: published_part(path, kind) for kind in get_args(Kind)}
         of_sweep = [run for run in runs if run.sweep == path.stem]
         for name in dict.fromkeys(name for part in parts.values() for name in part):
             lines.setdefault(name, []).append(_line(path.stem, name, parts, of_sweep))
@@ -146,7 +146,7 @@ def _runs(folder: Path) -> tuple[list[_Run], list[str]]:
     return runs, problems
 
 
-def _published(path: Path, kind: str) -> dict[str, Any]:
+def published_part(path: Path, kind: str) -> dict[str, Any]:
     """The part on published tables that a sweep file has at scales of a kind."""
     written: Any = OmegaConf.to_container(sweep_files.load_sweep(path))
     parts = sweep_files.parts_of(written, path.name)
@@ -211,8 +211,9 @@ def headline(lines: Sequence[ScoreboardLine]) -> list[str]:
     )
     words = "; ".join(f"{counted[word]} {word}" for word in Word if counted[word]) or "none yet"
     return [
-        f"Of {total} orders that the papers' text claims, {known} have a standard error: {counts['within']} of these ({share}) lie within "
-        f"their own noise (two standard errors). {counts['no standard error']} have none (ratings, or no number of prompts), "
+        f"Of {total} orders listed from the papers (bench/papers/tables), {known} have a standard error: "
+        f"{counts['within']} of these ({share}) lie within their own noise (two standard errors). "
+        f"{counts['no standard error']} have none (ratings, or no number of prompts), "
         f"{counts['slip or picture']} are published as pictures or rest on a slip of the source.",
         f"Run here on several seeds and comparable: {words}.",
     ]

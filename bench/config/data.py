@@ -59,9 +59,8 @@ class WorldData(Settings):
     """Number of held-out prompts, on which reward accuracy is measured."""
     n_kl_prompts: Count
     """Number of prompts on which the KL divergence from the reference is measured."""
-    kl_max_new_tokens: Annotated[Count | None, LaterField()] = None
-    """Longest sample for KL, in tokens: a longer completion's KL is that of its beginning; null: as long as the
-    judged completions, which the world's models end themselves."""
+    kl_max_new_tokens: Annotated[Count, LaterField()] = 48
+    """Longest sample for KL, in tokens: a longer completion's KL is that of its beginning."""
     completions_by: Literal["sft", "writer"]
     """Writer of the pairs: the fine-tuned model (sft), or the demonstrations' writer (writer), with one set
     for every model."""

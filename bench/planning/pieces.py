@@ -24,7 +24,6 @@ from bench.config import (
     RefinedDpo,
     Serving,
     SftTraining,
-    SuiteJudge,
     Trained,
     Vllm,
     WorldData,
@@ -415,10 +414,7 @@ def generate(
 
 def _kl_decoding(cell: Cell) -> Decoding:
     """Decoding of samples for KL: the policy's own distribution, in the data's length."""
-    assert not isinstance(cell.judge, SuiteJudge)
-    judged = cell.judge.preference.decoding if isinstance(cell.judge, GoldJudge) else cell.judge.decoding
-    longest = cell.data.kl_max_new_tokens or judged.max_new_tokens
-    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=longest)
+    return Decoding(temperature=1.0, top_p=1.0, max_new_tokens=cell.data.kl_max_new_tokens)
 
 
 def _judge_items(cell: Cell, judge: LanguageJudge | ModelJudge | JuryJudge, sources: Sources) -> Stage:

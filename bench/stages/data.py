@@ -553,6 +553,6 @@ def _all_usable(rows: Sequence[Text], check: LearnCheck | None, file: str, answe
     checked = [(row, check(row.prompt, [row.completion] if answers else [])) for row in rows] if check else []
     if problems := [f"{file}:{row.id}: {bad.why or bad.reason}" for row, bad in checked if bad is not None]:
         raise BadRows(
-            f"{len(problems)} of {len(rows)} rows cannot be used with this model. The first is {problems[0]}. Remove them from the file."
+            f"{len(problems)} of {len(rows)} prompts cannot be used with this model. The first is {problems[0]}. Remove them from the file."
         )
     return list(rows)

@@ -261,7 +261,7 @@ WORLD_MOVES: dict[str, tuple[Any, set[str]]] = TRAINING | {
     "judge.preference.temperature": (0.7, {"preference verdicts"}),
     "judge.preference.decoding.temperature": (0.0, {"preference completions"}),
     "judge.preference.decoding.top_p": (0.9, {"preference completions"}),
-    "judge.preference.decoding.max_new_tokens": (64, {"preference completions", "samples for KL"}),
+    "judge.preference.decoding.max_new_tokens": (64, {"preference completions"}),
     "judge.rating.n_items": (40, {"evaluation prompts, two turns"}),
     "judge.rating.decoding.temperature": (0.0, {"rating completions"}),
     "judge.rating.decoding.top_p": (0.9, {"rating completions"}),

@@ -105,7 +105,9 @@ def test_every_scale_has_the_lengths_of_its_kind() -> None:
     for scale in SCALES:
         config = OmegaConf.load(CONF / "scale" / f"{scale}.yaml")
         if scale not in ("llm", "world"):  # a preset of a paper changes no length of a benchmark
-            assert config.defaults[0] == ("world" if scale == "world_quick" else "llm")
+            assert (config.defaults[0] == "world") == (
+                scale == "world_quick"
+            )  # others begin at llm, or at one that does
             assert not {"judged_tokens", "judged_temperature"} & set(config)
 
 

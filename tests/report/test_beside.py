@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from bench import methods
 from bench.cli.compose import open_command
+from bench.cli.words import SWEEPS
 from bench.commands.planned_sweep import with_start_cells
+from bench.commands.scoreboard import published_part
+from bench.config import Kind
+from bench.config.errors import BadConfig
 from bench.papers import Word, beside, tables
 from bench.planning.cells import plan_cell
 from bench.report import CellRow, Sweep, published, write_files
@@ -282,3 +286,42 @@ def test_values_of_every_row_are_added_to_each() -> None:
     assert one.role("spa").where == {"model": "m", "method": "spa"} and one.role("zephyr").where is None
     assert one.role("dpo").why == "no row of this sweep stands for dpo"
     assert one.table is tables()["spa_table1_main"]
+
+
+def test_a_fault_of_the_part_is_refused_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    path = tmp_path / "sweep" / "mine.yaml"
+    path.write_text(
+        "# @package _global_\naxes: {method: dpo}\npublished: {spa_table1_main: {spaa: {method: dpo}}}\n"
+    )
+    with pytest.raises(BadConfig) as caught:
+        open_command([f"--config-dir={tmp_path}", "+sweep=mine", "do=plan", f"results={tmp_path}"])
+    (problem,) = caught.value.problems
+    assert (
+        problem
+        == f"published.spa_table1_main: unknown role 'spaa'; known: sft, dpo, spa, zephyr (published in {path})"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_sweep_files_part_is_sound_at_both_kinds_of_scale(path: Path) -> None:
+    for kind in get_args(Kind):
+        assert beside(published_part(path, kind))[1] == []
+
+
+def test_a_judge_of_the_published_name_is_no_other_judge() -> None:
+    """AlpacaEval's GPT-4 judge in a run of pretrained models; kto over dpo is published with it."""
+    configs = {
+        name: {"data": {"kind": "local"}, "judge": {"name": "alpaca_eval", "model": "gpt-4-1106-preview"}, "method": {"name": name}}
+        for name in ROWS
+    }  # fmt: skip
+    ours = numbers(ROWS, {("kto", "dpo"): 0.05})
+    rows = [row._replace(config=configs[name]) for name, row in zip(ROWS, ours.rows, strict=True)]
+    assert (
+        words({"kto_v1_table3_extended": V1}, ours._replace(rows=rows))["kto over dpo"]
+        == "same direction, separable"
+    )
+    configs["kto"]["judge"] = {"name": "alpaca_eval", "model": "other"}
+    rows = [row._replace(config=configs[name]) for name, row in zip(ROWS, ours.rows, strict=True)]
+    found = words({"kto_v1_table3_extended": V1}, ours._replace(rows=rows))
+    assert found["kto over dpo"] == "same direction, separable, other judge"
