@@ -125,7 +125,7 @@ def comparison_table(
     }
     notes = _notes(pooled) | {EXPECTATIONS: together(verified)}
     shown = [[row[i] for i in kept] for row in cells]
-    above = _cut(groups, max_cut)
+    above = [line for label, part in pooled.parts.items() for line in _cut(part.groups, max_cut, label)]
     return Table([columns[i][0] for i in kept], shown, {}, tuple(pooled.evaluations), above).with_notes(notes)
 
 
@@ -225,8 +225,8 @@ def _training_columns(prefix: str = "") -> list[Column]:
     ]
 
 
-def _cut(groups: Sequence[Group], most: float) -> list[str]:
-    """One line on the rows whose judged completions were cut too often; none where there are none."""
+def _cut(groups: Sequence[Group], most: float, label: str) -> list[str]:
+    """One line on the rows of an evaluation whose judged completions were cut too often; none where there are none."""
     shares = {
         group.number: max(share for row in group.done for share in judged_cut(row))
         for group in groups
@@ -238,16 +238,15 @@ def _cut(groups: Sequence[Group], most: float) -> list[str]:
     span = " to ".join(
         dict.fromkeys(f"{100 * share:.3g}" for share in (min(over.values()), max(over.values())))
     )
+    of, key = (f" of {label}", f"judge.judges.{label}") if label else ("", "judge")
     return [
-        f"CUT: in {row_words(list(over))} {span} % of the judged completions were cut at their longest length, more than "
-        f"max_cut={most:g}. Verdicts and lengths measure this limit too: set a larger judge.decoding.max_new_tokens."
+        f"CUT: in {row_words(list(over))} {span} % of the judged completions{of} were cut at their longest length, more than "
+        f"max_cut={most:g}. Verdicts and lengths measure this limit too: set a larger {key}.decoding.max_new_tokens."
     ]
 
 
 def judged_cut(row: CellRow) -> list[float]:
-    """Shares of cut completions, one for each evaluation."""
-    if row.evaluations:
-        return [share for part in row.evaluations.values() for share in judged_cut(part)]
+    """Shares of cut completions, one for each manner of verdict."""
     counted = [share for name, share in row.cut.items() if name != "kl"]
     return counted or [row.metrics[name] for name in ("unfinished",) if name in row.metrics]
 

@@ -371,6 +371,11 @@ def test_the_table_has_the_evaluations_side_by_side(swept: Swept) -> None:
         assert f"| {column} |" in first
     assert "| arena_hard/style-controlled % |" in first and "| reward acc. % | KL nats |" in first
     assert "| mt_bench/length |" in second
+    assert re.findall(r"judged completions of (\w+) were cut", page) == [
+        "alpaca_eval",
+        "mt_bench",
+        "arena_hard",
+    ]
     assert page.count("vs start is the first number") == 1 and page.count("These facts are equal") <= 2
     tex = (folder / "table.tex").read_text()
     assert r"\multicolumn{5}{c}{mt\_bench}" in tex and r"\cmidrule(lr)" in tex
