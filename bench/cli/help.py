@@ -60,19 +60,17 @@ def overview(width: int | None = None) -> str:
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 140)
     lines = [
         "Usage: python -m bench [COMMAND] [+sweep=NAME] [GROUP=CHOICE ...] [KEY=VALUE ...]; a list a,b,c makes an axis.",
-        "",
     ]
     lines.append("Commands (bench COMMAND, or do=COMMAND; without one: run):")
     for verb in VERBS:
         words = textwrap.shorten(heading(CONF / "do" / f"{verb}.yaml"), width - 15, placeholder=" ...")
         lines.append(f"  {verb:<12} {words}")
-    lines += ["", "Groups (GROUP=CHOICE):"]
+    lines += ["Groups (GROUP=CHOICE):"]
     for group, title in TITLES.items():
         lines += _wrapped(f"{group}: {', '.join(choices(group))}", width, title)
-    lines += _wrapped(
-        f"+sweep: {', '.join(sorted(path.stem for path in SWEEPS.glob('*.yaml')))}",
-        width,
-        "a question in a file",
+    n_sweeps = len(list(SWEEPS.glob("*.yaml")))
+    lines.append(
+        f"  +sweep (a question in a file): kto_beta and {n_sweeps - 1} more; bench help sweep lists them"
     )
     lines += [
         "",
@@ -189,7 +187,8 @@ def own_settings(path: Path) -> dict[str, Setting]:
     parents: list[tuple[int, str]] = []
     opening = len(_comment(text).splitlines())
     comment: list[str] = []
-    for number, line in enumerate(line for line in text.splitlines() if not line.startswith("# @package")):
+    lines = [line for line in text.splitlines() if not line.startswith("# @package")]
+    for number, line in enumerate(lines):
         bare = line.strip()
         if bare.startswith("#"):
             if number >= opening:
@@ -204,6 +203,9 @@ def own_settings(path: Path) -> dict[str, Setting]:
         dotted = ".".join([*(name for _, name in parents), key])
         parents.append((depth, key))
         value, _, tail = value.partition(" # ")
+        following = iter(lines[number + 1 :])
+        while value.count("{") > value.count("}"):  # a mapping over several lines
+            value = f"{value} {next(following).strip()}"
         if value.strip() and key != "defaults":
             read[dotted] = Setting(dotted, value.strip(), " ".join([*comment, tail.strip()]).strip())
         comment = []
@@ -216,11 +218,11 @@ def _choice(group: str, choice: str, width: int) -> str:
     lines = textwrap.wrap(" ".join(_comment(path.read_text(encoding="utf-8")).split()), width)
     known = fields(path)
     every = settings(path)
-    rates = [setting for key, setting in every.items() if key.startswith("rates.")]
+    by_scale = _by_scale(every)
     rows = [
         setting
         for key, setting in every.items()
-        if key.rpartition(".")[2] not in ("name", "kind") and setting not in rates
+        if key.rpartition(".")[2] not in ("name", "kind") and not key.startswith(("rates.", "by_scale."))
     ]
     if rows:
         lines.append("")
@@ -236,13 +238,9 @@ def _choice(group: str, choice: str, width: int) -> str:
         if scaled := re.fullmatch(r"\$\{scale\.([\w.]+)\}", value):
             value = f"from scale= ({scaled[1]})"
         lines += _row(key, value, bounds, meaning or setting.comment, width, indent=2)
-        if rates and setting.key == "learning_rate":
-            by_scale = (
-                f"{rate.key.removeprefix('rates.')} {rate.value}{f' ({rate.comment})' if rate.comment else ''}"
-                for rate in rates
-            )
+        if of_scales := by_scale.get(setting.key):
             lines += textwrap.wrap(
-                f"By scale: {'; '.join(by_scale)}.", width, initial_indent=" " * 6, subsequent_indent=" " * 6
+                f"By scale: {'; '.join(of_scales)}.", width, initial_indent=" " * 6, subsequent_indent=" " * 6
             )
         inside = yaml.safe_load(value) if value.startswith("{") else {}
         for name, part in inside.items():
@@ -252,6 +250,20 @@ def _choice(group: str, choice: str, width: int) -> str:
                     f"{key}.{name}", "null" if part is None else str(part), bounds, meaning, width, indent=6
                 )
     return "\n".join(lines) + "\n"
+
+
+def _by_scale(every: Mapping[str, Setting]) -> dict[str, list[str]]:
+    """Words on the values that a method's settings take by scale (`rates` and `by_scale`), by setting."""
+    words: dict[str, list[str]] = {}
+    for key, setting in every.items():
+        part, _, scale = key.partition(".")
+        comment = f" ({setting.comment})" if setting.comment else ""
+        if part == "rates":
+            words.setdefault("learning_rate", []).append(f"{scale} {setting.value}{comment}")
+        elif part == "by_scale":
+            for name, value in yaml.safe_load(setting.value).items():
+                words.setdefault(name, []).append(f"{scale} {value}{comment}")
+    return words
 
 
 def _row(key: str, value: str, bounds: str, meaning: str, width: int, indent: int) -> list[str]:

@@ -194,7 +194,10 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
     only = [g.only_rates for g in groups]
     columns = [*(() if all(only) and only else preferred), *(rated if any(only) else ()), *contrast]
     columns += [*(() if any(only) else beside), expected]
-    return columns, [("length", partial(_number, "mean_length", 1, 1))]
+    behind: list[Column] = [
+        ("length", partial(_number, "mean_length", 1, 1)),
+    ]
+    return columns, behind
 
 
 OPPONENTS = {

@@ -840,9 +840,7 @@ def test_a_users_folder_brings_sweeps_and_choices_of_groups(
     assert (done.title, done.sweep) == ("mine?", "mine")
     assert opened("--config-dir", str(tmp_path), "data=mine").cells[0].data.name == "mine"
     (problem,) = problems(flag, "data=mne")
-    assert (
-        "did you mean mine? known: dataset, halos, hh_rlhf, local, mine, oasst1, orca_dpo_pairs, " in problem
-    )
+    assert "did you mean mine? known: " in problem and ", local, mine, mixture, " in problem
 
 
 def test_a_sweep_file_may_choose_groups_for_all_its_cells(opened: Open, tmp_path: Path) -> None:

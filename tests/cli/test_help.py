@@ -49,10 +49,11 @@ def test_help_fits_two_screens_and_names_every_command_group_and_choice(width: i
     assert len(lines) <= (60 if width == 80 else 50)
     assert all(len(line) <= max(width, 125) for line in lines)
     words = set(text.replace(",", " ").split())
-    named = {*VERBS, *(path.stem for path in SWEEPS.glob("*.yaml"))}
+    named = set(VERBS)
     for group in (path for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "do")):
         named |= set(choices(group.name))
-    assert named <= words
+    assert named <= words and "bench help sweep lists them" in text
+    assert all(path.stem in topic("sweep", width) for path in SWEEPS.glob("*.yaml"))
 
 
 def test_every_choice_has_a_heading_and_every_topic_a_text() -> None:
@@ -77,7 +78,8 @@ def test_every_choice_has_a_heading_and_every_topic_a_text() -> None:
 
 def test_a_choice_is_shown_with_its_settings_their_values_and_bounds() -> None:
     text = topic("method.kto", 100)
-    assert "method.beta = 0.1   (> 0)" in text
+    assert "method.beta = from scale= (settings.kto.beta)   (> 0)" in text
+    assert "By scale: world 0.1; llm 0.1; llama3_8b 0.05 (its authors' after SFT);" in text
     assert "method.weight_ratio = null" in text and "lambda_D n_D" in text
     assert "method.learning_rate = " in text and "method.batch_size = " in text
     assert topic("method=kto", 100) == text

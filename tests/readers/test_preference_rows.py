@@ -573,7 +573,7 @@ def test_rows_of_different_prompts_are_each_the_partner_of_one(n: int, seed: int
 
 
 def test_one_prompt_alone_has_no_partners() -> None:
-    with pytest.raises(ValueError, match="need rows of at least two prompts"):
+    with pytest.raises(ValueError, match="must have two prompts or more"):
         partners(["a", "a", "a"], 0)
 
 
