@@ -390,3 +390,8 @@ class Expectation(Settings):
     """Values of the cells expected to win, written as axes."""
     worse: dict[str, Any]
     """Values of the cells expected to lose, written as axes."""
+    post_hoc: bool = False
+    """Whether the order was added after results of the sweep had been seen. It is then corrected over all pairs of
+    rows; the planned orders are a family of their own."""
+    margin: Positive = 2.0
+    """Largest difference in percentage points that counts as equal, for the test of equivalence; usual 1 to 3."""

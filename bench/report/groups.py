@@ -15,6 +15,7 @@ from bench.config import Cell, Expectation, NoMethod, Written
 from bench.records import grouped
 from bench.report.rows import ALPHA, CellRow, seedless
 from bench.stats import estimates
+from bench.stats.contrasts import FarSeed, equivalence_p, far_seeds
 
 
 @dataclass(frozen=True)
@@ -260,10 +261,28 @@ class Verified(NamedTuple):
     difference: estimates.Difference | None = None
     p_holm: float | None = None
     why: str = ""
+    post_hoc: bool = False  # Then p is corrected over all pairs of rows, else over the planned orders.
+    equal_within: float | None = None  # The margin in percentage points, where equivalence is shown (TOST).
 
 
-def verify(expectation: Expectation, pooled: Grid) -> Verified:
-    """Compare the two sides of an expectation in one evaluation. Each side must match exactly one group."""
+def verify(expectations: Sequence[Expectation], pooled: Grid) -> list[Verified]:
+    """Compare the two sides of each expectation in one evaluation.
+
+    Orders that were planned are one family of Holm's correction.
+    """
+    of_all = [_verified(expectation, pooled) for expectation in expectations]
+    planned = [not expectation.post_hoc for expectation in expectations]
+    p_values = [
+        one.difference.p if own and one.difference else None for one, own in zip(of_all, planned, strict=True)
+    ]
+    return [
+        one._replace(p_holm=p) if own else one
+        for one, own, p in zip(of_all, planned, estimates.holm(p_values), strict=True)
+    ]
+
+
+def _verified(expectation: Expectation, pooled: Grid) -> Verified:
+    """One expectation with the p-value over all pairs. Each side must match exactly one group."""
     sides = (expectation.better, expectation.worse)
     # `{"method": "kto", "method.beta": 0.1}` becomes `kto beta 0.1`.
     words = (
@@ -279,11 +298,27 @@ def verify(expectation: Expectation, pooled: Grid) -> Verified:
             )
         keys += matching
     better, worse = keys
-    if (comparison := pooled.pairs.get((better, worse))) is not None:
-        return Verified(first, second, comparison.lead, comparison.p_holm)
-    if (comparison := pooled.pairs.get((worse, better))) is not None:
-        return Verified(first, second, comparison.lead.turned, comparison.p_holm)
+    lead, comparison = None, pooled.pairs.get((better, worse))
+    if comparison is not None:
+        lead = comparison.lead
+    elif (comparison := pooled.pairs.get((worse, better))) is not None:
+        lead = comparison.lead.turned
+    if comparison is not None and lead is not None:
+        rates = not pooled.groups[0].only_rates
+        equivalence = equivalence_p(lead, expectation.margin / 100) if rates else None
+        equal = expectation.margin if equivalence is not None and equivalence < ALPHA else None
+        return Verified(first, second, lead, comparison.p_holm, "", expectation.post_hoc, equal)
     return Verified(first, second, why="one of the two rows was not judged, or not by the same judge")
+
+
+def far_seeds_of(groups: Sequence[Group]) -> dict[int, FarSeed]:
+    """Seeds whose headline number lies far from the row's other seeds, by number of the row."""
+    metric = "rating" if groups and groups[0].only_rates else "win_rate"
+    values = {
+        group.number: {row.cell.cell.seed: row.metrics[metric] for row in group.done if metric in row.metrics}
+        for group in groups
+    }
+    return far_seeds({number: seeds for number, seeds in values.items() if len(seeds) > 1})
 
 
 def matches(cell: Cell, choice: Mapping[str, Any]) -> bool:

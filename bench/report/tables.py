@@ -10,12 +10,23 @@ from functools import partial
 
 from rich.table import Table as RichTable
 
-from bench.config import FITTED, HELDOUT, MAX_CUT, Expectation, JudgeSettings, JuryJudge
+from bench.config import FITTED, HELDOUT, MAX_CUT, Expectation, GoldJudge, JudgeSettings, JuryJudge
 from bench.records import grouped, task_number
-from bench.report.groups import Grid, Group, Verified, method_name, row_words, settings, short_name, verify
+from bench.report.groups import (
+    Grid,
+    Group,
+    Verified,
+    far_seeds_of,
+    method_name,
+    row_words,
+    settings,
+    short_name,
+    verify,
+)
 from bench.report.rows import ALPHA, CellRow
 from bench.scoring import reasons
 from bench.stats import estimates
+from bench.stats.contrasts import FarSeed
 from bench.terminal import Terminal
 
 MISSING = "-"
@@ -87,11 +98,15 @@ def comparison_table(
         if varied:
             columns.append((name, value))
     columns += [(short_name(key), lambda g, key=key: settings(g.cell).get(key, "")) for key in pooled.varied]  # type: ignore[misc]
+    far = {label: far_seeds_of(part.groups) for label, part in pooled.parts.items()}
+    marked = {number for rows in far.values() for number in rows}
     columns.append(
         (
             "seeds",
             lambda group: (
-                f"{len(group.done)}" + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")
+                f"{len(group.done)}"
+                + (f"/{len(group.rows)}" if len(group.done) < len(group.rows) else "")
+                + (" !" if group.number in marked else "")
             ),
         )
     )
@@ -120,10 +135,11 @@ def comparison_table(
     ]
     seeds = max((len(group.done) for group in groups), default=0)
     verified = {
-        label: [_expected(verify(expectation, part), seeds, part.groups[0]) for expectation in expectations]
+        label: [_expected(one, seeds, part.groups[0]) for one in verify(expectations, part)]
         for label, part in pooled.parts.items()
     }
-    notes = _notes(pooled) | {EXPECTATIONS: together(verified)}
+    alone = {label: _far_notes(part.groups, far[label]) for label, part in pooled.parts.items()}
+    notes = _notes(pooled) | {EXPECTATIONS: together(verified), FINDINGS: together(alone)}
     shown = [[row[i] for i in kept] for row in cells]
     above = [line for label, part in pooled.parts.items() for line in _cut(part.groups, max_cut, label)]
     return Table([columns[i][0] for i in kept], shown, {}, tuple(pooled.evaluations), above).with_notes(notes)
@@ -384,6 +400,8 @@ def _difference(group: Group) -> str:
     if comparison is None:
         return MISSING
     fewer = f" (n={comparison.n_seeds})" if comparison.n_seeds < len(group.done) else ""
+    if comparison.n_dropped:
+        fewer += f" (on {comparison.n_items} of {comparison.n_items + comparison.n_dropped})"
     apart = comparison.p_holm is not None and comparison.p_holm < ALPHA
     return f"{_signed(comparison.lead, group)}{fewer}{'' if apart else ' ≈'}"
 
@@ -409,18 +427,37 @@ def _p_words(p: float | None) -> str:
 
 
 def _expected(verified: Verified, seeds: int, group: Group) -> str:
-    """One line with the expectation written before the sweep ran and the measured result."""
-    head = f"Expected: {verified.better} above {verified.worse}. Result:"
+    """One line with an expectation and the measured result."""
+    named = "Expected after results were seen (post hoc)" if verified.post_hoc else "Expected"
+    head = f"{named}: {verified.better} above {verified.worse}. Result:"
     lead = verified.difference
     if lead is None:
         return f"{head} cannot be decided, because {verified.why}."
     significant = verified.p_holm is not None and verified.p_holm < ALPHA
     verdict = "not decided" if not significant else "yes" if lead.value > 0 else "no"
-    verdict += " for this one training" if significant and seeds == 1 else ""
+    if not significant and verified.equal_within is not None:
+        verdict = f"no, equal within {verified.equal_within:g} points (two one-sided tests at 5 %)"
+    verdict += " for this one training" if verdict != "not decided" and seeds == 1 else ""
     errors = "" if lead.t is None else f", {lead.t:+.1f} standard errors"
-    p = f"p {_p_words(verified.p_holm)}, Holm-corrected over all pairs of rows; the interval is for this pair alone"
+    family = "all pairs of rows" if verified.post_hoc else "the planned orders"
+    p = f"p {_p_words(verified.p_holm)}, Holm-corrected over {family}; the interval is for this pair alone"
     points = "points" if group.only_rates else "percentage points"
     return f"{head} {verdict}, difference {_signed(lead, group)} {points}{errors} ({p})."
+
+
+def _far_notes(groups: Sequence[Group], far: Mapping[int, FarSeed]) -> list[str]:
+    """Lines on seeds far from the others of their row; none without one."""
+    rates = not (groups and groups[0].only_rates)
+    lines = [
+        f"! Row {number}: seed {seed}, 1 of {n} seeds, lies {abs(gap) * (100 if rates else 1):.1f} points "
+        f"{'below' if gap < 0 else 'above'} the row's others, more than four usual spreads between seeds."
+        for number, (seed, gap, n) in far.items()
+    ]
+    return (
+        [*lines, "Few seeds cannot see what happens to one training in five, and no interval covers it."]
+        if lines
+        else []
+    )
 
 
 def together(lines: Mapping[str, Sequence[str]]) -> list[str]:
@@ -604,6 +641,11 @@ def _opponent_notes(groups: Sequence[Group]) -> list[str]:
 def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:
     """Lines on how a jury, an Arena-Hard judge and a calibrated length control arrive at their numbers."""
     notes = []
+    if any(isinstance(row.cell.cell.judge, GoldJudge) and "lc_win_rate" in row.metrics for row in done):
+        notes.append(
+            "The controlled world's truth already counts conciseness as quality. LC win rate % removes that part too, so it may "
+            "disagree with the win rate, which is the truth here."
+        )
     if labels:
         lost = {label: _sum(done, f"n_unscored_{label}") for label in labels}
         silent = f" Unscored by: {', '.join(f'{label} {n}' for label, n in lost.items())}." if done else ""

@@ -165,9 +165,9 @@ def test_with_a_file_of_pairs_prompts_are_written_and_the_model_judges(
         f"data.path={pairs_file}",
         "method=self_rewarding",
     )
-    text = "\n".join(problems(*words, "method.labeller=gold"))
+    text = "\n".join(problems(*words, "method.labeller=gold", "method.new_prompts=family"))
     assert "use method.new_prompts=self_instruct" in text and "use another method.labeller" in text
-    assert problems(*words, "method.new_prompts=self_instruct") == []
+    assert problems(*words) == [], "a pretrained model's scale has prompts written"
 
 
 # A real one, tiny -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from tiny import make_model, make_preferences
@@ -20,9 +21,9 @@ from bench.config import Expectation
 from bench.planning.cells import plan_cell, start_cell
 from bench.planning.inputs import CellPlan
 from bench.report import CellRow, Sweep, figures, flat_rows, pool, write_files
-from bench.report.groups import row_words
+from bench.report.groups import Grid, row_words, verify
 from bench.report.rows import seedless
-from bench.report.tables import comparison_table, latex, markdown
+from bench.report.tables import Table, comparison_table, latex, markdown
 from bench.report.write import columns_that_fit
 
 if TYPE_CHECKING:
@@ -440,3 +441,63 @@ def test_a_win_rate_names_an_opponent_that_is_a_policy_or_the_chosen_answers(row
     assert any("(previous): the policy of the previous iteration" in line for line in table.note_lines)
     kept = [table.columns[k] for k in columns_that_fit(table, 60)]
     assert kept[:2] == ["row", "method"] and "win rate vs previous %" in kept
+
+
+def column(table: Table, name: str) -> list[str]:
+    return [row[table.columns.index(name)] for row in table.rows]
+
+
+def _table(rates: dict[str, list[float]], *expected: Expectation) -> tuple[Table, Grid]:
+    """A table of methods with a win rate for each seed."""
+    cells = _cells(f"method={','.join(rates)}", "method.beta=0.1", "seed=0,1,2")
+    noise = np.random.default_rng(0)
+    rows = []
+    for cell in cells:
+        rate = rates.get(cell.cell.method.name, [0.4, 0.401, 0.402])[cell.cell.seed]
+        own = 0.1 * (noise.permutation(len(ITEMS)) - (len(ITEMS) - 1) / 2) / len(ITEMS)
+        values = dict(zip(ITEMS, (rate + own).tolist(), strict=True))
+        rows.append(replace(_row(cell, rate), preferences=values, lc=values))
+    grid = pool(rows)
+    return comparison_table(grid, expected), grid
+
+
+def test_planned_orders_are_a_family_of_their_own_and_later_ones_are_said_to_be_post_hoc() -> None:
+    rates = {"dpo": [0.5, 0.503, 0.501], "ipo": [0.45, 0.452, 0.449], "kto": [0.402, 0.4, 0.4]}
+    planned = Expectation(better={"method": "dpo"}, worse={"method": "ipo"})
+    later = Expectation(better={"method": "dpo"}, worse={"method": "kto"}, post_hoc=True)
+    table, grid = _table(rates, planned, later)
+    (first, second), (one, two) = table.notes["Expectations"], verify([planned, later], grid)
+    assert "yes" in first and "Holm-corrected over the planned orders" in first
+    assert (
+        second.startswith("Expected after results were seen (post hoc): ")
+        and "over all pairs of rows" in second
+    )
+    assert one.difference is not None and two.difference is not None
+    assert one.p_holm == one.difference.p, "one planned order has nothing to be corrected for"
+    assert two.p_holm is not None and two.difference.p is not None and two.p_holm >= two.difference.p
+
+
+def test_equal_is_said_where_equivalence_is_shown_and_not_where_a_margin_is_too_small() -> None:
+    rates = {"dpo": [0.5, 0.501, 0.499], "ipo": [0.499, 0.501, 0.5]}
+    order = {"better": {"method": "dpo"}, "worse": {"method": "ipo"}}
+    table, _ = _table(rates, Expectation(**order), Expectation(**order, margin=0.01))
+    wide, narrow = table.notes["Expectations"]
+    assert "Result: no, equal within 2 points (two one-sided tests at 5 %), difference" in wide
+    assert "Result: not decided, difference" in narrow
+
+
+def test_a_seed_far_from_the_others_is_marked_in_its_row_and_named() -> None:
+    table, _ = _table({"dpo": [0.5, 0.501, 0.4], "ipo": [0.5, 0.499, 0.5], "kto": [0.45, 0.452, 0.451]})
+    seeds = dict(zip(column(table, "method"), column(table, "seeds"), strict=True))
+    assert seeds == {"start": "3", "dpo": "3 !", "ipo": "3", "kto": "3"}
+    far, why = table.notes["Findings"]
+    assert "seed 2, 1 of 3 seeds, lies 10.0 points below the row's others" in far
+    assert "one training in five" in why
+
+
+def test_a_difference_says_on_how_many_items_it_stands() -> None:
+    (one, *others) = _cells("method=dpo")
+    rows = [_row(one, 0.5), *(_row(cell, 0.4) for cell in others)]
+    lost = dict(rows[0].preferences) | dict.fromkeys(ITEMS[:4])
+    table = comparison_table(pool([replace(rows[0], preferences=lost), *rows[1:]]))
+    assert any("(on 36 of 40)" in text for text in column(table, "vs start"))
