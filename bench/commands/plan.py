@@ -126,14 +126,16 @@ def print_plan(
     names = ", ".join(sorted({cell.cell.judge.name for cell in single(sweep.cells)}))
     of_labels = [cost for stage, cost in costs.items() if labels_samples(stage)]
     evaluating = {stage: cost for stage, cost in costs.items() if not labels_samples(stage)}
-    console.print(f"judge    {_cost_words(list(evaluating.values()))} ({names})")
+    asking = [stage for stage in plan.to_do if isinstance(stage.settings, LanguageJudgeSettings)]
+    away = [stage for stage in asking if stage not in costs]
+    counted = _cost_words(list(evaluating.values())) if evaluating or not away else "not counted"
+    console.print(f"judge    {counted} ({names})")
     by_label = grouped((stage.label, cost) for stage, cost in evaluating.items())
     for label, some in by_label.items() if len(by_label) > 1 else ():  # evaluations, members of a jury
         console.print(f"         {label}: {_cost_words(some)}")
     if of_labels:
         console.print(f"labels   {_cost_words(of_labels)}")
-    asking = [stage for stage in plan.to_do if isinstance(stage.settings, LanguageJudgeSettings)]
-    if away := [stage for stage in asking if stage not in costs]:
+    if away:
         text = f"{len(away)} stages that ask a judge are not counted: their prompts are not on this machine"
         console.print(f"         {text}")
     for source in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
