@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tiny import sentence
+import yaml
+from tiny import ROOT, sentence
 
 Row = dict[str, Any]
 
@@ -430,3 +431,16 @@ def write(path: Path, rows: Sequence[Row]) -> Path:
             else lines
         )
     return path
+
+
+def data_words(folder: Path, name: str) -> list[str]:
+    """Words that give data=NAME a small copy: of a dataset, or of each source of a mixture. Empty for other data."""
+    if name in PUBLISHED:
+        return [f"data.path={publish(folder, name)}"]
+    sources = yaml.safe_load((ROOT / "conf" / "data" / f"{name}.yaml").read_text())["data"].get("sources", {})
+    words = []
+    if sources == "???":
+        words, sources = ["data.sources={own: {data: dataset}}"], {"own": {"data": "dataset"}}
+    for label, source in sources.items():
+        words.append(f"data.sources.{label}.path={publish(folder / label, source['data'], 5, n_heldout=2)}")
+    return words

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from published import PUBLISHED, publish
+from published import PUBLISHED, data_words, publish
 from pydantic import BaseModel, ValidationError
 
 from bench import config
@@ -35,18 +35,6 @@ def _choices() -> list[tuple[str, str]]:
     return [(str(path.parent.relative_to(CONF)), path.stem) for path in sorted(CONF.rglob("*/*.yaml"))]
 
 
-def _sources(mixture: str, model_folder: Path) -> set[str]:
-    """Words that give each source of a mixture a small copy; one without sources gets one."""
-    sources = yaml.safe_load((CONF / "data" / f"{mixture}.yaml").read_text())["data"]["sources"]
-    words: set[str] = set()
-    if sources == "???":
-        words, sources = {"data.sources={own: {data: dataset}}"}, {"own": {"data": "dataset"}}
-    for label, source in sources.items():
-        folder = publish(model_folder.parent / label, source["data"], 5, n_heldout=2)
-        words.add(f"data.sources.{label}.path={folder}")
-    return words
-
-
 @pytest.mark.parametrize(("group", "choice"), _choices(), ids="=".join)
 def test_every_file_in_conf_composes_and_passes(
     group: str, choice: str, opened: Callable[..., CheckedCommand], model_folder: Path, pairs_file: Path
@@ -59,19 +47,9 @@ def test_every_file_in_conf_composes_and_passes(
     if group == "scale" and (
         brought := yaml.safe_load((CONF / group / f"{choice}.yaml").read_text()).get("brings")
     ):
-        words.add(f"model.path={model_folder}")
-        if brought["data"] in PUBLISHED:
-            words.add(f"data.path={publish(model_folder.parent / choice, brought['data'])}")
-        else:
-            words |= _sources(brought["data"], model_folder)
-    if group == "data" and choice in PUBLISHED:
-        words |= {
-            "model=local",
-            f"model.path={model_folder}",
-            f"data.path={publish(model_folder.parent / choice, choice)}",
-        }
-    if group == "data" and "sources" in yaml.safe_load((CONF / group / f"{choice}.yaml").read_text())["data"]:
-        words |= {"model=local", f"model.path={model_folder}", *_sources(choice, model_folder)}
+        words |= {f"model.path={model_folder}", *data_words(model_folder.parent / choice, brought["data"])}
+    if group == "data" and (copied := data_words(model_folder.parent / choice, choice)):
+        words |= {"model=local", f"model.path={model_folder}", *copied}
     if group == "sft" and choice != "none":
         words |= {"model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"}
     if (group == "sft" and choice != "none") or (group, choice) == ("scale", "llama2_7b"):

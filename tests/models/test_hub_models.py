@@ -15,7 +15,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from published import publish
+from published import data_words
 from tiny import make_model, make_preferences, plans
 
 from bench.cli.compose import CheckedCommand, open_command
@@ -173,10 +173,8 @@ def test_a_scale_brings_model_data_and_rates_to_any_sweep(
     scale: str, model_folder: Path, tmp_path: Path
 ) -> None:
     brought = yaml.safe_load((ROOT / "conf" / "scale" / f"{scale}.yaml").read_text())["brings"]
-    data = publish(tmp_path / "data", brought["data"])
-    done = open_command(
-        ["+sweep=kto_beta", f"scale={scale}", f"model.path={model_folder}", f"data.path={data}", "do=plan"]
-    )
+    data = data_words(tmp_path / "data", brought["data"])
+    done = open_command(["+sweep=kto_beta", f"scale={scale}", f"model.path={model_folder}", *data, "do=plan"])
     assert len(done.cells) == 8
     assert {(cell.model.name, cell.data.name) for cell in done.cells} == {(brought["model"], brought["data"])}
     steps = {cell.method.batch_size * cell.method.gradient_accumulation_steps for cell in done.cells}  # type: ignore[union-attr]
@@ -187,7 +185,7 @@ def test_a_scale_brings_model_data_and_rates_to_any_sweep(
             f"scale={scale}",
             "model=local",
             f"model.path={model_folder}",
-            f"data.path={data}",
+            *data,
             "do=plan",
         ]
     )

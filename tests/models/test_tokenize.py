@@ -74,7 +74,7 @@ def test_the_world_has_one_begin_token_and_one_end_token() -> None:
 def test_a_template_is_asked_for_where_there_is_none(plain: PreTrainedTokenizerBase) -> None:
     with pytest.raises(
         ValueError,
-        match="the prompts are messages, but the tokenizer has no chat template: add chat_template",
+        match=r"the prompts are messages, but the tokenizer has no chat template: set model\.chat_template",
     ):
         prompt_ids(plain, USER)
 
