@@ -318,6 +318,12 @@ class MixtureData(PublicRows):
             for label in self.sources
             if not LABEL.fullmatch(label)
         ]
+        read: dict[str, str] = {}
+        for label, source in self.sources.items():
+            first = read.setdefault(source.model_dump_json(exclude={"weight", "cap"}), label)
+            if first != label:
+                text = f"{first} and {label} read the same rows, which would be copies of each other: leave {label} out"
+                problems.append((f"sources.{label}", text))
         without = [label for label, source in self.sources.items() if source.weight is None]
         if 0 < len(without) < len(self.sources):
             text = f"data.sources.{without[0]}.weight must be set where another source has a weight: weigh all sources, or none"

@@ -14,6 +14,7 @@ from bench.forecast.stage_time import n_completions
 from bench.planning.inputs import CellPlan
 from bench.report.rows import Sweep, seedless
 from bench.stats.contrasts import POWER, Spreads, detectable
+from bench.store.stage_settings import LocalPromptData
 from bench.text_files import read_text
 
 # Spreads of a row's difference to its start model, as root mean squares of the 91 rows of the committed tables
@@ -58,12 +59,15 @@ def _lines(label: str, cells: Sequence[CellPlan], sweep: Sweep, spreads: Spreads
     if n_prompts < 2 or not families:
         return
     n_seeds = min(seeds.values())
+    bound = any(isinstance(cell.roles["preference_items"].settings, LocalPromptData) for cell in cells)
+    at_most = "at most " if bound else ""  # a dataset's held-out prompts are not counted here
     of_one = f"{label}: " if label else ""
     sizes = ", ".join(
         f"{_points(spreads, n_seeds, n_prompts, family, trained)} points {family.words} ({family.n})"
         for family in families
     )
-    yield f"{of_one}{n_seeds} seed{'s' * (n_seeds > 1)} and {n_prompts:,} prompts tell apart, with {100 * POWER:.0f} % power: {sizes}"
+    planned = f"{n_seeds} seed{'s' * (n_seeds > 1)} and {at_most}{n_prompts:,} prompts"
+    yield f"{of_one}{planned} tell apart, with {100 * POWER:.0f} % power: {sizes}"
     if n_seeds == 1:
         moves = f"another training moves a difference by about {100 * math.sqrt(spreads.seed):.1f} points"
         yield f"one seed compares these trainings alone: {moves}"

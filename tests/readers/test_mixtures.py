@@ -330,3 +330,14 @@ def test_the_order_and_the_path_of_sources_move_no_key(
 
 def test_rows_are_pairs_of_the_sources_own_texts(mixed: Any) -> None:
     assert all(isinstance(row, Pair) and row.chosen.startswith("the ") for row in mixed().train)
+
+
+def test_the_same_rows_under_two_labels_are_refused(
+    problems: Callable[..., list[str]], model_folder: Path, tmp_path: Path
+) -> None:
+    path = publish(tmp_path / "orca", "orca_dpo_pairs", 5)
+    twice = (
+        f"{{a: {{data: orca_dpo_pairs, path: {path}, cap: 3}}, b: {{data: orca_dpo_pairs, path: {path}}}}}"
+    )
+    found = problems("model=local", f"model.path={model_folder}", "data=mixture", f"data.sources={twice}")
+    assert any("a and b read the same rows" in problem for problem in found)
