@@ -871,7 +871,7 @@ def test_axes_may_be_read_from_the_scale_preset(opened: Open, problems: Problems
         ),
         (
             "expect: [{better: {seed: 0}, worse: {seed: 1}, than: 3}]",
-            "unknown key 'expect.than' (expect.than in {file}); known in expect: better, worse",
+            "unknown key 'expect.than' (expect.than in {file}); known in expect: better, margin, post_hoc, worse",
         ),
     ],
 )
