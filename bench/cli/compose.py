@@ -23,7 +23,7 @@ from bench.cli import sweep_files as sweeps
 from bench.cli.checks import problems_of
 from bench.cli.files import Fetches, Files
 from bench.cli.messages import GROUPS, MEMBERS, SOURCES, Where, in_words, one_line, short, unknown
-from bench.cli.sweep_files import CommandLine, Tree, is_session, leaves, merged
+from bench.cli.sweep_files import SESSION, CommandLine, Tree, is_session, leaves, merged
 from bench.cli.words import CONF, SWEEPS
 from bench.config import (
     HELDOUT,
@@ -52,19 +52,7 @@ from bench.models import hub
 from bench.planning.inputs import Sources
 
 CELL_SECTIONS = tuple(Cell.model_fields)
-SECTIONS = (
-    *CELL_SECTIONS,
-    "scale",
-    "do",
-    "tracker",
-    "accelerate",
-    "results",
-    "keep",
-    "bounds",
-    "hardware",
-    "max_cut",
-    "max_cells",
-)
+SECTIONS = (*CELL_SECTIONS, "scale", *SESSION)
 OF_THE_JURY = ("items", "n_items", "opponent", "decoding")
 OF_A_BENCHMARK = ("items", "references", "baseline", "prompts")  # Files that no two evaluations share.
 FETCHED: dict[str, Fetches] = {
@@ -376,7 +364,7 @@ class _Opening:
         later = of_judges | of_sources
         for key, value in point.items():
             if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
-                self.problems.append(problem)
+                self._report(problem)
         self._fill_mixture(tree.get("data"), where)
         self.problems += [why for key, value in of_sources.items() if (why := _set(tree, key, value, where))]
         if judge_facts(tree.get("judge")).of_several:
@@ -409,8 +397,9 @@ class _Opening:
         return f"{text}: add {' and '.join(ways[group] for group in left)}"
 
     def _report(self, problem: str) -> None:
-        """Report a problem that many points may share."""
-        if problem not in self.problems:
+        """Report a problem that many points may share; what is known there may differ between them."""
+        what = problem.partition("; ")[0]
+        if all(known.partition("; ")[0] != what for known in self.problems):
             self.problems.append(problem)
 
     def _fill_judges(self, tree: Tree, judge: Tree, place: str, given: Tree, where: Where) -> None:
@@ -585,18 +574,7 @@ class _Opening:
         return self._composed[words]
 
     def _session(self, tree: Tree, where: Where) -> Session | None:
-        names = (
-            "do",
-            "tracker",
-            "accelerate",
-            "results",
-            "keep",
-            "bounds",
-            "hardware",
-            "max_cut",
-            "max_cells",
-        )
-        sections = {key: tree[key] for key in names} | {"launcher": tree["hydra"]["launcher"]}
+        sections = {key: tree[key] for key in SESSION} | {"launcher": tree["hydra"]["launcher"]}
         plain = self._resolved(sections, where)
         return self._valid(Session, plain, where) if plain and not self._has_credentials(plain) else None
 

@@ -44,6 +44,7 @@ from bench.config import (
     METHODS,
     VERB_KEYS,
     Kind,
+    Session,
     SuiteJudge,
     World,
     as_name,
@@ -79,20 +80,13 @@ class BadSweep(ValueError):
     """A sweep file with axes that cannot be read; the message names the file and the key."""
 
 
+# Sections of the session: how a command runs. No cell has them.
+SESSION = tuple(name for name in Session.model_fields if name != "launcher")
+
+
 def is_session(key: str) -> bool:
     """Whether a key belongs to the session (how a command runs) and to no cell."""
-    return key.split(".")[0].split("/")[0] in (
-        "do",
-        "tracker",
-        "accelerate",
-        "results",
-        "keep",
-        "bounds",
-        "hardware",
-        "max_cut",
-        "max_cells",
-        "hydra",
-    )
+    return key.split(".")[0].split("/")[0] in (*SESSION, "hydra")
 
 
 @dataclass

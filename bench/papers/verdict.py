@@ -139,13 +139,13 @@ def obstacle_of(
     kind: str | None = None,
     differs: Sequence[str] = (),
     unlike: Collection[str] = (),
-    unscored: float = 0.0,
+    unscored: float | None = None,
 ) -> VerdictWord | None:
     """Why our two sides cannot stand beside a published contrast; None where they can.
 
     rows: finished rows of ours for better and worse. absent: why a role has none. kind: the published metric in
     words, where ours is of another kind. differs: what a role of ours has unlike the paper's. unlike: conditions
-    that only one of the two sides has, beyond the contrast. unscored: the larger share of unscored verdicts.
+    that only one of the two sides has, beyond the contrast. unscored: the larger share of unscored verdicts; None: unknown.
     """
     if 0 in rows:
         return VerdictWord(Word.NOT_RUN, "; ".join(dict.fromkeys(absent)))
@@ -155,7 +155,11 @@ def obstacle_of(
         *([f"theirs is {kind}"] if kind else []),
         *dict.fromkeys(differs),
         *([f"our two rows also differ in {', '.join(sorted(unlike))}"] if unlike else []),
-        *([f"{100 * unscored:.0f} % of a row's verdicts are unscored"] if unscored > MAX_UNSCORED else []),
+        *(
+            [f"{100 * unscored:.0f} % of a row's verdicts are unscored"]
+            if unscored is not None and unscored > MAX_UNSCORED
+            else []
+        ),
     ]
     return VerdictWord(Word.NOT_COMPARABLE, "; ".join(reasons)) if reasons else None
 

@@ -78,12 +78,15 @@ class OurRow(NamedTuple):
         return words if self.trained and other.trained else words & OF_JUDGING
 
     @property
-    def unscored(self) -> float:
-        """Largest share of unscored verdicts of a cell."""
-        counts = [
-            [self.measured(cell, name) or 0.0 for name in ("n_scored", "n_unscored")] for cell in self.cells
+    def unscored(self) -> float | None:
+        """Largest share of unscored verdicts of a cell; None where no cell has counts of its verdicts."""
+        counts = [(self.measured(cell, "n_scored"), self.measured(cell, "n_unscored")) for cell in self.cells]
+        shares = [
+            lost / (scored + lost)
+            for scored, lost in counts
+            if scored is not None and lost is not None and scored + lost
         ]
-        return max((lost / (scored + lost) for scored, lost in counts if scored + lost), default=0.0)
+        return max(shares, default=None)
 
 
 class SweepNumbers(NamedTuple):
@@ -196,13 +199,15 @@ def _number(line: Mapping[str, Any], name: str) -> float | None:
 
 def _difference(pair: Mapping[str, Any]) -> tuple[estimates.Difference, int]:
     """Leading difference of a line of pairs.csv, and its number of seeds."""
-    n_items, n_seeds = (int(_number(pair, name) or 0) for name in ("n_items", "n_seeds"))
+    n_items, n_seeds = (_number(pair, name) for name in ("n_items", "n_seeds"))
     of = "prompts" if _number(pair, "combined_value") is None else "combined"
     value, error, low, high, t, df, p = (
         _number(pair, f"{of}_{part}") for part in ("value", "standard_error", "low", "high", "t", "df", "p")
     )
-    assert value is not None
-    return estimates.Difference(value, error, low, high, t, df, p, n_items), n_seeds
+    assert (
+        value is not None and n_items is not None and n_seeds is not None
+    )  # every line of pairs.csv has them
+    return estimates.Difference(value, error, low, high, t, df, p, int(n_items)), int(n_seeds)
 
 
 def _chosen(config: Any, key: str) -> Any:
@@ -284,7 +289,9 @@ def _ours(
             if role.differs
         ],
         unlike=found[0][0].unlike(found[1][0]) if single else (),
-        unscored=max(rows[0].unscored for rows in found) if single else 0.0,
+        unscored=max((share for rows in found if (share := rows[0].unscored) is not None), default=None)
+        if single
+        else None,
     )
     if measure is None or not single:
         return None, obstacle

@@ -7,13 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import plans
 
-from bench import methods
-from bench.cli.compose import open_command
-from bench.commands.planned_sweep import with_start_cells
 from bench.forecast.judge_cost import judge_costs
-from bench.planning.cells import plan_cell
-from bench.planning.inputs import CellPlan
 from bench.store.keys import Stage
 from bench.store.stage_settings import LocalPromptData
 from bench.store.store import Store
@@ -21,15 +17,6 @@ from bench.store.store import Store
 Problems = Callable[..., list[str]]
 JURY = "judge.judges={a: {judge: alpaca_eval, model: x}, b: {judge: alpaca_eval, model: y}}"
 JUDGES = ("alpaca_eval", "arena_hard", "local", "reward_model", "pair_ranker", "jury")
-
-
-def planned(*words: str) -> list[CellPlan]:
-    opened = open_command(words)
-    cells = [
-        plan_cell(cell, sources, methods.chain)
-        for cell, sources in zip(opened.cells, opened.sources, strict=True)
-    ]
-    return with_start_cells(cells, opened.sources)
 
 
 def judging(name: str, model: Path) -> tuple[str, ...]:
@@ -48,7 +35,7 @@ def test_held_out_prompts_are_judged_against_their_chosen_answers(
     judge: str, own: tuple[str, ...], model_folder: Path
 ) -> None:
     words = (*own, "method=dpo", *judging(judge, model_folder), "judge.items=heldout", "judge.n_items=512")
-    start, cell = planned(*words)
+    start, cell = plans(*words)
     items = cell.roles["preference_items"]
     assert items.settings == LocalPromptData(n=512, answers=True)
     assert items == start.roles["preference_items"]
@@ -59,9 +46,9 @@ def test_held_out_prompts_are_judged_against_their_chosen_answers(
 def test_in_the_world_they_are_the_gold_judges_prompts_with_chosen_answers(
     problems: Problems, model_folder: Path
 ) -> None:
-    gold = planned("method=dpo", "data=world_offline", "judge.preference.opponent=chosen")[1]
+    gold = plans("method=dpo", "data=world_offline", "judge.preference.opponent=chosen")[1]
     words = ("method=dpo", "judge=alpaca_eval", "judge.model=x", "judge.items=heldout")
-    asked = planned(*words, "data=world_offline", "judge.n_items=805")[1]
+    asked = plans(*words, "data=world_offline", "judge.n_items=805")[1]
     assert asked.roles["preference_items"] == gold.roles["preference_items"]
     assert asked.roles["preference_completions"] == gold.roles["preference_completions"]
     (problem,) = problems(*words, "data=world")
@@ -76,7 +63,7 @@ def test_each_iteration_plays_against_the_one_before(gold: bool) -> None:
     """The opponent's completions are the stage with which that cell itself is judged; iteration 0 plays the start."""
     key = "judge.preference.opponent" if gold else "judge.opponent"
     words = () if gold else ("judge=alpaca_eval", "judge.model=x")
-    start, *cells = planned(*LOOP, *words, f"{key}=previous")
+    start, *cells = plans(*LOOP, *words, f"{key}=previous")
     before = start
     for cell in cells:
         items, own = cell.roles["preference_items"], cell.roles["preference_completions"]
@@ -84,11 +71,11 @@ def test_each_iteration_plays_against_the_one_before(gold: bool) -> None:
         assert items.inputs["items"] == own.inputs["items"]
         assert cell.roles["preference_verdicts"].inputs["items"] == items
         before = cell
-    plain = planned(*LOOP, *words)
+    plain = plans(*LOOP, *words)
     assert [c.roles["preference_completions"] for c in plain] == [
         c.roles["preference_completions"] for c in [start, *cells]
     ]
-    against_start = planned(*LOOP, *words, f"{key}=start")[-1]
+    against_start = plans(*LOOP, *words, f"{key}=start")[-1]
     theirs = against_start.roles["preference_items"].inputs["completions"]
     assert isinstance(theirs, Stage) and theirs == start.roles["preference_completions"]
 
@@ -136,5 +123,5 @@ def test_a_plan_counts_the_requests_between_two_policies(own: tuple[str, ...], t
         f"judge.items={items}",
         "judge.opponent=start",
     )
-    costs = judge_costs(planned(*words)[-1].stages, Store(tmp_path / "store"))
+    costs = judge_costs(plans(*words)[-1].stages, Store(tmp_path / "store"))
     assert [cost.requests for cost in costs.values()] == [2]

@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet
 import pytest
-from tiny import make_model, make_preferences
+from tiny import make_model, make_preferences, plans
 
-from bench import methods
-from bench.cli.compose import open_command
-from bench.commands.planned_sweep import with_start_cells
 from bench.config import Expectation
-from bench.planning.cells import plan_cell, start_cell
+from bench.planning.cells import start_cell
 from bench.planning.inputs import CellPlan
 from bench.report import CellRow, Sweep, figures, flat_rows, pool, write_files
 from bench.report.groups import Grid, row_words, verify
@@ -30,15 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ITEMS = [f"item{i}" for i in range(40)]
-
-
-def _cells(*words: str) -> list[CellPlan]:
-    opened = open_command(words)
-    plans = [
-        plan_cell(cell, sources, methods.chain)
-        for cell, sources in zip(opened.cells, opened.sources, strict=True)
-    ]
-    return with_start_cells(plans, opened.sources)
 
 
 def _row(cell: CellPlan, rate: float) -> CellRow:
@@ -61,7 +49,7 @@ def _row(cell: CellPlan, rate: float) -> CellRow:
 @pytest.fixture(scope="module")
 def rows() -> list[CellRow]:
     rates = {"none": 0.25, "dpo": 0.45, "kto": 0.251}
-    cells = _cells("method=dpo,kto", "seed=0,1,2", "tracker=none")
+    cells = plans("method=dpo,kto", "seed=0,1,2")
     return [_row(cell, rates[cell.cell.method.name] + 0.001 * cell.cell.seed) for cell in cells]
 
 
@@ -216,10 +204,8 @@ def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_wh
     """Lines of the smallest picture of a loop: its own, two labellers', the start model and a training without iterations as levels."""
     labelled = ("method=iterative_dpo", "method.labeller=gold,random", "method.iteration=1,2")
     asked = (("method=spa", "method.iteration=0,1"), labelled)
-    loops = [cell for words in asked for cell in _cells(*words, "data=world_constraints", "tracker=none")]
-    cells = {
-        cell.key: cell for cell in [*loops, *_cells("method=dpo", "data=world_constraints", "tracker=none")]
-    }
+    loops = [cell for words in asked for cell in plans(*words, "data=world_constraints")]
+    cells = {cell.key: cell for cell in [*loops, *plans("method=dpo", "data=world_constraints")]}
     pooled = pool([_row(cell, 0.3 + 0.01 * number) for number, cell in enumerate(cells.values())])
     axis = next(axis for axis in figures.AXES if axis.name == "iteration")
     lines = {name: len(groups) for name, groups in figures._lines(pooled.groups, pooled.varied, axis).items()}
@@ -240,10 +226,10 @@ def test_a_figure_over_iterations_has_a_line_for_each_labeller_and_levels_for_wh
 
 
 def test_of_several_settings_a_name_has_those_in_which_its_row_is_unlike_the_first_of_the_method() -> None:
-    world = ("data=world_constraints", "tracker=none")
+    world = ("data=world_constraints",)
     asked = ([], ["method.alpha=0.3"], ["method.threshold=batch_means", "method.decoupling=[0.0]"])
-    loops = [cell for words in asked for cell in _cells("method=spa", "method.iteration=1", *words, *world)]
-    cells = {cell.key: cell for cell in [*loops, *_cells("method=dpo", "method.beta=0.1,0.3", *world)]}
+    loops = [cell for words in asked for cell in plans("method=spa", "method.iteration=1", *words, *world)]
+    cells = {cell.key: cell for cell in [*loops, *plans("method=dpo", "method.beta=0.1,0.3", *world)]}
     groups = pool([_row(cell, 0.5) for cell in cells.values()]).groups
     names = [
         "start",
@@ -259,19 +245,15 @@ def test_of_several_settings_a_name_has_those_in_which_its_row_is_unlike_the_fir
 
 def test_what_was_not_trained_has_a_name_of_its_own_too(tmp_path: Path) -> None:
     """Two start models beside one training, and two files of one name in the folders of two models."""
-    starts = [
-        cell
-        for start in ("base", "sft")
-        for cell in _cells("method=none", f"model.start={start}", "tracker=none")
-    ]
-    pooled = pool([_row(cell, 0.5) for cell in [*starts, *_cells("method=dpo", "tracker=none")[1:]]])
+    starts = [cell for start in ("base", "sft") for cell in plans("method=none", f"model.start={start}")]
+    pooled = pool([_row(cell, 0.5) for cell in [*starts, *plans("method=dpo")[1:]]])
     assert [group.name for group in pooled.groups] == ["start start base", "start start sft", "dpo"]
     assert pooled.varied == ["model.start"]
     files = [tmp_path / model / "completions.jsonl" for model in "ab"]
     for file in files:
         file.parent.mkdir()
         file.write_text(json.dumps({"prompt": "Say it.", "completion": f"By {file.parent.name}."}) + "\n")
-    written = _cells(f"completions={files[0]},{files[1]}", "tracker=none")
+    written = plans(f"completions={files[0]},{files[1]}")
     pooled = pool([_row(cell, 0.5) for cell in written])
     assert [group.name for group in pooled.groups] == [f"completions path {file}" for file in files]
     assert "path" in comparison_table(pooled).columns
@@ -282,10 +264,9 @@ def test_a_start_models_name_says_which_model_where_one_of_them_trains(tmp_path:
     data = (
         "data=local",
         f"data.path={make_preferences(tmp_path / 'pairs.jsonl', paired=True, messages=True)}",
-        "tracker=none",
     )
-    starts = [cell for model in models for cell in _cells(f"model={model}", "method=none", *data)]
-    cells = [*starts, *_cells(f"model={models[0]}", "method=dpo", *data)[1:]]
+    starts = [cell for model in models for cell in plans(f"model={model}", "method=none", *data)]
+    cells = [*starts, *plans(f"model={models[0]}", "method=dpo", *data)[1:]]
     assert [group.name for group in pool([_row(cell, 0.5) for cell in cells]).groups] == [
         "start small",
         "start large",
@@ -333,9 +314,7 @@ def test_no_level_has_the_colour_of_a_line() -> None:
         "method.iteration=1,2",
     )
     asked = (("method=spa", "method.iteration=0,1"), labellers, ("method=dpo",))
-    cells = {
-        cell.key: cell for words in asked for cell in _cells(*words, "data=world_constraints", "tracker=none")
-    }
+    cells = {cell.key: cell for words in asked for cell in plans(*words, "data=world_constraints")}
     pooled = pool([_row(cell, 0.3 + 0.01 * number) for number, cell in enumerate(cells.values())])
     axis, ax = next(axis for axis in figures.AXES if axis.name == "iteration"), Figure().add_subplot()
     figures._curves(ax, lines=figures._lines(pooled.groups, pooled.varied, axis), axis=axis)
@@ -351,7 +330,7 @@ def test_no_two_of_many_points_look_alike() -> None:
     from matplotlib.figure import Figure
 
     betas = ",".join(f"{place}" for place in range(1, 11))
-    cells = _cells("method=dpo", f"method.beta={betas}", "tracker=none")
+    cells = plans("method=dpo", f"method.beta={betas}")
     pooled = pool([_row(cell, 0.4) for cell in cells if cell.cell.method.name == "dpo"])
     ax = Figure().add_subplot()
     lines = {str(number): [group] for number, group in enumerate(pooled.groups)}
@@ -375,7 +354,7 @@ def test_lines_under_a_table_are_grouped_by_heading(rows: list[CellRow]) -> None
 
 
 def test_markdown_and_latex_escape_what_they_must() -> None:
-    table = comparison_table(pool([_row(cell, 0.5) for cell in _cells("method=dpo", "tracker=none")]))
+    table = comparison_table(pool([_row(cell, 0.5) for cell in plans("method=dpo")]))
     table = replace(table, rows=[["a|b_c", *row[1:]] for row in table.rows])
     assert "a\\|b_c" in markdown("t", "c", table)
     assert "a|b\\_c" in latex(table)
@@ -385,7 +364,7 @@ def test_markdown_and_latex_escape_what_they_must() -> None:
 @pytest.mark.parametrize("sweep", ["length_bias", "halos", "imbalance", "seed_fraction"])
 def test_every_trained_cell_finds_its_start_model_in_the_table(sweep: str) -> None:
     """Also where another cell's start model is the same one: data that differ in their annotator share it."""
-    cells = [plan.cell for plan in _cells(f"+sweep={sweep}")]
+    cells = [plan.cell for plan in plans(f"+sweep={sweep}")]
     assert {seedless(start_cell(cell)) for cell in cells} <= {seedless(cell) for cell in cells}
 
 
@@ -449,7 +428,7 @@ def column(table: Table, name: str) -> list[str]:
 
 def _table(rates: dict[str, list[float]], *expected: Expectation) -> tuple[Table, Grid]:
     """A table of methods with a win rate for each seed."""
-    cells = _cells(f"method={','.join(rates)}", "method.beta=0.1", "seed=0,1,2")
+    cells = plans(f"method={','.join(rates)}", "method.beta=0.1", "seed=0,1,2")
     noise = np.random.default_rng(0)
     rows = []
     for cell in cells:
@@ -496,7 +475,7 @@ def test_a_seed_far_from_the_others_is_marked_in_its_row_and_named() -> None:
 
 
 def test_a_difference_says_on_how_many_items_it_stands() -> None:
-    (one, *others) = _cells("method=dpo")
+    (one, *others) = plans("method=dpo")
     rows = [_row(one, 0.5), *(_row(cell, 0.4) for cell in others)]
     lost = dict(rows[0].preferences) | dict.fromkeys(ITEMS[:4])
     table = comparison_table(pool([replace(rows[0], preferences=lost), *rows[1:]]))
