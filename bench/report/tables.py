@@ -258,9 +258,11 @@ def _cut(groups: Sequence[Group], most: float, label: str) -> list[str]:
         dict.fromkeys(f"{100 * share:.3g}" for share in (min(over.values()), max(over.values())))
     )
     of, key = (f" of {label}", f"judge.judges.{label}") if label else ("", "judge")
+    judged = any(group.cell.judge.gives for group in groups)
+    which, what = ("judged completions", "Verdicts and lengths") if judged else ("completions", "Lengths")
     return [
-        f"CUT: in {row_words(list(over))} {span} % of the judged completions{of} were cut at their longest length, more than "
-        f"max_cut={most:g}. Verdicts and lengths measure this limit too: set a larger {key}.decoding.max_new_tokens."
+        f"CUT: in {row_words(list(over))} {span} % of the {which}{of} were cut at their longest length, more than max_cut={most:g}. "
+        f"{what} measure this limit too: set a larger {key}.decoding.max_new_tokens."
     ]
 
 

@@ -386,6 +386,10 @@ def test_completions_cut_too_often_are_said_above_the_numbers(rows: list[CellRow
     )  # of a stage that counted no cuts
     (line,) = comparison_table(pool([first, *rows[1:]])).above
     assert "in row 1 25 % of the judged completions" in line
+    (start, *_) = plans("method=dpo", "judge=none")
+    unjudged = CellRow(start, None, True, {"mean_length": 30.0}, {}, cut={"plain": 0.5})
+    (line,) = comparison_table(pool([unjudged])).above
+    assert "50 % of the completions were cut" in line and "Verdicts" not in line
 
 
 @pytest.mark.parametrize(
