@@ -131,7 +131,7 @@ def assert_adapter_alone_is_kept(store: Store, cell: CellPlan, base: Path) -> No
     assert drawn and all(completion.n_tokens[0] >= 1 for completion in drawn)
 
 
-@pytest.mark.parametrize("template", ["tulu", "zephyr", "a file"])
+@pytest.mark.parametrize("template", some_outer(["tulu", "zephyr", "a file"], ["zephyr"]))
 def test_a_base_model_learns_from_messages_in_the_template_that_it_is_given(
     template: str, tmp_path: Path
 ) -> None:

@@ -499,6 +499,7 @@ def test_a_model_folder_without_safetensors_is_refused_before_a_run(tmp_path: Pa
 # What is seen ---------------------------------------------------------------------------------------------------------
 
 
+@outer
 def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
     """In a pseudo-terminal: what runs while it runs, the table at the end, no traceback and no chatter."""
     results = copy_results(smoke(), tmp_path / "results", drop=TORCH_FREE)

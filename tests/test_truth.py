@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from outer import outer, some_outer
+from outer import MARKS, outer, some_outer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -131,20 +131,28 @@ def stale(results: Path) -> None:
             "DAMAGED",
             "result.json has a wrong checksum",
         ),
-        (lambda results: flip(folder_of(results, "score") / "manifest.json"), "DAMAGED", "manifest.json"),
+        pytest.param(
+            lambda results: flip(folder_of(results, "score") / "manifest.json"),
+            "DAMAGED",
+            "manifest.json",
+            marks=MARKS,
+        ),
         (
             lambda results: shutil.rmtree(folder_of(results, "score")),
             "ABSENT",
             "was deleted from the store. Run the sweep again",
         ),
-        (
+        pytest.param(
             lambda results: shutil.rmtree(folder_of(results, "preference_verdicts")),
             "ABSENT",
             "was deleted from the store",
+            marks=MARKS,
         ),
         (stale, "STALE", "verdicts' was made again with other bytes"),
         (lambda results: fail(results, "score"), "FAILED", "no room on the disk"),
-        (lambda results: fail(results, "preference_verdicts"), "FAILED", "no room on the disk"),
+        pytest.param(
+            lambda results: fail(results, "preference_verdicts"), "FAILED", "no room on the disk", marks=MARKS
+        ),
         (
             lambda results: lose(results, "preference_verdicts"),
             "LOST",

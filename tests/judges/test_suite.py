@@ -446,6 +446,7 @@ def test_verify_why_export_and_bundle_know_the_row(swept: Swept, tmp_path: Path)
     assert made.code == 0 and "the same bytes as" in made.out, made.err + made.out
 
 
+@outer
 def test_an_evaluation_that_fails_leaves_the_others_numbers(swept: Swept, tmp_path: Path) -> None:
     again = Ran(copy_results(swept.ran, tmp_path / "results", drop=["score"]), 0, "", "", 0)
     (cell,) = planned(open_command(swept.words))
