@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from outer import outer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -174,6 +175,7 @@ def test_again_runs_no_stage_loads_no_torch_and_prints_the_same_table(tmp_path: 
     assert table in done.stdout
 
 
+@outer
 def test_a_folder_that_cannot_be_written_costs_no_cell(tmp_path: Path) -> None:
     results = copy_results(smoke(), tmp_path / "results")
     (results / "cells").write_text("in the way")
@@ -385,6 +387,7 @@ def test_a_users_model_and_pairs_of_messages_give_a_table(tmp_path: Path) -> Non
     assert "0 stages run" in again.out
 
 
+@outer
 def test_a_users_model_without_a_template_in_bfloat16_learns_from_unpaired_text(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", chat_template=False, dtype="bfloat16")
     data = make_preferences(tmp_path / "rows.parquet", paired=False, messages=False)
@@ -496,6 +499,7 @@ def test_a_model_folder_without_safetensors_is_refused_before_a_run(tmp_path: Pa
 # What is seen ---------------------------------------------------------------------------------------------------------
 
 
+@outer
 def test_a_terminal_gets_a_live_view(tmp_path: Path) -> None:
     """In a pseudo-terminal: what runs while it runs, the table at the end, no traceback and no chatter."""
     results = copy_results(smoke(), tmp_path / "results", drop=TORCH_FREE)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from outer import outer
 from published import publish
 from tiny import bench, make_model
 
@@ -95,6 +96,7 @@ def test_a_base_model_is_tuned_and_learns_from_pairs_by_dpo_kto_and_a_loop(
     assert written and all(row.completions for row in written)
 
 
+@outer
 def test_the_plan_counts_the_tokens_of_every_conversation(words: tuple[str, ...], tmp_path: Path) -> None:
     """Also where they are more than are looked at for their length."""
 

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from outer import outer
 
 sys.path.insert(0, str(Path(__file__).parent / "fake_stages"))
 
@@ -684,6 +685,7 @@ def command(folder: Path, *words: str, **environment: str) -> subprocess.Complet
     )
 
 
+@outer
 def test_nothing_secret_is_written_whatever_an_endpoint_says(tmp_path: Path, endpoint: Endpoint) -> None:
     """One command asks a judge for each page; a key from a file with its line end. Then the verbs that read what it wrote."""
     endpoint.say = lambda body: PAGES[body["model"]](KEY)

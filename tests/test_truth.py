@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from outer import MARKS, outer, some_outer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -130,20 +131,28 @@ def stale(results: Path) -> None:
             "DAMAGED",
             "result.json has a wrong checksum",
         ),
-        (lambda results: flip(folder_of(results, "score") / "manifest.json"), "DAMAGED", "manifest.json"),
+        pytest.param(
+            lambda results: flip(folder_of(results, "score") / "manifest.json"),
+            "DAMAGED",
+            "manifest.json",
+            marks=MARKS,
+        ),
         (
             lambda results: shutil.rmtree(folder_of(results, "score")),
             "ABSENT",
             "was deleted from the store. Run the sweep again",
         ),
-        (
+        pytest.param(
             lambda results: shutil.rmtree(folder_of(results, "preference_verdicts")),
             "ABSENT",
             "was deleted from the store",
+            marks=MARKS,
         ),
         (stale, "STALE", "verdicts' was made again with other bytes"),
         (lambda results: fail(results, "score"), "FAILED", "no room on the disk"),
-        (lambda results: fail(results, "preference_verdicts"), "FAILED", "no room on the disk"),
+        pytest.param(
+            lambda results: fail(results, "preference_verdicts"), "FAILED", "no room on the disk", marks=MARKS
+        ),
         (
             lambda results: lose(results, "preference_verdicts"),
             "LOST",
@@ -229,7 +238,7 @@ def annotations(results: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("verb", ["do=report", "do=run"])
+@pytest.mark.parametrize("verb", some_outer(["do=report", "do=run"], ["do=report"]))
 @pytest.mark.parametrize(
     "harm",
     [
@@ -345,6 +354,7 @@ def full(tmp_path: Path, results: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@outer
 def test_a_full_disk_ends_in_lines_and_loses_nothing(
     full: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,7 +377,7 @@ def test_a_full_disk_ends_in_lines_and_loses_nothing(
 BESIDE = ("lock", "progress.jsonl", "failed.json", "log", "interrupted", "work")
 
 
-@pytest.mark.parametrize("suffix", BESIDE)
+@pytest.mark.parametrize("suffix", some_outer(BESIDE, ["lock", "work"]))
 def test_a_folder_where_a_file_of_a_stage_should_be_fails_that_stage_alone(
     results: Path, command: Command, suffix: str
 ) -> None:
@@ -390,7 +400,12 @@ def test_a_folder_where_a_file_of_a_stage_should_be_fails_that_stage_alone(
     assert command("do=run")[0] == 0
 
 
-@pytest.mark.parametrize("place", ["store/score", "sweeps", "cells", "sweeps/smoke", "sweeps/smoke/figures"])
+@pytest.mark.parametrize(
+    "place",
+    some_outer(
+        ["store/score", "sweeps", "cells", "sweeps/smoke", "sweeps/smoke/figures"], ["store/score", "sweeps"]
+    ),
+)
 def test_a_file_where_a_folder_should_be_is_said(results: Path, command: Command, place: str) -> None:
     shutil.rmtree(results / place)
     (results / place).write_text("a file")
@@ -448,6 +463,7 @@ FILES = [
 ]
 
 
+@outer
 def test_a_bundle_writes_through_none_of_its_links(
     foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -580,6 +596,7 @@ def test_a_bundles_title_cannot_move_the_cursor(foreign: Path, capsys: pytest.Ca
 # A whole store --------------------------------------------------------------------------------------------------------
 
 
+@outer
 def test_verify_names_each_fault_of_a_store_and_what_would_mend_it(results: Path, command: Command) -> None:
     assert command("do=verify", "+sweep=smoke", sweep=None)[0] == 2
     store = results / "store"

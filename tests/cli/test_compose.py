@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from outer import outer
 from tiny import CHATML, make_model, make_preferences, write_rows
 
 from bench.cli.compose import CheckedCommand, open_command
@@ -617,6 +618,7 @@ def test_several_models_have_a_folder_each(
     assert problem.startswith("unknown model 'zephir'") and "zephyr_7b_sft" in problem
 
 
+@outer
 def test_a_base_reads_prompts_by_the_template_of_the_model_that_was_tuned_from_it(
     problems: Problems, opened: Open, tmp_path: Path
 ) -> None:
@@ -679,6 +681,7 @@ def test_rows_of_messages_need_a_chat_template_before_anything_runs(
     assert problem.startswith(f"{model_folder} {why}")
 
 
+@outer
 def test_a_plan_reads_and_shows_texts_of_any_language_in_any_locale(
     run_bench: RunBench, tmp_path: Path
 ) -> None:

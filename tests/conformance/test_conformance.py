@@ -9,6 +9,7 @@ from typing import get_args
 
 import mutants
 import pytest
+from outer import outer
 
 from bench.config import METHODS as ALL
 from bench.config import (
@@ -95,6 +96,7 @@ def test_rows_of_kto_are_coupled_through_their_batch(trainers: Bench, kind: Kind
     assert abs(whole - halves) > 1e-4
 
 
+@outer
 def test_every_mutant_of_the_losses_is_killed(trainers: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     found = list(mutants.make_mutants(Path(losses.__file__).read_text()))
     survivors = [mutant.name for mutant in found if not mutants.killed(mutant, trainers)]
@@ -145,6 +147,7 @@ def test_the_losses_are_as_they_were_after_a_mutant(trainers: Bench) -> None:
     assert dict(vars(losses)) == before
 
 
+@outer
 def test_the_verb_prints_a_table_of_all_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert print_table()
     out = capsys.readouterr().out

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from outer import outer
 
 from bench.cli.compose import CheckedCommand, open_command
 from bench.commands import plan
@@ -39,6 +40,7 @@ def test_recorded_sizes_give_the_recorded_number_of_parameters(name: str) -> Non
     assert sizes is not None and read_shape(sizes).parameters == sizes["parameters"]
 
 
+@outer
 def test_every_model_and_dataset_is_planned_without_a_network(
     offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outer import outer
 from tiny import bench, make_model
 
 from bench.config import CATEGORIES, Writer
@@ -294,6 +295,7 @@ def test_pair_rm_prefers_what_it_was_trained_to_prefer(tmp_path: Path) -> None:
 # The command ----------------------------------------------------------------------------------------------------------
 
 
+@outer
 def test_a_ranker_judges_a_sweep_and_its_position_bias_is_audited(tmp_path: Path) -> None:
     model = make_classifier(tmp_path / "my-ranker")
     words = ["do=audit", "judge=pair_ranker", f"judge.model={model}", "n_items=12", "n_canaries=4"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from endpoint import Endpoint, Said, fair
+from outer import outer
 from tiny import Ran, bench
 
 from bench.records import Verdict, read_jsonl
@@ -119,6 +120,7 @@ def verdicts(results: Path) -> dict[str, list[Verdict]]:
     return found
 
 
+@outer
 def test_a_jury_shows_its_median_and_each_member_and_shares_their_stages(
     endpoint: Endpoint, files: list[str], tmp_path: Path
 ) -> None:

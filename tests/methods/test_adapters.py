@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from outer import outer
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -114,6 +115,7 @@ def test_an_adapter_is_read_beside_its_base_and_refused_alone(folder: Path, tmp_
         load_model(tmp_path / "kept", "float32")
 
 
+@outer
 def test_an_adapter_is_trained_goes_on_being_trained_and_repeats(tmp_path: Path) -> None:
     """A loop's second round: the same matrices move on, those of the base never do."""
     dpo = smoke_cell("dpo", 0.1).roles["train"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outer import outer
 from safetensors.torch import load_file
 from tiny import copy_results, make_model, make_preferences, plans, smoke, smoke_cell
 from transformers import AutoModelForSequenceClassification
@@ -110,6 +111,7 @@ def test_a_cells_name_tells_n_and_its_tokens_count_every_sample() -> None:
     )  # type: ignore[arg-type]
 
 
+@outer
 def test_the_varied_n_is_named_once_in_a_table(store: Store) -> None:
     from bench.report.groups import pool
     from bench.report.rows import Sweep, collect

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from outer import outer
 from safetensors.torch import load_file
 from tiny import bench, copy_results, make_model, make_preferences, plans, smoke, smoke_cell, write_rows
 from transformers import AutoModelForCausalLM
@@ -666,6 +667,7 @@ def test_a_key_that_no_cell_or_several_have_is_said(store: Store, tmp_path: Path
 # On a user's own model and files --------------------------------------------------------------------------------------
 
 
+@outer
 def test_loops_run_on_the_users_own_model_pairs_and_prompts(tmp_path: Path) -> None:
     """SPA without labelled pairs against a base of one's own, implicit iterative DPO from a seed, SPIN on demonstrations."""
     model, base = make_model(tmp_path / "model"), make_model(tmp_path / "base", seed=1)

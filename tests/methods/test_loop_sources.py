@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outer import outer
 from published import publish
 from tiny import bench, make_model, make_preferences, make_reward_model, plans, write_rows
 
@@ -409,6 +410,7 @@ def test_the_likelier_reply_of_a_tuned_judge_counts_in_both_orders(tmp_path: Pat
 COMPARED = "sft_chosen,csft,slic,dpo,cdpo,robust,ipo,ipo_summed,hinge,simpo,orpo,cpo,kto,kto_pair,offline_ppo,best_of_n"
 
 
+@outer
 def test_every_method_of_the_comparisons_plans_from_one_pretrained_start(room: Path, tmp_path: Path) -> None:
     """HALOs' and SimPO's tables: the same start, rows and rate of the scale for each method."""
     publish(tmp_path / "hh", "hh_rlhf", n=30)

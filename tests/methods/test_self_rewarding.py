@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outer import outer
 from tiny import copy_results, smoke, smoke_cell
 
 from bench import methods
@@ -284,6 +285,7 @@ def test_an_iteration_that_was_interrupted_goes_on_to_the_same_bytes(store: Stor
         assert again.manifest(stage).digest == store.manifest(stage).digest
 
 
+@outer
 def test_every_form_of_judging_and_every_labeller_runs(store: Store) -> None:
     for prompt in ("additive", "multiple_choice", "pairwise"):
         stages = labelled(
@@ -341,6 +343,7 @@ def taught(folder: Path, start: Path) -> Path:
     return folder
 
 
+@outer
 def test_a_users_model_judges_its_pairs_and_writes_prompts(tmp_path: Path) -> None:
     from tiny import make_model, make_preferences
 

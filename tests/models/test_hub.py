@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outer import outer
 from published import PUBLISHED, publish, ultrafeedback, write
 from tiny import make_model
 
@@ -93,7 +94,7 @@ class _Answer(BaseHTTPRequestHandler):
 def served(tmp_path: Path) -> Iterator[Hub]:
     found = Hub(publish(tmp_path / "served", "ultrafeedback_binarized", 12, n_heldout=6))
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Answer, found))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     found.url = f"http://127.0.0.1:{server.server_port}"
     yield found
     server.shutdown()
@@ -152,6 +153,7 @@ def test_a_revision_is_locked_at_its_first_use_and_kept(served: Hub, plan: Any, 
     )
 
 
+@outer
 def test_a_download_that_was_cut_short_is_not_taken_for_the_dataset(
     served: Hub, plan: Any, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from outer import MARKS
 from safetensors.torch import load_file, save_file
 from tiny import CHATML, bench, make_model, make_preferences
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
@@ -682,9 +683,10 @@ def test_a_day_must_be_one(day: str, whole: Path, tmp_path: Path, problems: Call
     ("template", "why"),
     [
         ("{{ raise_exception('not for you') }}", "not for you"),
-        (
+        pytest.param(
             "{{ ().__class__.__base__ }}",
             "SecurityError: access to attribute '__class__' of 'tuple' object is unsafe.",
+            marks=MARKS,
         ),
         (
             "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from outer import some_outer
 
 from bench import methods
 from bench.cli.compose import open_command
@@ -111,7 +112,7 @@ def test_every_scale_has_the_lengths_of_its_kind() -> None:
             assert not {"judged_tokens", "judged_temperature"} & set(config)
 
 
-@pytest.mark.parametrize("judge", BENCHMARKS)
+@pytest.mark.parametrize("judge", some_outer(BENCHMARKS, ["alpaca_eval_gpt4", "mt_bench", "reward_model"]))
 def test_the_worlds_prompts_have_the_worlds_length_at_any_scale(
     judge: str, own: tuple[str, ...], tmp_path: Path
 ) -> None:

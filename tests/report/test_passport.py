@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from endpoint import Answer, Endpoint, Said, shown, tops
+from outer import outer
 from recorded import MT_BENCH, needs_fixtures
 from tiny import Ran, bench, make_model, plans
 
@@ -227,6 +228,7 @@ def severe(body: Mapping[str, Any]) -> str:
     return "hm" if luck(body, "failure") < 0.15 else f"Rating: [[{5 + round(3 * luck(body, 'taste'))}]]"
 
 
+@outer
 def test_a_judge_that_rates_is_planned_stopped_at_its_budget_and_audited(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:
@@ -376,6 +378,7 @@ def test_a_judge_is_who_it_is_whatever_and_in_which_order_it_judges() -> None:
     assert len({same, *(key(*words) for words in others)}) == 4
 
 
+@outer
 def test_a_model_of_this_machine_is_audited_without_a_key_or_a_training(tmp_path: Path) -> None:
     """A random tiny model judges in process: greedy reading of two letters, so it says the same again, and its taste is no judgement."""
     model = make_model(tmp_path / "tiny-judge", max_positions=4096, heads=1)

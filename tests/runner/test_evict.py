@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from outer import outer
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -159,6 +160,7 @@ def test_a_stage_that_somebody_computes_is_left_alone(store: Store) -> None:
     assert names(policy, store) == WHOLE
 
 
+@outer
 def test_a_sweep_without_weights_gives_the_same_tables_and_trains_again_for_a_new_cell(
     tmp_path: Path,
 ) -> None:

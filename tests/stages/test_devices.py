@@ -18,6 +18,7 @@ import pytest
 import torch
 import warm
 import yaml
+from outer import some_outer
 from safetensors.torch import load_file
 from tiny import ROOT, smoke_cell, smoke_folder
 
@@ -245,7 +246,7 @@ def twice(config: Spread) -> Spread:
     return config.model_copy(update={section: learning(config).model_copy(update={"num_train_epochs": 2.0})})
 
 
-@pytest.mark.parametrize("training", ["dpo", "kto", "lora", "spa", "sft"])
+@pytest.mark.parametrize("training", some_outer(["dpo", "kto", "lora", "spa", "sft"], ["dpo", "sft"]))
 def test_a_training_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     training: str, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fake_wandb_server import FakeWandb
+from outer import outer
 
 from bench.config import NoTracker, WandbTracker
 from bench.tracking.tracker import Tracker, open_tracker
@@ -184,6 +185,7 @@ def test_project_and_entity_of_the_environment_hold_where_none_is_set(
     assert configured_account().entity == "my-team"
 
 
+@outer
 def test_what_was_written_is_not_written_again(tmp_path: Path) -> None:
     def report(**changes: Any) -> tuple[list[str], list[str]]:
         tracker = opened(tmp_path)
@@ -293,6 +295,7 @@ def test_a_stuck_tracker_is_stopped_in_time(tmp_path: Path) -> None:
     assert tracker._process.poll() is not None
 
 
+@outer
 def test_a_server_that_never_answers_sends_the_sweep_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
