@@ -107,6 +107,14 @@ def gone(processes: list[psutil.Process], within_s: float = 5.0) -> bool:
 # A whole sweep --------------------------------------------------------------------------------------------------------
 
 
+def test_every_stored_model_generates_with_its_cache() -> None:
+    """Trainers turn the cache off; whoever loads such a model elsewhere would generate several times slower."""
+    paths = list((smoke().results / "store").glob("*/*/model/config.json"))
+    assert {path.parts[-4] for path in paths} == {"sft", "train"}
+    without = [path for path in paths if not json.loads(path.read_text())["use_cache"]]
+    assert not without
+
+
 def test_the_smoke_sweep_runs_from_nothing_to_a_table() -> None:
     ran = smoke()
     rows = rows_of(ran, "smoke")

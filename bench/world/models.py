@@ -112,8 +112,6 @@ def pretrain(
         )
         trainer.remove_callback(PrinterCallback)  # `progress` reports instead.
         trainer.train()
-    # Trainer turns it off, and a model saved without it generates five times slower.
-    model.config.use_cache = True
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, rows: Iterable[Text]) -> list[EncodedRow]:

@@ -61,7 +61,6 @@ def test_pretraining_moves_every_weight_the_same_way_twice(
         assert torch.equal(weight, trained[1][name])
         assert not torch.equal(weight, fresh[name])
     assert heard == [STEPS, STEPS]
-    assert model.config.use_cache
 
 
 def test_pretraining_ends_at_a_loss_that_is_not_finite(settings: WorldModel, world: World, tokenizer) -> None:
