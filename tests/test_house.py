@@ -7,11 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from bench import __version__
 from bench.config import JUDGES, METHODS, RewardModel, name_of
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +62,16 @@ LIGHT += [
     "training.training_record",
     "engines.lm_eval",
 ]
+
+
+def test_the_package_and_its_citation_agree() -> None:
+    """Both commands start the same program, and CITATION.cff names the version and licence that are installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == dict.fromkeys(("bench", "bench-align"), "bench.__main__:main")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (__version__, project["license"])
+    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest[0] == "Unreleased" and __version__ in newest
 
 
 def test_rooms_import_downwards_only() -> None:

@@ -77,6 +77,7 @@ class CheckedCommand:
     expectations: tuple[Expectation, ...] = ()  # from the sweep file
     axes: tuple[str, ...] = ()  # keys and groups that differ between the cells on purpose
     away: tuple[str, ...] = ()  # why a plan has to do without models or rows of the hub
+    partly: tuple[str, ...] = ()  # settings of the command line that some methods of the sweep lack
     published: Tree = field(default_factory=dict)  # the sweep file's part of that name, see papers.beside
 
 
@@ -104,6 +105,8 @@ class _Opening:
     kind: str | None = None  # of the command's scale: world, or real
     parts: sweeps.Parts = field(default_factory=sweeps.Parts)
     files: Files = field(init=False)
+    _had: set[str] = field(default_factory=set)  # method's keys of the command line that a point has
+    _lacking: dict[str, dict[str, str]] = field(default_factory=dict)  # the others: problem by method
     _composed: dict[tuple[str, ...], tuple[Tree, dict[str, str]] | None] = field(default_factory=dict)
     _known: dict[str, list[str]] = field(default_factory=dict)
 
@@ -146,6 +149,9 @@ class _Opening:
         for point in cell_points:
             if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
                 cells[cell] = None
+        for key, lacking in self._lacking.items():  # a sweep's methods differ in their settings
+            if key not in self._had and lacking:
+                self._report(next(iter(lacking.values())))
         if base:
             misfits_of_loops = unread(
                 [cell.method for cell in cells if isinstance(cell.method, IterativeDpo)]
@@ -171,7 +177,8 @@ class _Opening:
             expectations,
             axes,
             tuple(self.files.away),
-            published,
+            published=published,
+            partly=self._partly(),
         )
 
     def _cell_points(
@@ -202,6 +209,16 @@ class _Opening:
                         f"folder, model={own}"
                     )
         return points
+
+    def _partly(self) -> tuple[str, ...]:
+        """The settings of the command line that do not reach every cell."""
+        return tuple(
+            f"{self.command.words[key]} changes no cell of {', '.join(lacking)}, which has no such setting"
+            if len(lacking) == 1
+            else f"{self.command.words[key]} changes no cell of {', '.join(lacking)}, which have no such setting"
+            for key, lacking in self._lacking.items()
+            if lacking
+        )
 
     def _refuse_copies(self, sources: Sequence[Sources]) -> None:
         """Refuse two files of completions with the same content, since they would be one cell."""
@@ -363,8 +380,15 @@ class _Opening:
         )
         later = of_judges | of_sources
         for key, value in point.items():
-            if key not in GROUPS and key not in later and (problem := _set(tree, key, value, where)):
+            if key in GROUPS or key in later:
+                continue
+            problem, methods = _set(tree, key, value, where), self._lacking.setdefault(key, {})
+            if problem and self.sweep and key in self.command.given and _of_another_method(tree, key):
+                methods[tree["method"]["name"]] = problem
+            elif problem:
                 self._report(problem)
+            else:
+                self._had.add(key)
         self._fill_mixture(tree.get("data"), where)
         self.problems += [why for key, value in of_sources.items() if (why := _set(tree, key, value, where))]
         if judge_facts(tree.get("judge")).of_several:
@@ -687,6 +711,12 @@ def _of_parts(groups: Mapping[str, str]) -> tuple[Tree, dict[str, str]]:
     method, its_choices = of({"method": groups["method"]})
     own = {group: choice for group, choice in its_choices.items() if "method" in group}
     return tree | {"method": method["method"]}, choices | own
+
+
+def _of_another_method(tree: Tree, key: str) -> bool:
+    """Whether a key is a method's, and the tree's method has no such setting."""
+    section, _, name = key.partition(".")
+    return section == "method" and isinstance(tree[section], dict) and name.split(".")[0] not in tree[section]
 
 
 @cache

@@ -159,7 +159,10 @@ class Files:
         for place, section in judge_sections("judge", cell["judge"]):
             named = [section.get(role) for role in judge_facts(section).item_files]
             if named and "???" not in named:  # what is not set is reported elsewhere
-                read_files = partial(self._judge_files, place, partial(judge_files_of, section, self.bounds))
+                away = self.away if self.fetches == "not weights" else None
+                read_files = partial(
+                    self._judge_files, place, partial(judge_files_of, section, self.bounds, away)
+                )
                 self._read_once(self._judges, judge_identity(section), read_files, where.of(place))
         if isinstance(method, dict) and is_loop(method):
             self._check_loop(method, cell, where)
@@ -448,6 +451,8 @@ class Files:
         )
 
     def _source(self, path: Path) -> Source:
+        if not path.exists():  # the judge's items are on the hub, and this is a plan
+            return Source(path, f"hub:datasets/{path}@{UNLOCKED}")
         if path not in self._digests:
             self._digests[path] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))
         return self._digests[path]

@@ -13,7 +13,8 @@ from bench.config import FITTED, HELDOUT, RIVALS, Bounds, LanguageJudge, judge_f
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.prompts import SHIPPED_PROMPTS, prompts_of
 from bench.judges.formats.alpaca_eval import read_calibration
-from bench.judges.formats.items import hub_file, read_benchmark_items
+from bench.judges.formats.items import HUB_DATASET, N_HUB_ITEMS, hub_file, read_benchmark_items
+from bench.models.hub import Unreachable
 from bench.models.templates import read_template, try_template
 from bench.store.keys import Source
 from bench.text_files import BadFile
@@ -59,20 +60,23 @@ def judge_identity(judge: Tree) -> str:
     )
 
 
-def judge_files_of(judge: Tree, bounds: Bounds) -> JudgeFiles:
+def judge_files_of(judge: Tree, bounds: Bounds, away: list[str] | None = None) -> JudgeFiles:
     """The files of a judge's section. Raises ValueError for the first file that cannot be used; the section
-    may have other faults."""
-    judge_files = _judge_files(judge, bounds)
+    may have other faults.
+
+    A plan gives `away`: it takes the reason why the official items of the hub cannot be had, and the plan goes
+    on with their recorded number."""
+    judge_files = _judge_files(judge, bounds, away)
     given = judge.get("calibration")
     if given in (None, FITTED):
         return judge_files
     path = existing_file(given, "judge.calibration")
     items = (
         read_benchmark_items(judge_facts(judge).form_of(judge_files.files), judge_files.files)
-        if judge_files.files
+        if judge_files.files and judge_files.files["items"].exists()
         else []
     )
-    n = len(items) or judge["n_items"]
+    n = len(items) or judge_files.n_items or judge["n_items"]
     read_calibration(path, items, n if isinstance(n, int) else None)
     return replace(judge_files, calibration=path)
 
@@ -99,7 +103,7 @@ def labeller_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         raise ValueError(str(error).replace("judge.", "method.labelling_judge.")) from error
 
 
-def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
+def _judge_files(judge: Tree, bounds: Bounds, away: list[str] | None = None) -> JudgeFiles:
     facts = judge_facts(judge)
     if not issubclass(facts, LanguageJudge):
         what = facts.classifier
@@ -141,14 +145,16 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         raise ValueError(why)
     named = {role: judge[role] for role in facts.item_files if judge[role] not in (None, "", HELDOUT)}
     files = {
-        role: hub_file() if (role, text) == ("items", "hub") else existing_file(text, f"judge.{role}")
+        role: _hub_file(away) if (role, text) == ("items", "hub") else existing_file(text, f"judge.{role}")
         for role, text in named.items()
     }
     if "items" not in files and files:
         raise ValueError(f"judge.{next(iter(files))} needs judge.items, which is not set")
     form = facts.form_of(files)
     try:
-        items = read_benchmark_items(form, files) if files else []
+        n_items = N_HUB_ITEMS
+        if not files or files["items"].exists():
+            n_items = len(read_benchmark_items(form, files)) if files else 0
     except BadFile as error:
         if form == judge["name"]:
             raise
@@ -160,4 +166,15 @@ def _judge_files(judge: Tree, bounds: Bounds) -> JudgeFiles:
         raise ValueError(
             "judge.mode=pairwise needs the opponent's answers: set judge.baseline to a FastChat model_answer file, or judge.opponent=start"
         )
-    return JudgeFiles(prompts, model, files, len(items))
+    return JudgeFiles(prompts, model, files, n_items)
+
+
+def _hub_file(away: list[str] | None) -> Path:
+    """AlpacaEval's official items; a path that does not exist where a plan has to do without them."""
+    try:
+        return hub_file()
+    except Unreachable as error:
+        if away is None:
+            raise
+        away.append(str(error))
+        return Path(HUB_DATASET)

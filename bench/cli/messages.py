@@ -90,6 +90,19 @@ def in_words(
             )
         case "string_pattern_mismatch":
             yield key, f"{key} must be {NAME_WORDS}, {came}"
+        case "too_short" if detail["input"]:
+            pass  # its values have faults of their own
+        case "too_short" | "string_too_short":
+            yield key, f"{key} must not be empty, {came}"
+        case "tuple_type":
+            yield key, f"{key} must be a list, {came}; one value is written {key}=[{detail['input']}]"
+        case _ if path[-1].isdecimal() and isinstance(inner := detail["input"], list):
+            whole = key.rpartition(".")[0]
+            way_out = f"a list is written {whole}=[{','.join(map(str, inner))}]"
+            yield (
+                key,
+                f"{whole} must be one list of values, got a list inside it, {came.removeprefix('got ')}; {way_out}",
+            )
         case _:
             text = detail["msg"].removeprefix("Input should be ")
             text = f"{key}: {text}" if text == detail["msg"] else f"{key} must be {text}"

@@ -34,6 +34,9 @@ COMMANDS = {
 
 def carry_out(opened: CheckedCommand) -> int:
     """Carry out a command that passed the checks; returns the exit code."""
+    if opened.session.do.name in ("run", "plan"):
+        for line in opened.partly:
+            say(line)
     try:
         return import_module(COMMANDS[opened.session.do.name]).main(opened)
     except Unsound as error:

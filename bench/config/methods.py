@@ -445,6 +445,8 @@ class Loop(Training):
     [8000, 20000, 30000])."""
     sample_temperature: Positive
     """Sampling temperature of the completions that become pairs; usual 0.7 to 1."""
+    sample_top_p: Annotated[float, Field(gt=0, le=1)]
+    """Probability mass that nucleus sampling of these completions keeps, above 0 to 1; Self-Rewarding: 0.9."""
     sample_max_new_tokens: Count
     """Longest sampled completion in tokens; SPA: 300."""
     pairs: Literal["fresh", "two_latest", "accumulated"]

@@ -242,6 +242,8 @@ class Sizes:
             return 0.0
         try:
             folder, _ = self.scratch.load(items)
+        except NotHere:
+            return float(cell.cell.model.max_length)
         except (AttributeError, OSError, ValueError):  # A model has to write the inputs first.
             return 0.0
         prompts = [

@@ -8,6 +8,7 @@ which takes as long as reading its rows.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,8 +41,11 @@ from bench.store.stage_settings import (
     TOKENIZER,
     ConversationData,
     ConversationSft,
+    FilePromptData,
     GenerateSettings,
+    JudgeItemData,
     LocalPairData,
+    NextPromptData,
     SampleSettings,
     WrittenCompletions,
 )
@@ -101,11 +105,16 @@ class ScratchData:
         writes = self.stand_in is not None and isinstance(stage.settings, GenerateSettings | SampleSettings)
         if stage.kind != "data" and not writes and not isinstance(stage.settings, WrittenCompletions):
             raise ValueError(f"{stage.label or stage.kind}: a model has to run first")
-        inputs = {
-            role: self.folder(source)
-            for role, source in stage.inputs.items()
-            if role == "items" or not writes
-        }
+        settings, inputs = stage.settings, {}
+        for role, source in stage.inputs.items():
+            if writes and role != "items":
+                continue
+            try:
+                inputs[role] = self.folder(source)
+            except NotHere:
+                if not isinstance(settings, LocalPairData):
+                    raise
+                settings = settings.model_copy(update={"overlap": "report"})  # No items to compare with.
         if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # A hub model that is not downloaded yet.
             del inputs[TOKENIZER]
         sources = {role: source for role, source in stage.inputs.items() if isinstance(source, Source)}
@@ -127,9 +136,17 @@ class ScratchData:
         progress = Progress(self.root / "progress")
         try:
             run = (generate if isinstance(stage.settings, WrittenCompletions) else data).run
-            return out, run(stage.settings, StageRun(inputs, out, progress)).counts  # type: ignore[arg-type]
+            return out, run(settings, StageRun(inputs, out, progress)).counts  # type: ignore[arg-type]
         finally:
             progress.close()
+
+
+def _items_away(source: Stage | Source) -> bool:
+    return (
+        isinstance(source, Stage)
+        and isinstance(source.settings, JudgeItemData)
+        and any(isinstance(file, Source) and is_away(file) for file in source.inputs.values())
+    )
 
 
 def is_away(source: Source) -> bool:
@@ -153,15 +170,6 @@ def data_lines(cells: Sequence[CellPlan], store: Store) -> DataSummary:
         for cell in cells:
             try:
                 lines |= dict.fromkeys(_lines_of_cell(cell, scratch))
-            except NotHere as error:
-                known: Counter[str] = Counter()
-                for rows in (error.recorded() or {}).values():
-                    known.update(rows)
-                what = " and ".join(f"{n:,} {split} rows" for split, n in known.items())
-                counted = f"{what} as recorded in conf/" if known else "its rows are not counted"
-                lines[
-                    f"{error}: {counted}; what is dropped, and overlap with the judge's items, is not known"
-                ] = None
             except ValueError as error:
                 refusals |= dict.fromkeys(f"{cell.cell.data.name}: {error}".splitlines())
     return DataSummary(list(lines), list(refusals))
@@ -183,10 +191,37 @@ def data_refusals(cells: Sequence[CellPlan], to_do: Sequence[Stage], store: Stor
     return list(refusals)
 
 
+def _away(error: NotHere) -> str:
+    """What is known of rows that are not on this machine, in words."""
+    known: Counter[str] = Counter()
+    for rows in (error.recorded() or {}).values():
+        known.update(rows)
+    what = " and ".join(f"{n:,} {split} rows" for split, n in known.items())
+    counted = f"{what} as recorded in conf/" if known else "its rows are not counted"
+    return f"{error}: {counted}; what is dropped, and overlap with the judge's items, is not known"
+
+
+def _too_few(settings: Any, rows: Mapping[str, Mapping[str, int]] | None) -> str | None:
+    """Why recorded rows cannot give the prompts that a stage needs; None where they can or are not known."""
+    if rows is None or not isinstance(settings, NextPromptData | FilePromptData):
+        return None
+    labelled = settings.pairs.fraction if isinstance(settings, NextPromptData) else 0.0
+    left = math.floor(sum(known["train"] for known in rows.values()) * (1 - labelled))
+    needed = settings.after + settings.n
+    if needed <= left:
+        return None
+    text = f"The iterations up to this one need {needed:,} prompts without labels, and its recorded rows leave at most {left:,}"
+    return f"{text}. Lower method.n_prompts{' or data.fraction' if labelled else ''}."
+
+
 def _check_stages(stages: Sequence[Stage], scratch: ScratchData) -> None:
     for stage in stages:
         if _reads_files(stage):
-            scratch.load(stage)
+            try:
+                scratch.load(stage)
+            except NotHere as error:
+                if why := _too_few(stage.settings, error.recorded()):
+                    raise ValueError(f"{error}. {why}") from error
         if isinstance(stage.settings, ConversationSft):
             model, conversations = stage.inputs["model"], stage.inputs["conversations"]
             if isinstance(model, Source) and model.path.is_dir():
@@ -197,13 +232,23 @@ def _check_stages(stages: Sequence[Stage], scratch: ScratchData) -> None:
 def _lines_of_cell(cell: CellPlan, scratch: ScratchData) -> Iterator[str]:
     _check_stages(cell.stages, scratch)
     for stage in cell.stages:
+        if _items_away(stage):
+            yield f"{stage.label}: {stage.settings.n:,} as recorded; overlap with the train rows is not known"  # type: ignore[attr-defined]
         if isinstance(stage.settings, ConversationData):
-            counts = scratch.load(stage)[1]
+            try:
+                counts = scratch.load(stage)[1]
+            except NotHere as error:
+                yield _away(error)
+                continue
             yield f"{cell.cell.sft and cell.cell.sft.name}: {counts['rows']:,} conversations{_dropped_and_noted('train', counts)}"
     preferences = cell.roles.get("preferences")
     if preferences is None or not isinstance(settings := preferences.settings, LocalPairData):
         return
-    folder, counts = scratch.load(preferences)
+    try:
+        folder, counts = scratch.load(preferences)
+    except NotHere as error:
+        yield _away(error)
+        return
     rows = read_rows(folder / "train.jsonl") if settings.fraction else []
     words = f"{cell.cell.data.name}: {len(rows):,} train rows of {counts['train_prompts']:,} prompts"
     if "all_train_prompts" in counts and settings.fraction != 1:
@@ -228,7 +273,9 @@ def _lines_of_cell(cell: CellPlan, scratch: ScratchData) -> Iterator[str]:
         yield f"  {same} have a prompt that the judge uses too: dropped (data.overlap={settings.overlap})"
     for role, overlap in cell.roles.items():
         label = role.rpartition("/")[0]
-        if role.endswith("overlap") and (same := _same("overlap/items", scratch.load(overlap)[1])):
+        if not role.endswith("overlap") or any(map(_items_away, overlap.inputs.values())):
+            continue
+        if same := _same("overlap/items", scratch.load(overlap)[1]):
             judge = f"the judge of {label}" if label else "the judge"
             yield f"  {same} have a prompt that {judge} uses too: they are trained on"
 

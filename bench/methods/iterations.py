@@ -174,7 +174,9 @@ def _trained(cell: Cell, training: Trained | RefinedDpo, inputs: Inputs, label: 
 
 def _samples(cell: Cell, loop: Loop, policy: Input, items: Stage, draws: int, t: int) -> Stage:
     decoding = Decoding(
-        temperature=loop.sample_temperature, top_p=1.0, max_new_tokens=loop.sample_max_new_tokens
+        temperature=loop.sample_temperature,
+        top_p=loop.sample_top_p,
+        max_new_tokens=loop.sample_max_new_tokens,
     )
     settings = pieces.sample_settings(cell, decoding, draws, cell.seed)
     return stage("sample", settings, pieces.read_model(policy) | {"items": items}, f"iteration {t} samples")

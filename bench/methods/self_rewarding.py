@@ -218,7 +218,9 @@ def _quality(cell: Cell, ground: Ground, settings: SelfRewarding, policy: Input)
         items = labelled.inputs["items"]
         assert isinstance(items, Stage)
         decoding = Decoding(
-            temperature=settings.sample_temperature, top_p=1.0, max_new_tokens=settings.sample_max_new_tokens
+            temperature=settings.sample_temperature,
+            top_p=settings.sample_top_p,
+            max_new_tokens=settings.sample_max_new_tokens,
         )
         completions = _written(cell, ground.start, items, decoding, RANKED, "held-out samples to rank")
     else:

@@ -119,6 +119,23 @@ def fetch(kind: Kind, repo: str, at: str, patterns: Sequence[str], also: Sequenc
     return folder
 
 
+def fetch_file(kind: Kind, repo: str, name: str) -> Path:
+    """Path of one file of a repository, from the cache or, at its newest revision, from the hub.
+
+    Raises NotThere if neither has it.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+    repo_type = kind.removesuffix("s")
+    if isinstance(here := try_to_load_from_cache(repo, name, repo_type=repo_type), str):
+        return Path(here)
+    try:
+        HfApi().list_repo_files(repo, repo_type=repo_type)  # Without a network this fails at once.
+        return Path(hf_hub_download(repo, name, repo_type=repo_type))
+    except Exception as error:
+        raise _explained(error, kind, repo, None, (name,)) from error
+
+
 def cached(kind: Kind, repo: str, at: str) -> Path | None:
     """The cache's folder of a revision, possibly with files missing; None if the cache has none.
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_compose import write_sweep
 from tiny import make_model
 
 from bench import methods
@@ -396,3 +397,50 @@ if __name__ == "__main__":
         if path.stem not in written
     }
     GOLDEN.write_text(json.dumps(dict(sorted((written | added).items())), indent=1) + "\n")
+
+
+# A method's key on the command line, where the sweep's methods differ ------------------------------------------------
+
+MIXED = "grids: [{method: [iterative_dpo, dpo]}, {method: kto}]"
+
+
+def test_a_methods_key_on_the_command_line_goes_to_the_methods_that_have_it(
+    opened: Callable[..., CheckedCommand], tmp_path: Path
+) -> None:
+    flag = write_sweep(tmp_path, MIXED)
+    command = opened(flag, "+sweep=mine", "method.n_prompts=70,[80]", "method.beta=0.3")
+    methods: list[Any] = [cell.method for cell in command.cells]
+    assert [(m.name, getattr(m, "n_prompts", None), m.beta) for m in methods] == [
+        ("iterative_dpo", 70, 0.3),
+        ("iterative_dpo", (80,), 0.3),
+        ("dpo", None, 0.3),
+        ("kto", None, 0.3),
+    ]
+    assert command.partly == (
+        "method.n_prompts=70,[80] changes no cell of dpo, kto, which have no such setting",
+    )
+    assert opened(flag, "+sweep=mine", "method.beta=0.3").partly == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("method.bete=1", "unknown key 'method.bete' (method.bete=1 on the command line); did you mean method.beta?"),
+        ("method=dpo method.n_prompts=3", "unknown key 'method.n_prompts' (method.n_prompts=3 on the command line)"),
+        ("method.n_prompts=[]", "method.n_prompts must not be empty, got [] (method.n_prompts=[] on the command line)"),
+        ("method.n_prompts=[[8,9]]", 
+            "method.n_prompts must be one list of values, got a list inside it, [8, 9] (method.n_prompts=[[8,9]] on the command line); "
+            "a list is written method.n_prompts=[8,9]"),
+        ("method=spa method.decoupling=0.5", 
+            "method.decoupling must be a list, got 0.5 (method.decoupling=0.5 on the command line); "
+            "one value is written method.decoupling=[0.5]"),
+        ("method=spa method.decoupling=[]", "method.decoupling must not be empty, got [] "),
+        ("world.categories=[]", "world.categories must not be empty, got [] "),
+        ("judge=alpaca_eval judge.model=", "judge.model must not be empty, got '' "),
+    ],
+)  # fmt: skip
+def test_a_key_that_no_method_has_and_a_wrong_list_are_one_line(
+    problems: Callable[..., list[str]], tmp_path: Path, words: str, told: str
+) -> None:
+    found = problems(write_sweep(tmp_path, MIXED), "+sweep=mine", *words.split())
+    assert len(found) == 1 and found[0].startswith(told), found

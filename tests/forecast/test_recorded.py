@@ -12,6 +12,7 @@ from outer import outer
 
 from bench.cli.compose import CheckedCommand, open_command
 from bench.commands import plan
+from bench.config.errors import BadConfig
 from bench.models import recorded
 from bench.models.model_size import read_shape
 
@@ -72,6 +73,41 @@ def test_rows_that_nobody_has_counted_are_named_and_not_guessed(
     assert (
         "not counted: stanfordnlp/SHP is not on this machine, and conf/ records no number of its rows" in said
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("scale=zephyr_7b", "method=spa", "method.n_prompts=30000", "data.fraction=0.1"), "55,021"),
+        (
+            (
+                "scale=zephyr_7b",
+                "method=spin",
+                "sft=ultrachat_200k",
+                "method.prompts=sft",
+                "method.n_prompts=300000",
+            ),
+            "207,865",
+        ),
+    ],
+)
+def test_more_prompts_than_recorded_rows_are_refused(
+    offline: Callable[..., CheckedCommand], words: tuple[str, ...], left: str
+) -> None:
+    with pytest.raises(
+        BadConfig, match=f"prompts without labels, and its recorded rows leave at most {left}"
+    ):
+        plan.main(offline(*words))
+
+
+def test_the_official_items_are_planned_by_their_number(
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan.main(offline("scale=zephyr_7b", "method=dpo", "judge=alpaca_eval_gpt4")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "alpaca_eval items: 805 as recorded; overlap with the train rows is not known" in said
+    assert "61,135 train rows and 2,000 heldout rows as recorded in conf/" in said
+    assert "missing judge.items=hub: tatsu-lab/alpaca_eval could not be fetched from the hub" in said
 
 
 def test_a_model_that_conf_does_not_know_is_asked_for(

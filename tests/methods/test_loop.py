@@ -41,6 +41,7 @@ from bench.store.store import Store
 SMALL: dict[str, Any] = {
     "n_prompts": 24,
     "sample_temperature": 1.0,
+    "sample_top_p": 1.0,
     "sample_max_new_tokens": 12,
     "pairs": "fresh",
     "batch_size": 4,

@@ -50,6 +50,7 @@ GIVEN: dict[str, Any] = {
     "reward_learning_rate": 1e-3,
     "n_prompts": 24,
     "sample_temperature": 1.0,
+    "sample_top_p": 1.0,
     "sample_max_new_tokens": 12,
     "pairs": "fresh",
 }

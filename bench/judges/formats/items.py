@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.models.hub import NotThere, fetch_file
 from bench.readers.completions_file import FAILED_REQUEST, first_choice, turn_text
 from bench.records import Item
 from bench.text_files import (
@@ -26,6 +27,7 @@ from bench.text_files import (
 )
 
 HUB_DATASET, HUB_FILE = "tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json"
+N_HUB_ITEMS = 805  # Items of HUB_FILE (AlpacaEval, https://github.com/tatsu-lab/alpaca_eval).
 
 
 def read_alpaca_eval(path: Path) -> list[Item]:
@@ -212,16 +214,13 @@ def cut(items: Sequence[Item], n: int, n_turns: int) -> list[Item]:
 
 
 def hub_file() -> Path:
-    """Path of AlpacaEval's official 805 items with the GPT-4 baseline, from the hub or its cache.
+    """Path of AlpacaEval's official items with the GPT-4 baseline, from the hub or its cache.
 
-    Raises ValueError if neither has it.
+    Raises NotThere if neither has it.
     """
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(HUB_DATASET, HUB_FILE, repo_type="dataset"))
-    except Exception as error:  # Many kinds: no network, a gated file, not in the cache.
-        why = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"judge.items=hub: {HUB_DATASET}/{HUB_FILE} cannot be loaded ({why}). Set judge.items to a file."
+        return fetch_file("datasets", HUB_DATASET, HUB_FILE)
+    except NotThere as error:
+        raise type(error)(
+            f"judge.items=hub: {error}; to use a copy of {HUB_FILE}, set judge.items to it"
         ) from error
