@@ -44,10 +44,24 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[warm.SHARED] = tempfile.mkdtemp(prefix="bench-tests-", suffix=f"-{os.getpid()}")
 
 
+LONG = {
+    "test_compose",
+    "test_config",
+    "test_odd_replies",
+    "test_readmes",
+    "test_secrets",
+    "test_templates",
+    "test_wandb_mirror",
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests carry out whole commands come first: they take longest, and the others even out what is left at the end."""
+    """Files whose tests carry out whole commands, and other long ones, come first: the others even out what is left at the end."""
     items.sort(
-        key=lambda item: not {"bench", "smoke", "smoke_cell"} & set(dir(getattr(item, "module", None)))
+        key=lambda item: (
+            not {"bench", "smoke", "smoke_cell"} & set(dir(getattr(item, "module", None)))
+            and item.path.stem not in LONG
+        )
     )
 
 

@@ -109,6 +109,7 @@ def test_the_plan_counts_the_tokens_of_every_conversation(words: tuple[str, ...]
     assert 3.6 < tokens(960) / tokens(240) < 4.4
 
 
+@outer
 def test_the_plan_says_what_the_judge_asks_too(words: tuple[str, ...], tmp_path: Path) -> None:
     pairs = Path(next(word for word in words if word.startswith("data.path=")).partition("=")[2])
     train = next(pairs.glob("data/train_prefs-*"))

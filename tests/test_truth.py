@@ -317,6 +317,7 @@ def read_only(results: Path, tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
+@outer
 def test_results_that_may_only_be_read_are_shown(
     read_only: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the hub's client is imported
 
 import huggingface_hub.constants
 import pytest
+from outer import some_outer
 from test_compose import write_sweep
 
 from bench.cli.compose import BadConfig, CheckedCommand, open_command
@@ -175,7 +176,7 @@ def _nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_nothing_here")
-@pytest.mark.parametrize("sweep", PAPERS)
+@pytest.mark.parametrize("sweep", some_outer(PAPERS, ["dpo_after_sft", "spin", "pref_tuning"]))
 def test_a_papers_experiment_has_its_settings(sweep: str, tmp_path: Path) -> None:
     """The table in golden/scales.json, which `python tests/cli/test_scales.py [SWEEP ...] [SCALE ...]` writes anew."""
     table = json.loads(TABLE.read_text())[sweep]

@@ -238,6 +238,7 @@ def _fitted_difficulties_are_the_tables(
     )
 
 
+@outer
 def test_a_calibration_from_a_file_is_known_by_its_content(
     endpoint: Endpoint, files: list[str], tmp_path: Path
 ) -> None:

@@ -312,6 +312,7 @@ def test_what_no_labeller_of_a_command_reads_is_refused(
     assert problems("method=iterative_dpo", every, JUDGE, MODEL, *others) == []
 
 
+@outer
 def test_a_loop_on_ones_own_data_needs_new_prompts(
     model_folder: Path, pairs_file: Path, tmp_path: Path, problems: Callable[..., list[str]]
 ) -> None:

@@ -133,6 +133,7 @@ def keys(said: str) -> list[str]:
     return [line.split()[0] for line in said.splitlines() if line.startswith(("start-", "dpo-"))]
 
 
+@outer
 def test_a_revision_is_locked_at_its_first_use_and_kept(served: Hub, plan: Any, tmp_path: Path) -> None:
     first = plan(served.url)
     assert first.returncode == 0, first.stderr

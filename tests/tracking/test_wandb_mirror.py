@@ -209,6 +209,7 @@ def test_what_was_written_is_not_written_again(tmp_path: Path) -> None:
     assert "reason" not in summaries(tmp_path)["dpo-k1"]["summary"]
 
 
+@outer
 def test_nothing_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = ["planted-environment-value", "planted-argument-value", "planted-config-value", KEY]
     monkeypatch.setenv("SOME_API_KEY", planted[0])
@@ -316,6 +317,7 @@ def test_a_server_that_never_answers_sends_the_sweep_offline(
     assert all(len(records(folder, "history")) == 30 for folder in runs(tmp_path))
 
 
+@outer
 def test_a_server_that_falls_silent_holds_up_no_longer_than_agreed(tmp_path: Path, server: FakeWandb) -> None:
     tracker: Any = opened(tmp_path, timeout_s=6.0)
     tracker.follow(**named(), rows=HISTORY[:10])
@@ -373,6 +375,7 @@ def test_online_runs_arrive_and_are_completed_after_an_interruption(
     assert any("nothing new" in note for note in tracker.notes)
 
 
+@outer
 def test_a_table_that_the_server_refuses_is_written_offline(tmp_path: Path, server: FakeWandb) -> None:
     server.artifact_type = "of another kind"
     tracker = opened(tmp_path)
