@@ -74,6 +74,17 @@ def test_the_package_and_its_citation_agree() -> None:
     assert newest[0] == "Unreleased" and __version__ in newest
 
 
+def test_the_image_installs_as_the_readme_does() -> None:
+    """The image's only RUN is the README's install, which CI runs in an empty environment."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    (install,) = [line.removeprefix("RUN ") for line in lines if line.startswith("RUN ")]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"    {install} && .venv/bin/python -m bench +sweep=kto_beta" in readme.splitlines()
+    assert 'ENTRYPOINT [".venv/bin/python", "-m", "bench"]' in lines
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert {".git", ".venv", "results"} <= set(ignored)
+
+
 def test_rooms_import_downwards_only() -> None:
     """The contracts in pyproject.toml: layers, independence of methods, judges and stages, no torch in light rooms."""
     linter = Path(sys.executable).with_name("lint-imports")
