@@ -125,13 +125,13 @@ def _judge_files(judge: Tree, bounds: Bounds, away: list[str] | None = None) -> 
     if (
         judge["budget_dollars"] is not None
         and judge["server"] == "endpoint"
-        and price_of(judge["model"], judge["prices"]) is None
+        and price_of(judge["model"], judge["prices"], judge["base_url"]) is None
     ):
         raise ValueError(
-            f"judge.budget_dollars needs a price of {judge['model']}, and {judge['prices'] or 'the price file of bench'} has none: "
+            f"judge.budget_dollars needs a price of {judge['model']}, and {judge['prices'] or 'the price list of bench'} has none: "
             "set judge.prices to a file with its price"
         )
-    price_of(judge["model"], judge["prices"])
+    price_of(judge["model"], judge["prices"], judge["base_url"])
     if judge["tokenizer"]:
         folder = existing_file(f"{judge['tokenizer']}/tokenizer.json", "judge.tokenizer").parent
         if (template := read_template(folder)) is not None:

@@ -160,7 +160,7 @@ class Asking(Settings):
     """Most dollars that judging the sweep may cost, earlier runs included; null: no limit. At the limit the
     command ends with exit code 4; the same command goes on after the limit is raised."""
     prices: str | None
-    """Price file in the form of bench/judges/prices.yaml; null: that one."""
+    """Price file in the form of bench/judges/asked/prices.yaml; null: that one, then the package genai-prices."""
     tokenizer: str | None
     """Folder with the tokenizer.json that counts tokens for do=plan; null: tiktoken, earlier replies, or 4
     characters a token. The plan says which one it used."""

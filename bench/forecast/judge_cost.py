@@ -105,11 +105,13 @@ def _cost(stage: Stage, settings: LanguageJudgeSettings, store: Store) -> JudgeC
     count, counter = _counter(stage, settings, store)
     prompt = sum(count(request) for request in requests)
     completion, replies = _reply_tokens(stage, requests, store)
-    price = price_of(settings.model, settings.asking.prices) if settings.model else None
+    price = (
+        price_of(settings.model, settings.asking.prices, settings.asking.base_url) if settings.model else None
+    )
     dollars = 0.0 if settings.model is None else None
     if price is not None:
         dollars = price.dollars(prompt, completion, batch=settings.asking.batch_wait_s is not None)
-        counter = f"{counter}; prices of {price.date}"
+        counter = f"{counter}; prices of {price.as_of}"
     return JudgeCost(
         len(requests),
         prompt,

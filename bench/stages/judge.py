@@ -148,7 +148,7 @@ def _ask(settings: LanguageJudgeSettings, run: StageRun, requests: Sequence[Requ
             wait_until_ready(run.server)
             base_url = run.server.base_url
             requests = with_letters(requests, run.inputs["model"], letters(settings))
-        price = price_of(settings.model, settings.asking.prices) if settings.model else None
+        price = price_of(settings.model, settings.asking.prices, base_url) if settings.model else None
         ledger = Ledger(run.work.parent / "spending.jsonl")
         sharing = (*(run.sharing or (run.key,)), *(work.stem for work in run.earlier))
         asker = Endpoint(settings.asking, base_url, journal, ledger, run.key, sharing, price)

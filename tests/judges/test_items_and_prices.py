@@ -415,6 +415,35 @@ def test_labels_of_people_that_are_none_are_refused_by_their_line(
         read_labels(lines(path, *rows))
 
 
+@pytest.mark.parametrize(
+    ("model", "base_url", "known"),
+    [
+        ("gpt-5", None, True),
+        ("gpt-5", "https://api.openai.com/v1", True),
+        ("claude-sonnet-4-5-20250929", "https://api.anthropic.com/v1", True),
+        ("gpt-5", "http://127.0.0.1:8000/v1", False),
+        ("claude-sonnet-4-5-20250929", None, False),
+        ("gpt-5-of-mine", None, False),
+    ],
+)
+def test_models_of_today_have_a_price_at_their_provider_alone(
+    model: str, base_url: str | None, known: bool
+) -> None:
+    price = price_of(model, None, base_url)
+    assert (price is not None) == known
+    if price is not None:
+        assert 0 < price.prompt < price.completion and price.batch == 1.0
+        assert price.as_of.startswith("genai-prices ")
+
+
+def test_a_price_of_ours_comes_before_the_package(tmp_path: Path) -> None:
+    ours = price_of("gpt-4o", None)
+    assert ours is not None and ours.as_of == "2026-03-01"
+    mine = tmp_path / "p.yaml"
+    mine.write_text("- {models: [mine], prompt: 2, completion: 8, date: 2026-11-25, source: my contract}")
+    assert price_of("gpt-5", str(mine)) is None
+
+
 def test_prices_are_dated_sourced_and_of_exact_names(tmp_path: Path) -> None:
     rows = read_prices(OWN_PRICES)
     names = [name for row in rows for name in row.models]

@@ -1,9 +1,10 @@
-"""Prices of tokens, from a dated file that the user can replace."""
+"""Prices of tokens: a dated file that the user can replace, then what the package genai-prices lists."""
 
 from __future__ import annotations
 
 import datetime
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from bench.machine import PACKAGE
 from bench.text_files import BadFile, describe, printable, read_yaml
 
 OWN_PRICES = PACKAGE / "judges" / "asked" / "prices.yaml"
+OPENAI = "https://api.openai.com/v1"
 Dollars = Annotated[float, Field(ge=0)]
 
 
@@ -24,8 +26,13 @@ class Price(Settings):
     prompt: Dollars
     completion: Dollars
     batch: Annotated[float, Field(gt=0, le=1)] = 1.0  # Price factor for batch files.
-    date: datetime.date  # The day the price was looked up.
+    date: datetime.date | None  # The day the price was looked up; None for a package's list.
     source: str
+
+    @property
+    def as_of(self) -> str:
+        """The day of the price, else its source."""
+        return self.source if self.date is None else str(self.date)
 
     def dollars(self, prompt_tokens: int, completion_tokens: int, *, batch: bool = False) -> float:
         """Cost of the tokens in dollars."""
@@ -56,7 +63,28 @@ def read_prices(path: Path) -> tuple[Price, ...]:
     return rows
 
 
-def price_of(model: str, path: str | None) -> Price | None:
-    """The price of a model by its exact name; None if the file does not name it."""
+def price_of(model: str, path: str | None, base_url: str | None = None) -> Price | None:
+    """The price of a model by its exact name at an endpoint (None: OpenAI's); None if there is none.
+
+    A file of the user stands alone. Without one, prices.yaml comes before genai-prices.
+    """
     rows = read_prices(user_path(path) if path else OWN_PRICES)
-    return next((row for row in rows if model in row.models), None)
+    own = next((row for row in rows if model in row.models), None)
+    return own if own is not None or path else _listed(model, base_url or OPENAI)
+
+
+def _listed(model: str, base_url: str) -> Price | None:
+    """What genai-prices lists for a model of the endpoint's provider, whole price, without tiers of long prompts.
+
+    A server of one's own is no provider, so its models have no price.
+    """
+    import genai_prices
+
+    usage = genai_prices.Usage(input_tokens=1000, output_tokens=1000)
+    try:
+        listed = genai_prices.calc_price(usage, model, provider_api_url=base_url)
+    except LookupError:
+        return None
+    prompt, completion = (float(dollars * 1000) for dollars in (listed.input_price, listed.output_price))
+    source = f"genai-prices {version('genai-prices')}, {listed.provider.id}"
+    return Price(models=(model,), prompt=prompt, completion=completion, date=None, source=source)
