@@ -455,6 +455,11 @@ class SuiteJudge(JudgeSettings):
             if not EVALUATION.fullmatch(label)
         ]
         problems += [
+            f"{label} judges nothing (judge=none), which means nothing beside another judge: leave {label} out"
+            for label, judge in self.judges.items()
+            if isinstance(judge, NoJudge)
+        ]
+        problems += [
             f"{one} and {two} are the same evaluation: leave {two} out, or give it other settings"
             for n, two in enumerate(labels)
             for one in labels[:n]

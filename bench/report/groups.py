@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bench.config import Cell, Expectation, NoMethod, Written
+from bench.config import Cell, Expectation, NoMethod, SuiteJudge, Written
 from bench.records import grouped
 from bench.report.rows import ALPHA, CellRow, seedless
 from bench.stats import estimates
@@ -174,7 +174,7 @@ def varied_settings(cells: Sequence[Cell]) -> list[str]:
 
 
 def settings(cell: Cell) -> dict[str, str]:
-    """Settings of a cell by dotted key, each as JSON."""
+    """Settings of a cell by dotted key, each as JSON. A suite is named by its evaluations."""
     flat: dict[str, str] = {}
 
     def visit(value: Any, prefix: str) -> None:
@@ -185,7 +185,8 @@ def settings(cell: Cell) -> dict[str, str]:
             flat[prefix] = value if isinstance(value, str) else json.dumps(value)
 
     visit(cell.model_dump(mode="json"), "")
-    return flat
+    several = {"judge.name": "+".join(cell.judge.judges)} if isinstance(cell.judge, SuiteJudge) else {}
+    return flat | several  # two suites are told apart
 
 
 def method_name(cell: Cell) -> str:

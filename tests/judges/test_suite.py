@@ -23,6 +23,7 @@ from bench.config import CATEGORIES
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
 from bench.records import Result
+from bench.report.groups import line_names, varied_settings
 from bench.report.tables import together
 from bench.scoring.suite import joined
 
@@ -124,6 +125,7 @@ def test_one_judge_twice_takes_labels_and_a_jury_may_be_an_evaluation(opened: Op
             ("judge=suite", "judge.judges={a: {judge: gold}, b: {judge: suite}}"),
             "judge.judges.b.name must be one of 'gold', 'none'",
         ),
+        (("judge=[gold,none]",), "none judges nothing (judge=none), which means nothing beside another judge: leave none out"),
         (("judge=[alpaca_eval,mt_bench]",), "judge.model must be set: add judge.model=..."),
         (
             (*BOTH, "judge.items=FILE"),
@@ -150,11 +152,23 @@ def test_each_evaluation_must_fit_the_data(problems: Problems, model_folder: Pat
 @pytest.mark.parametrize(
     ("written", "judges"),
     [
-        ("judge: [gold, none]\naxes: {seed: [0, 1]}", [("gold", "none")] * 2),
-        ("judge: [gold]\ngrids: [{seed: 0}, {seed: 1}]", ["gold"] * 2),
-        ("axes: {judge: [gold, none]}", ["gold", "none"]),
-        ("axes: {judge: [[gold, none], gold]}", [("gold", "none"), "gold"]),
-        ("axes: {seed: 0}\nworld: {judge: [gold, none]}", [("gold", "none")]),
+        (
+            "judge: [gold, alpaca_eval]\naxes: {seed: [0, 1], judge.model: m}",
+            [("gold", "alpaca_eval")] * 2,
+        ),
+        (
+            "judge: [mt_bench]\ngrids: [{seed: 0, judge.model: m}, {seed: 1, judge.model: m}]",
+            ["mt_bench"] * 2,
+        ),
+        ("axes: {judge: [alpaca_eval, mt_bench], judge.model: m}", ["alpaca_eval", "mt_bench"]),
+        (
+            "axes: {judge: [[gold, alpaca_eval], mt_bench], judge.model: m}",
+            [("gold", "alpaca_eval"), "mt_bench"],
+        ),
+        (
+            "axes: {judge.model: m}\nworld: {judge: [gold, alpaca_eval]}",
+            [("gold", "alpaca_eval")],
+        ),
     ],
 )
 def test_a_sweep_file_names_several_evaluations(
@@ -165,9 +179,28 @@ def test_a_sweep_file_names_several_evaluations(
     command = opened(f"--config-dir={tmp_path}", "+sweep=mine")
     found = [tuple(c.judge.judges) if hasattr(c.judge, "judges") else c.judge.name for c in command.cells]
     assert found == judges
-    assert {c.judge.name for c in opened(f"--config-dir={tmp_path}", "+sweep=mine", "judge=none").cells} == {
-        "none"
-    }
+    command = opened(f"--config-dir={tmp_path}", "+sweep=mine", "judge=arena_hard")
+    assert {c.judge.name for c in command.cells} == {"arena_hard"}
+
+
+def test_two_suites_on_an_axis_are_told_apart(opened: Open, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    axes = "axes: {judge: [[gold, alpaca_eval], [gold, mt_bench]], judge.model: m}"
+    (tmp_path / "sweep" / "mine.yaml").write_text(f"# @package _global_\n# Question: mine?\n{axes}\n")
+    cells = opened(f"--config-dir={tmp_path}", "+sweep=mine").cells
+    assert "judge.name" in varied_settings(cells)
+    names = line_names({str(n): cell for n, cell in enumerate(cells)}, varied_settings(cells))
+    assert list(names.values()) == ["kto judge gold+alpaca_eval", "kto judge gold+mt_bench"]
+
+
+# Budgets ---------------------------------------------------------------------------------------------------
+
+
+def test_each_evaluation_has_its_own_budget(opened: Open) -> None:
+    words = ("judge=[gold,alpaca_eval,mt_bench]", "judge.model=gpt-4.1", "judge.budget_dollars=5")
+    suite = opened(*words, "judge.judges.mt_bench.budget_dollars=0.5").cells[0].judge
+    budgets = {label: getattr(one, "budget_dollars", None) for label, one in suite.judges.items()}
+    assert budgets == {"gold": None, "alpaca_eval": 5.0, "mt_bench": 0.5}
 
 
 # Files of the three benchmarks ----------------------------------------------------------------------------------------
