@@ -96,7 +96,7 @@ def in_words(
             yield key, f"{key} must not be empty, {came}"
         case "tuple_type":
             yield key, f"{key} must be a list, {came}; one value is written {key}=[{detail['input']}]"
-        case _ if path[-1].isdecimal() and isinstance(inner := detail["input"], list):
+        case _ if path and path[-1].isdecimal() and isinstance(inner := detail["input"], list):
             whole = key.rpartition(".")[0]
             way_out = f"a list is written {whole}=[{','.join(map(str, inner))}]"
             yield (

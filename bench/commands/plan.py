@@ -175,22 +175,23 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     for cell in plan.cells:
         for role in cell.roles.values():
             if cost := costs.get(role):
-                dollars = "?" if cost.dollars is None else f"{cost.dollars:.2f}"
+                price = "?" if cost.dollars is None else f"{cost.dollars:.2f}"
                 numbers = (f"{n:,}" for n in (cost.requests, cost.prompt_tokens, cost.completion_tokens))
-                table.add_row(cell.name, role.label, *numbers, dollars)
+                table.add_row(cell.name, role.label, *numbers, price)
     if table.row_count:
         console.whole(table)
     names = ", ".join(sorted({cell.cell.judge.name for cell in single(plan.cells)}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})")
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}")
-    budgets = [
-        budget
-        for cell in plan.cells
-        if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None
-    ]
-    if budgets and sum(cost.dollars for cost in costs.values() if cost.dollars is not None) > min(budgets):
-        stops = f"This is more than judge.budget_dollars={min(budgets):g}. The command stops there (exit 4); raise it to continue."
+    over = []
+    for cell in plan.cells:  # each evaluation has its own budget
+        dollars = sum(cost.dollars or 0.0 for role in cell.roles.values() if (cost := costs.get(role)))
+        budget = getattr(cell.cell.judge, "budget_dollars", None)
+        if budget is not None and dollars > budget:
+            over.append(budget)
+    if over:
+        stops = f"This is more than judge.budget_dollars={min(over):g}. The command stops there (exit 4); raise it to continue."
         console.print(f"         {stops}", highlight=True)
 
 

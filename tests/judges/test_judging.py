@@ -241,7 +241,7 @@ ASKED = ("judge=alpaca_eval", "judge.model=m", "judge.decoding.max_new_tokens=48
         ),
         (
             (*ASKED, "judge.budget_dollars=5"),
-            r"judge\.budget_dollars needs a price of m, and the price file of bench has none",
+            r"judge\.budget_dollars needs a price of m, and the price list of bench has none",
         ),
         ((*ASKED, "judge.prices=nowhere.yaml"), r"judge\.prices must be a file that lists prices"),
         ((*ASKED, "judge.n_items=null"), r"judge\.n_items must be a number where judge\.items is null"),
