@@ -11,6 +11,7 @@ MARKS = (pytest.mark.slow, pytest.mark.essential)
 
 
 def outer(test: Any) -> Any:
+    """The test with CI's marks."""
     for mark in MARKS:
         test = mark(test)
     return test

@@ -213,9 +213,7 @@ class _Opening:
     def _partly(self) -> tuple[str, ...]:
         """The settings of the command line that do not reach every cell."""
         return tuple(
-            f"{self.command.words[key]} changes no cell of {', '.join(lacking)}, which has no such setting"
-            if len(lacking) == 1
-            else f"{self.command.words[key]} changes no cell of {', '.join(lacking)}, which have no such setting"
+            f"{self.command.words[key]} changes no cell of {', '.join(lacking)}: no such setting there"
             for key, lacking in self._lacking.items()
             if lacking
         )

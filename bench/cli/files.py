@@ -64,6 +64,7 @@ from bench.config import (
     user_path,
 )
 from bench.judges.asked.replies import parser_version
+from bench.judges.formats.items import HUB_ITEMS
 from bench.models import hub, recorded
 from bench.models.hub import read_config
 from bench.models.model_config import has_position_table, positions
@@ -451,7 +452,7 @@ class Files:
         )
 
     def _source(self, path: Path) -> Source:
-        if not path.exists():  # the judge's items are on the hub, and this is a plan
+        if path == HUB_ITEMS:
             return Source(path, f"hub:datasets/{path}@{UNLOCKED}")
         if path not in self._digests:
             self._digests[path] = Source(path, stamp=tree_stamp(path), digest=tree_digest(path))

@@ -13,7 +13,7 @@ from bench.config import FITTED, HELDOUT, RIVALS, Bounds, LanguageJudge, judge_f
 from bench.judges.asked.prices import price_of
 from bench.judges.asked.prompts import SHIPPED_PROMPTS, prompts_of
 from bench.judges.formats.alpaca_eval import read_calibration
-from bench.judges.formats.items import HUB_DATASET, N_HUB_ITEMS, hub_file, read_benchmark_items
+from bench.judges.formats.items import HUB_ITEMS, N_HUB_ITEMS, hub_file, read_benchmark_items
 from bench.models.hub import Unreachable
 from bench.models.templates import read_template, try_template
 from bench.store.keys import Source
@@ -73,7 +73,7 @@ def judge_files_of(judge: Tree, bounds: Bounds, away: list[str] | None = None) -
     path = existing_file(given, "judge.calibration")
     items = (
         read_benchmark_items(judge_facts(judge).form_of(judge_files.files), judge_files.files)
-        if judge_files.files and judge_files.files["items"].exists()
+        if judge_files.files and judge_files.files["items"] != HUB_ITEMS
         else []
     )
     n = len(items) or judge_files.n_items or judge["n_items"]
@@ -152,9 +152,7 @@ def _judge_files(judge: Tree, bounds: Bounds, away: list[str] | None = None) -> 
         raise ValueError(f"judge.{next(iter(files))} needs judge.items, which is not set")
     form = facts.form_of(files)
     try:
-        n_items = N_HUB_ITEMS
-        if not files or files["items"].exists():
-            n_items = len(read_benchmark_items(form, files)) if files else 0
+        items = read_benchmark_items(form, files) if files and files["items"] != HUB_ITEMS else []
     except BadFile as error:
         if form == judge["name"]:
             raise
@@ -166,15 +164,16 @@ def _judge_files(judge: Tree, bounds: Bounds, away: list[str] | None = None) -> 
         raise ValueError(
             "judge.mode=pairwise needs the opponent's answers: set judge.baseline to a FastChat model_answer file, or judge.opponent=start"
         )
+    n_items = N_HUB_ITEMS if files.get("items") == HUB_ITEMS else len(items)
     return JudgeFiles(prompts, model, files, n_items)
 
 
 def _hub_file(away: list[str] | None) -> Path:
-    """AlpacaEval's official items; a path that does not exist where a plan has to do without them."""
+    """AlpacaEval's official items; HUB_ITEMS where a plan (which gives `away`) cannot have them."""
     try:
         return hub_file()
     except Unreachable as error:
         if away is None:
             raise
         away.append(str(error))
-        return Path(HUB_DATASET)
+        return HUB_ITEMS

@@ -53,7 +53,7 @@ def main(opened: CheckedCommand) -> int:
                 sweep.cells, plan.to_do, store, session.hardware, session.keep, session.do.size
             )
         )
-    for line in opened.away:
+    for line in dict.fromkeys(opened.away):
         say(f"missing  {line}")
     if data.refusals:
         raise BadConfig(data.refusals)
@@ -175,21 +175,24 @@ def print_costs(plan: Plan, costs: Mapping[Stage, JudgeCost]) -> None:
     for cell in plan.cells:
         for role in cell.roles.values():
             if cost := costs.get(role):
-                price = "?" if cost.dollars is None else f"{cost.dollars:.2f}"
+                dollars = "?" if cost.dollars is None else f"{cost.dollars:.2f}"
                 numbers = (f"{n:,}" for n in (cost.requests, cost.prompt_tokens, cost.completion_tokens))
-                table.add_row(cell.name, role.label, *numbers, price)
+                table.add_row(cell.name, role.label, *numbers, dollars)
     if table.row_count:
         console.whole(table)
     names = ", ".join(sorted({cell.cell.judge.name for cell in single(plan.cells)}))
     console.print(f"judge    {_cost_words(list(costs.values()))} ({names})")
     for how in dict.fromkeys("; ".join(cost.how) for cost in costs.values()):
         console.print(f"         counted from {how}")
-    over = []
-    for cell in plan.cells:  # each evaluation has its own budget
-        dollars = sum(cost.dollars or 0.0 for role in cell.roles.values() if (cost := costs.get(role)))
-        budget = getattr(cell.cell.judge, "budget_dollars", None)
-        if budget is not None and dollars > budget:
-            over.append(budget)
+    spent: dict[tuple[str, float], float] = {}  # by judge, since each has its own budget
+    for cell in plan.cells:
+        if (budget := getattr(cell.cell.judge, "budget_dollars", None)) is not None:
+            judge = cell.cell.judge.model_dump_json(), budget
+            known = [
+                cost.dollars for role in cell.roles.values() if (cost := costs.get(role)) and cost.dollars
+            ]
+            spent[judge] = spent.get(judge, 0.0) + sum(known)
+    over = [budget for (_, budget), dollars in spent.items() if dollars > budget]
     if over:
         stops = f"This is more than judge.budget_dollars={min(over):g}. The command stops there (exit 4); raise it to continue."
         console.print(f"         {stops}", highlight=True)

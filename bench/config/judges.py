@@ -455,7 +455,7 @@ class SuiteJudge(JudgeSettings):
             if not EVALUATION.fullmatch(label)
         ]
         problems += [
-            f"{label} judges nothing (judge=none), which means nothing beside another judge: leave {label} out"
+            f"judge=none cannot be one of several evaluations: remove the evaluation '{label}'"
             for label, judge in self.judges.items()
             if isinstance(judge, NoJudge)
         ]

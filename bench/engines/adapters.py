@@ -99,9 +99,8 @@ def save_model(
     are not finite.
     """
     check_finite(model.state_dict() if weights is None else weights)
-    model.config.use_cache = (
-        True  # Trainers turn it off, and a model saved without it generates five times slower.
-    )
+    # Trainers turn it off, and a model saved without it generates five times slower.
+    model.config.use_cache = True
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
     if (path := folder / ADAPTER).exists():

@@ -8,6 +8,7 @@ which takes as long as reading its rows.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections import Counter
@@ -112,7 +113,7 @@ class ScratchData:
             try:
                 inputs[role] = self.folder(source)
             except NotHere:
-                if not isinstance(settings, LocalPairData):
+                if not (isinstance(settings, LocalPairData) and _items_away(source)):
                     raise
                 settings = settings.model_copy(update={"overlap": "report"})  # No items to compare with.
         if TOKENIZER in inputs and not inputs[TOKENIZER].is_dir():  # A hub model that is not downloaded yet.
@@ -141,17 +142,18 @@ class ScratchData:
             progress.close()
 
 
+def is_away(source: Source) -> bool:
+    """Whether a source is a dataset or model of the hub that is not on this machine."""
+    return source.digest.startswith("hub:") and not source.path.exists()
+
+
 def _items_away(source: Stage | Source) -> bool:
+    """Whether a stage is a judge's items of the hub that are not on this machine."""
     return (
         isinstance(source, Stage)
         and isinstance(source.settings, JudgeItemData)
         and any(isinstance(file, Source) and is_away(file) for file in source.inputs.values())
     )
-
-
-def is_away(source: Source) -> bool:
-    """Whether a source is a dataset or model of the hub that is not on this machine."""
-    return source.digest.startswith("hub:") and not source.path.exists()
 
 
 class DataSummary(NamedTuple):
@@ -202,7 +204,7 @@ def _away(error: NotHere) -> str:
 
 
 def _too_few(settings: Any, rows: Mapping[str, Mapping[str, int]] | None) -> str | None:
-    """Why recorded rows cannot give the prompts that a stage needs; None where they can or are not known."""
+    """Why recorded rows are too few for the prompts that a stage needs; None where they suffice or are not known."""
     if rows is None or not isinstance(settings, NextPromptData | FilePromptData):
         return None
     labelled = settings.pairs.fraction if isinstance(settings, NextPromptData) else 0.0
@@ -225,8 +227,9 @@ def _check_stages(stages: Sequence[Stage], scratch: ScratchData) -> None:
         if isinstance(stage.settings, ConversationSft):
             model, conversations = stage.inputs["model"], stage.inputs["conversations"]
             if isinstance(model, Source) and model.path.is_dir():
-                path = scratch.folder(conversations) / "rows.jsonl"
-                check_conversations(read_template(model.path), list(read_jsonl(path, Conversation)))
+                with contextlib.suppress(NotHere):
+                    path = scratch.folder(conversations) / "rows.jsonl"
+                    check_conversations(read_template(model.path), list(read_jsonl(path, Conversation)))
 
 
 def _lines_of_cell(cell: CellPlan, scratch: ScratchData) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":  # before the hub's client is imported
+    sys.path.insert(0, str(Path(__file__).parent.parent))
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": "/nowhere"}
 
 import huggingface_hub.constants

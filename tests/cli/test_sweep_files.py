@@ -416,9 +416,7 @@ def test_a_methods_key_on_the_command_line_goes_to_the_methods_that_have_it(
         ("dpo", None, 0.3),
         ("kto", None, 0.3),
     ]
-    assert command.partly == (
-        "method.n_prompts=70,[80] changes no cell of dpo, kto, which have no such setting",
-    )
+    assert command.partly == ("method.n_prompts=70,[80] changes no cell of dpo, kto: no such setting there",)
     assert opened(flag, "+sweep=mine", "method.beta=0.3").partly == ()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from outer import outer
+from tiny import make_model
 
 from bench.cli.compose import CheckedCommand, open_command
 from bench.commands import plan
@@ -108,6 +110,35 @@ def test_the_official_items_are_planned_by_their_number(
     assert "alpaca_eval items: 805 as recorded; overlap with the train rows is not known" in said
     assert "61,135 train rows and 2,000 heldout rows as recorded in conf/" in said
     assert "missing judge.items=hub: tatsu-lab/alpaca_eval could not be fetched from the hub" in said
+
+
+def test_a_model_of_ones_own_is_planned_without_the_conversations_of_the_hub(
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str], model_folder: Path
+) -> None:
+    words = ("scale=llm", f"model={model_folder}", "sft=ultrachat_200k", "data=hh_rlhf", "method=dpo")
+    assert plan.main(offline(*words)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "HuggingFaceH4/ultrachat_200k is not on this machine: 207,865 train rows" in said
+    assert "Anthropic/hh-rlhf is not on this machine: 160,800 train rows" in said
+
+
+def test_rows_of_ones_own_are_counted_without_the_judges_items(
+    offline: Callable[..., CheckedCommand],
+    capsys: pytest.CaptureFixture[str],
+    pairs_file: Path,
+    tmp_path: Path,
+) -> None:
+    words = (
+        "scale=llm",
+        f"model={make_model(tmp_path / 'own')}",
+        "data=local",
+        f"data.path={pairs_file}",
+        "method=dpo",
+    )
+    assert plan.main(offline(*words, "judge=alpaca_eval_gpt4")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"local: [\d,]+ train rows of [\d,]+ prompts", said)
+    assert "alpaca_eval items: 805 as recorded" in said
 
 
 def test_a_model_that_conf_does_not_know_is_asked_for(

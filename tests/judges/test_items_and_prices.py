@@ -424,6 +424,7 @@ def test_labels_of_people_that_are_none_are_refused_by_their_line(
         ("gpt-5", "http://127.0.0.1:8000/v1", False),
         ("claude-sonnet-4-5-20250929", None, False),
         ("gpt-5-of-mine", None, False),
+        ("whisper-1", None, False),  # Nothing is listed for its tokens: no price is not a price of 0.
     ],
 )
 def test_models_of_today_have_a_price_at_their_provider_alone(

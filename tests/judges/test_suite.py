@@ -125,7 +125,7 @@ def test_one_judge_twice_takes_labels_and_a_jury_may_be_an_evaluation(opened: Op
             ("judge=suite", "judge.judges={a: {judge: gold}, b: {judge: suite}}"),
             "judge.judges.b.name must be one of 'gold', 'none'",
         ),
-        (("judge=[gold,none]",), "none judges nothing (judge=none), which means nothing beside another judge: leave none out"),
+        (("judge=[gold,none]",), "judge=none cannot be one of several evaluations: remove the evaluation 'none'"),
         (("judge=[alpaca_eval,mt_bench]",), "judge.model must be set: add judge.model=..."),
         (
             (*BOTH, "judge.items=FILE"),

@@ -74,9 +74,9 @@ def price_of(model: str, path: str | None, base_url: str | None = None) -> Price
 
 
 def _listed(model: str, base_url: str) -> Price | None:
-    """What genai-prices lists for a model of the endpoint's provider, whole price, without tiers of long prompts.
+    """The price that genai-prices lists for a model of the endpoint's provider; None if it lacks a side of it.
 
-    A server of one's own is no provider, so its models have no price.
+    It is the price of a short prompt, without the discount of a batch file. A server of one's own is no provider.
     """
     import genai_prices
 
@@ -84,6 +84,8 @@ def _listed(model: str, base_url: str) -> Price | None:
     try:
         listed = genai_prices.calc_price(usage, model, provider_api_url=base_url)
     except LookupError:
+        return None
+    if listed.model_price.input_mtok is None or listed.model_price.output_mtok is None:
         return None
     prompt, completion = (float(dollars * 1000) for dollars in (listed.input_price, listed.output_price))
     source = f"genai-prices {version('genai-prices')}, {listed.provider.id}"

@@ -27,6 +27,7 @@ from bench.text_files import (
 )
 
 HUB_DATASET, HUB_FILE = "tatsu-lab/alpaca_eval", "alpaca_eval_gpt4_baseline.json"
+HUB_ITEMS = Path(HUB_DATASET)  # In place of a file that a plan has to do without.
 N_HUB_ITEMS = 805  # Items of HUB_FILE (AlpacaEval, https://github.com/tatsu-lab/alpaca_eval).
 
 
