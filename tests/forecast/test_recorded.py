@@ -69,12 +69,23 @@ def test_tokens_of_recorded_rows_are_an_upper_bound(
 def test_rows_that_nobody_has_counted_are_named_and_not_guessed(
     offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert plan.main(offline("model=mistral_7b_instruct", "data=shp", "method=dpo")) == 0
+    assert plan.main(offline("model=mistral_7b_instruct", "data=nectar", "method=dpo")) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "stanfordnlp/SHP is not on this machine: its rows are not counted; what is dropped" in said
+    assert "berkeley-nest/Nectar is not on this machine: its rows are not counted; what is dropped" in said
     assert (
-        "not counted: stanfordnlp/SHP is not on this machine, and conf/ records no number of its rows" in said
+        "not counted: berkeley-nest/Nectar is not on this machine, and conf/ records no number of its rows"
+        in said
     )
+
+
+def test_a_mixture_is_planned_by_the_recorded_rows_of_all_its_sources(
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """HH 160,800 + SHP 348,718 + OASST1 84,437 train rows; 8,552 + 18,409 + 4,401 held out."""
+    assert plan.main(offline("scale=archangel", "method=dpo")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "593,955 train rows and 31,362 heldout rows as recorded in conf/" in said
+    assert "not counted" not in said
 
 
 @pytest.mark.parametrize(
