@@ -194,6 +194,16 @@ def test_every_experiment_of_the_readme_is_in_the_table() -> None:
         assert set(scales or [""]) <= set(PAPERS[sweep]), row
 
 
+def test_the_readme_lists_the_planned_settings_beside_the_papers() -> None:
+    table = json.loads(TABLE.read_text())
+    row = re.compile(r"\| `\+sweep=(\w+) scale=(\w+)` \| (\w[\w ]*: .+?) \| .+ \|")
+    listed = row.findall((ROOT / "sweeps" / "README.md").read_text())
+    assert len(listed) == 9
+    for sweep, scale, settings in listed:
+        assert scale in PAPERS[sweep]
+        assert set(settings.split("; ")) <= set(table[sweep][scale].split("; ")), (sweep, scale)
+
+
 def test_every_sweep_at_every_scale_is_an_experiment_or_says_what_it_needs() -> None:
     """The same table: a sweep is of one world, and what it lacks is a line (two where model and data are missing)."""
     table = json.loads(TABLE.read_text())
