@@ -14,7 +14,8 @@ Recorded = Mapping[str, Any]
 
 
 def sizes(repo: str | None) -> Recorded | None:
-    """The recorded config of a model of the hub, with its number of `parameters`."""
+    """The recorded config of a model of the hub, with its number of `parameters`, and `chat_template: none`
+    where its tokenizer has none."""
     return _by_repository("model", "sizes").get(repo or "")
 
 
