@@ -15,8 +15,8 @@ from rich.table import Table as RichTable
 
 from bench.output_files import OutputFiles
 from bench.records import grouped
-from bench.report import figures, findings, published
-from bench.report.analysis import analyse, comparison_columns, labelled
+from bench.report import figures, findings, page, published
+from bench.report.analysis import Analysis, analyse, comparison_columns, labelled
 from bench.report.completions import samples
 from bench.report.groups import Grid, Group, method_name, pool
 from bench.report.passports import passport_lines
@@ -49,6 +49,8 @@ class Paths:
     figures: list[Path]
     table: Table
     unwritten: list[str]  # One line per file that could not be written, with the reason.
+    page: Path | None = None
+    page_fault: str = ""  # Why there is no page, in one line. The command does not fail for it.
 
     @property
     def for_tracker(self) -> list[Path]:
@@ -59,7 +61,7 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     """Write the files of a sweep and each cell's findings.json; the same rows give the same bytes.
 
     A sweep has table.md .csv .tex, differences.csv, pairs.csv, published.csv, cells.parquet, plan.json,
-    fairness.json, findings.md, figures/ and completions/.
+    fairness.json, findings.md, figures/, completions/ and report.html.
     """
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
     analysis = analyse(sweep, rows, results)
@@ -107,7 +109,19 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
         if sample := samples(row, store):
             out.write(folder / "completions" / f"{row.cell.name}.md", sample)
     drawn = _write_figures(out, pooled, sweep.title, folder / "figures")
-    return Paths(folder, drawn, shown, out.lines())
+    return Paths(folder, drawn, shown, out.lines(), *_write_page(analysis, folder / "report.html"))
+
+
+def _write_page(analysis: Analysis, path: Path) -> tuple[Path | None, str]:
+    """(path of the page, "") or (None, why it was not written). A page from before is then removed."""
+    out = OutputFiles(analysis.results)
+    try:
+        if out.write(path, page.render(analysis)):
+            return path, ""
+        return None, "; ".join(out.lines())
+    except Exception as error:  # The numbers are in the other files, and must reach their reader.
+        out.remove(path)
+        return None, f"not written: {path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> list[Path]:
@@ -201,6 +215,7 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
     console.plain(summary)
     for line in paths.unwritten:
         console.plain(line, "red")
+    console.plain(paths.page_fault or f"page     {paths.page}", "red" if paths.page_fault else None)
     console.plain(f"table    {paths.folder}/table.md .csv .tex")
     for figure in paths.figures:
         console.plain(f"figure   {figure} .svg")
