@@ -334,8 +334,11 @@ def _described(record: Any, prefix: str) -> Iterator[tuple[str, tuple[str, str]]
     """(dotted key, (meaning, bounds)) of each field of a record and of the records in it."""
     from pydantic import BaseModel
 
+    from bench.config.base import meanings
+
+    texts = meanings(record)
     for name, field in record.model_fields.items():
-        yield f"{prefix}{name}", (" ".join((field.description or "").split()), _bounds(field))
+        yield f"{prefix}{name}", (texts.get(name, ""), _bounds(field))
         for part in _parts(field.annotation):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _described(part, f"{prefix}{name}.")
