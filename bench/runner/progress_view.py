@@ -21,7 +21,7 @@ from bench.planning.to_do import Plan
 from bench.report import Sweep
 from bench.runner.launcher import chain_lengths
 from bench.store.keys import Stage
-from bench.store.stage_settings import needs
+from bench.store.stage_settings import BaseSettings, needs
 from bench.terminal import Terminal
 
 
@@ -155,7 +155,7 @@ class PlainScreen:
         """The number of stages left, and the expected time.
 
         The time is estimated from this run's stages of the same kind, else from earlier similar stages. Stages
-        that run on a CPU have a third way: what they usually take, at this run's speed. The time is left out
+        of the world's models have a third way: what they usually take, at this run's speed. The time is left out
         unless every stage has an estimate.
         """
         left = list(self.left)  # A copy, because the live view calls this from its own thread.
@@ -176,7 +176,7 @@ class PlainScreen:
         if (pace := self.paces.get(stage.kind)) is not None:
             return pace.seconds_of(self._tokens(stage))
         known = self.forecast[stage].seconds if stage in self.forecast else None
-        if known is None and needs(stage) == "cpu" and self.usual.tokens:
+        if known is None and self.usual.tokens and _is_usual(stage):
             return self.usual.seconds_of(usual_s(stage))
         return known
 
@@ -239,6 +239,11 @@ class LiveScreen(PlainScreen):
         if (task := self.tasks.pop(stage.key, None)) is not None:
             self.bars.remove_task(task)
         super().stage_ended(stage, outcome, error, log, worked_s)
+
+
+def _is_usual(stage: Stage) -> bool:
+    """Whether `usual_s` knows the proportions of a stage: it has no model, or one of the controlled world."""
+    return needs(stage) == "cpu" or any(isinstance(one.settings, BaseSettings) for one in stage.walk())
 
 
 def makespan_s(seconds: Mapping[Stage, float], workers: int) -> float:
