@@ -191,8 +191,13 @@ def _colour(records: Sequence[Mapping[str, Any]]) -> alt.Color:
     domain = _domain(records)
     colours = iter(range(len(domain)))
     shown = [GREY if line.split()[0] == "start" else PALETTE[next(colours) % len(PALETTE)] for line in domain]
-    legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=220, symbolLimit=60)
-    return alt.Color("line:N", scale=alt.Scale(domain=domain, range=shown), legend=legend)
+    return alt.Color("line:N", scale=alt.Scale(domain=domain, range=shown), legend=_legend())
+
+
+def _legend() -> alt.Legend:
+    import altair as alt
+
+    return alt.Legend(title=None, orient="bottom", columns=3, labelLimit=220, symbolLimit=60)
 
 
 def _domain(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -208,7 +213,7 @@ def _shape(records: Sequence[Mapping[str, Any]]) -> alt.Shape:
 
     domain = _domain(records)
     shapes = [SHAPES[k % len(SHAPES)] for k in range(len(domain))]
-    return alt.Shape("line:N", scale=alt.Scale(domain=domain, range=shapes), legend=None)
+    return alt.Shape("line:N", scale=alt.Scale(domain=domain, range=shapes), legend=_legend())
 
 
 def _spec(chart: Any) -> dict[str, Any]:
