@@ -270,6 +270,7 @@ MATTERS = (
     "KL nats",
     "length",
     "LC win rate %",
+    "equal-length %",
     "reward acc. %",
 )
 
