@@ -237,6 +237,7 @@ MATTERS = (
     "KL nats",
     "length",
     "LC win rate %",
+    "equal-length %",
     "reward acc. %",
 )
 

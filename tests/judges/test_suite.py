@@ -397,7 +397,7 @@ def test_the_table_has_the_evaluations_side_by_side(swept: Swept) -> None:
     folder = folder_of(swept.ran)
     names = list(rows(swept.ran, "suite")[0])
     for name in (
-        "alpaca_eval/lc_win_rate",
+        "alpaca_eval/equal_length_win_rate",
         "mt_bench/rating_turn2",
         "arena_hard/style_win_rate",
         "reward_accuracy",
