@@ -240,7 +240,7 @@ def test_sorting_searching_and_choosing_columns(opened: Opened) -> None:
     tab.fill("#search", "")
     assert "SEs" not in texts(tab, "#results thead th")
     tab.click(".menu summary")
-    tab.get_by_label("SEs").check()
+    tab.get_by_role("checkbox", name="SEs").check()
     assert "SEs" in texts(tab, "#results thead th")
 
 
