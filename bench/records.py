@@ -19,6 +19,8 @@ K = TypeVar("K")
 V = TypeVar("V")
 Named = TypeVar("Named", "Item", "Completion", "Labelled")
 
+# Name of the count of turns, prompt and completion, with more tokens than the model has positions.
+POSITIONS_PASSED = "positions_passed"
 Message = Mapping[str, str]  # {"role": ..., "content": ...}, the form that chat templates read
 
 

@@ -10,10 +10,12 @@ from bench.forecast.compute import Sized, Sizes, shape_of
 from bench.forecast.row_counts import SAMPLE, model_folder
 from bench.models import recorded
 from bench.models.hub import read_config
+from bench.models.model_config import positions
 from bench.models.model_size import Shape
 from bench.planning.inputs import CellPlan
 from bench.records import grouped, size_words
 from bench.store.keys import Stage
+from bench.store.stage_settings import GenerateSettings
 from bench.store.store import Store
 
 
@@ -68,7 +70,7 @@ def report(
         table.append([kind, str(len(some)), *_total(some), largest])
     lines = [
         *_model_lines(shapes, every.values(), hardware),
-        *dict.fromkeys(line for cell in chosen for line in _recorded_lines(cell)),
+        *dict.fromkeys(line for cell in chosen for line in (*_recorded_lines(cell), *_position_lines(cell))),
         *_time_lines(of_cell, every, waiting, hardware),
         *lines,
     ]
@@ -134,16 +136,36 @@ def _model_lines(shapes: Mapping[str, Shape], sized: Iterable[Sized], gpu: Hardw
 def _recorded_lines(cell: CellPlan) -> Iterator[str]:
     """Whether a model's sizes are recorded ones, and where its config.json differs from them."""
     model, folder = cell.cell.model, model_folder(cell)
-    known = recorded.sizes(model.hub) if isinstance(model, LocalModel) else None
-    if known is None or folder is None:
+    if not isinstance(model, LocalModel) or folder is None or (known := recorded.sizes(model.hub)) is None:
         return
     if not folder.is_dir():
         yield f"{model.name}: sizes as recorded in conf/model, since its config.json is not on this machine"
+        if known.get("chat_template") == "none" and model.chat_template is None:
+            without = f"{model.name}: its tokenizer has no chat template, as recorded in conf/model"
+            yield f"{without}; prompts in messages need model.chat_template"
     elif differs := recorded.differences(known, read_config(folder)):
         words = ", ".join(
             f"{name} {here} (recorded: {there})" for name, (there, here) in sorted(differs.items())
         )
         yield f"{model.name}: its config.json has other sizes than conf/model: {words}; the config.json counts"
+
+
+def _position_lines(cell: CellPlan) -> Iterator[str]:
+    """Completions that leave no place for a prompt in the positions of a model that computes them. The door
+    refuses them for a model with a table of positions."""
+    model, folder = cell.cell.model, model_folder(cell)
+    if not isinstance(model, LocalModel):
+        return
+    config = read_config(folder) if folder and folder.is_dir() else recorded.sizes(model.hub) or {}
+    places = positions(config)
+    for stage in cell.stages:
+        if isinstance(stage.settings, GenerateSettings) and places is not None:
+            new = stage.settings.decoding.max_new_tokens
+            if new >= places:
+                yield (
+                    f"{model.name}: {stage.label} may write {new:,} tokens, and the model's config has {places:,} positions for prompt "
+                    "and completion: transformers writes on beyond them, vLLM cuts there (max_new_tokens of its decoding)"
+                )
 
 
 def _time_lines(

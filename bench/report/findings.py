@@ -19,7 +19,7 @@ from bench.judges.asked.journal import JOURNAL_DROPPED
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import AS_CONTROL
 from bench.readers.rows import OPPOSITE, OTHER_PROMPT
-from bench.records import grouped
+from bench.records import POSITIONS_PASSED, grouped
 from bench.report.groups import Group, row_words
 from bench.report.rows import CellRow
 from bench.store.keys import Stage
@@ -447,6 +447,14 @@ def dropped_replies(e: Evidence) -> Finding | None:
     return Finding("dropped replies", says, n, "replies", "1 reply or more", "note", {"dropped": n})
 
 
+def positions_passed(e: Evidence) -> Finding | None:
+    if not (n := e.noted.get(POSITIONS_PASSED, 0)):
+        return None
+    says = f"{n:,} turns, prompt and completion, have more tokens than the model's config has positions: what comes after them is "
+    says += "outside what the model was trained on. Lower judge.decoding.max_new_tokens."
+    return Finding("positions passed", says, n, "turns", "1 turn or more", "warning", {"passed": n})
+
+
 def _of_data(e: Evidence, end: str, name: str, says: str) -> Finding | None:
     noted = {reason: n for reason, n in e.noted.items() if reason.endswith(end)}
     if not noted:
@@ -484,8 +492,10 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     opposite_rows,
     other_prompts,
     dropped_replies,
+    positions_passed,
 )
-OF_EVALUATIONS = (length_drift, repetition, unfinished, dropped_replies)  # Each evaluation has its own.
+# Each evaluation has its own.
+OF_EVALUATIONS = (length_drift, repetition, unfinished, dropped_replies, positions_passed)
 
 
 def _numbers(metrics: Metrics, *names: str, prefix: str = "") -> dict[str, float]:
@@ -578,7 +588,8 @@ def _shorter_answers(cell: Cell) -> tuple[int, int] | None:
 
 
 def noted_rows(cell: CellPlan, store: Store, *, trained: bool) -> dict[str, int]:
-    """Counts of rows with a note by reason, and of replies dropped from judges' journals.
+    """Counts of rows with a note by reason, of replies dropped from judges' journals, and of turns that passed
+    the model's positions.
 
     Rows are the train and held-out rows of a `trained` cell.
     """
@@ -588,13 +599,11 @@ def noted_rows(cell: CellPlan, store: Store, *, trained: bool) -> dict[str, int]
     for name, n in manifest.counts.items() if manifest else ():
         _, is_noted, reason = name.partition("/noted/")
         counts.update({reason: n} if is_noted else {})
-    for role, judged in cell.roles.items():
-        if (
-            role.endswith("_verdicts")
-            and (manifest := store.status(judged).manifest)
-            and JOURNAL_DROPPED in manifest.counts
-        ):
-            counts[JOURNAL_DROPPED] += manifest.counts[JOURNAL_DROPPED]
+    ends = {"_verdicts": JOURNAL_DROPPED, "_completions": POSITIONS_PASSED}
+    for role, made in cell.roles.items():
+        for end, name in ends.items():
+            if role.endswith(end) and (manifest := store.status(made).manifest) and name in manifest.counts:
+                counts[name] += manifest.counts[name]
     return dict(counts)
 
 

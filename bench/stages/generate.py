@@ -11,9 +11,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.config import Settings
-from bench.models.tokenize import conversation, prompt_ids, row_ids
+from bench.models.tokenize import conversation, positions, prompt_ids, row_ids
 from bench.readers.completions_file import matched, read_written
-from bench.records import Completion, Item, Message, Reward, grouped, read_items, write_jsonl
+from bench.records import (
+    POSITIONS_PASSED,
+    Completion,
+    Item,
+    Message,
+    Reward,
+    grouped,
+    read_items,
+    write_jsonl,
+)
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import GenerateSettings, WrittenCompletions
 from bench.text_files import BadFile
@@ -61,6 +70,7 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     written: list[list[DrawnCompletion]] = [[] for _ in items]
     rewards: list[Reward] = []
     sampled: list[DrawnCompletion] = []
+    places, passed = positions(run.inputs.get("base", run.inputs["model"])), 0
     for turn in range(max(len(item.turns) for item in items)):
         for temperature, indices in _by_temperature(settings, items, turn).items():
             before = [conversation(items[i], [w.text for w in written[i]]) for i in indices]
@@ -81,6 +91,7 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
             for place, (i, by_draw) in enumerate(zip(indices, scores, strict=True)):
                 best = best_of(by_draw)
                 written[i].append(draws[best][place])
+                passed += places is not None and len(prompts[place]) + len(written[i][-1].ids) > places
                 rewards.append(Reward(f"{items[i].id}/{turn}", by_draw[best]))
     completions = [
         Completion(
@@ -97,6 +108,7 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     ends = [finished for c in completions for finished in c.finished]
     counts = {"rows": len(completions), "tokens": sum(sum(c.n_tokens) for c in completions)}
     counts |= {"turns": len(ends), "cut": ends.count(False)}
+    counts |= {POSITIONS_PASSED: passed} if passed else {}
     if scorer:
         write_jsonl(run.out / "rewards.jsonl", rewards)  # of the chosen samples; ids are `<item id>/<turn>`
         counts |= {"sampled": len(sampled), "sampled_tokens": sum(len(w.ids) for w in sampled)}

@@ -58,7 +58,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special  # scipy.stats says the same and takes a third of a second to import
+
+from bench.stats import special
 
 Array = NDArray[np.float64]
 ByItem = Mapping[str, float | None]

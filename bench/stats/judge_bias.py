@@ -64,10 +64,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from bench.records import HumanLabel, Verdict, grouped, over_turns
-from bench.stats import estimates
+from bench.stats import estimates, special
 from bench.stats.estimates import Estimate, Unmeasured
 
 Array = NDArray[np.float64]

@@ -170,3 +170,26 @@ def test_the_config_counts_where_it_differs_from_the_record(
     assert plan.main(offline("scale=zephyr_7b", "method=dpo", f"model.path={model_folder}")) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "its config.json has other sizes than conf/model: num_hidden_layers 16 (recorded: 32)" in said
+
+
+@pytest.mark.parametrize("words", [(), ("model.chat_template=tulu",)])
+def test_a_plan_says_that_a_base_model_has_no_template(
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert plan.main(offline("model=phi_2", "data=ultrafeedback_binarized", "method=dpo", *words)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "phi_2: its tokenizer has no chat template, as recorded in conf/model; prompts" in said
+    ) is not bool(words)
+
+
+def test_a_plan_says_where_completions_fill_the_models_positions(
+    offline: Callable[..., CheckedCommand], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("scale=llama2_7b", "method=dpo", "judge=alpaca_eval_gpt4", "judge.decoding.max_new_tokens=4096")
+    assert plan.main(offline(*words)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "llama2_7b: preference completions may write 4,096 tokens, and the model's config has 4,096 positions"
+        in said
+    )

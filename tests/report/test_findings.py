@@ -10,6 +10,7 @@ import pytest
 from tiny import smoke, smoke_cells
 
 from bench.judges.asked.journal import encode, n_dropped
+from bench.records import POSITIONS_PASSED
 from bench.report import CellRow, collect, pool
 from bench.report.findings import CHECKS, NONE, Evidence, Finding, find, lines, markdown, of_rows
 from bench.report.rows import Sweep
@@ -71,7 +72,10 @@ def test_every_finding_has_numbers_and_a_threshold_with_its_unit() -> None:
     all_of_them = found(curve, **bad)
     all_of_them |= found(curve, kl=0.001)  # no policy blows up and stays
     all_of_them |= {f.name: f for f in find(Evidence(curve, HEALTHY, START, "kto", start_loss=0.5))}
-    all_of_them |= {f.name: f for f in find(Evidence([], {}, {}, noted=NOTED, answer_tokens=(64, 2048)))}
+    all_of_them |= {
+        f.name: f
+        for f in find(Evidence([], {}, {}, noted=NOTED | {POSITIONS_PASSED: 3}, answer_tokens=(64, 2048)))
+    }
     assert len(all_of_them) == len(CHECKS)
     for finding in all_of_them.values():
         assert finding.numbers
@@ -272,6 +276,15 @@ def test_answers_shorter_than_the_benchmarks_are_a_finding() -> None:
     assert (finding.name, finding.value) == ("short answers", 512)
     assert "may have 512 tokens, and its benchmark gives 2048" in finding.says
     assert find(Evidence([], {"unfinished": 0.2}, {}, max_cut=0.2)) == []
+
+
+def test_turns_beyond_the_models_positions_are_a_finding() -> None:
+    (finding,) = find(Evidence([], {}, {}, noted={POSITIONS_PASSED: 3}))
+    assert (finding.name, finding.value, finding.severity) == ("positions passed", 3, "warning")
+    assert (
+        "3 turns, prompt and completion, have more tokens than the model's config has positions"
+        in finding.says
+    )
 
 
 def test_unpaired_data_are_read_by_their_auc() -> None:

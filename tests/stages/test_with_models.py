@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny import smoke, smoke_cell, smoke_cells, smoke_folder
+from tiny import make_model, smoke, smoke_cell, smoke_cells, smoke_folder
 
 from bench.models.tokenize import PromptTooLong, load_tokenizer
 from bench.planning.inputs import CellPlan
-from bench.records import Completion, Item, Pair, read_jsonl, read_logps, read_rows
+from bench.records import (
+    POSITIONS_PASSED,
+    Completion,
+    Item,
+    Pair,
+    read_jsonl,
+    read_logps,
+    read_rows,
+    write_jsonl,
+)
 from bench.stages import logps as logps_stage
 from bench.store.keys import Stage
 from bench.store.stage_run import Progress, StageRun
@@ -156,3 +165,29 @@ def test_categories_have_temperatures_of_their_own() -> None:
     ]
     assert _by_temperature(settings, items, 0) == {0.0: [0, 2], 0.7: [1, 4], 0.1: [3]}
     assert _by_temperature(settings, items, 1) == {0.7: [1], 0.1: [3]}
+
+
+def test_turns_beyond_a_models_positions_are_counted(tmp_path: Path) -> None:
+    """A Llama with 45 positions writes on beyond them, after a prompt of 40 tokens."""
+    from bench.config import Decoding
+    from bench.stages import generate
+
+    write_jsonl(
+        tmp_path / "items.jsonl",
+        [Item("0", None, ["One, two, three, four, five, six?"]), Item("1", None, ["?"])],
+    )
+    counts = {}
+    for places in (45, 256):
+        model = make_model(tmp_path / str(places), max_positions=places)
+        out = tmp_path / f"out{places}"
+        out.mkdir()
+        inputs = {"model": model, "items": tmp_path}
+        settings = GenerateSettings(
+            engine="transformers",
+            decoding=Decoding(temperature=1.0, top_p=1.0, max_new_tokens=12),
+            batch_size=2,
+            dtype="float32",
+            seed=0,
+        )
+        counts[places] = generate.run(settings, StageRun(inputs, out, Progress(tmp_path / "progress"))).counts
+    assert counts[45][POSITIONS_PASSED] == 1 and POSITIONS_PASSED not in counts[256]
