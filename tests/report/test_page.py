@@ -11,6 +11,7 @@ import functools
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from conftest import open_command
 from tiny import smoke, smoke_cell, smoke_cells
 
 from bench import report
-from bench.commands import carry_out
+from bench.commands import carry_out, view
 from bench.report import page, write
 from bench.report.analysis import Analysis, analyse
 from bench.report.page import content, scripts
@@ -232,13 +233,14 @@ def test_sorting_searching_and_choosing_columns(opened: Opened) -> None:
     assert head.get_attribute("aria-sort") == "ascending"
     head.locator("[tabindex]").first.focus()
     tab.keyboard.press("Enter")
+    tab.wait_for_selector("#results th[aria-sort=descending]")
     assert [float(text) for text in column(tab, "length")] == sorted(lengths, reverse=True)
     tab.fill("#search", "ipo")
     assert column(tab, "method") == ["ipo †"] and tab.inner_text("#count") == "1 of 5 rows"
     tab.fill("#search", "")
     assert "SEs" not in texts(tab, "#results thead th")
     tab.click(".menu summary")
-    tab.get_by_label("SEs").check()
+    tab.get_by_role("checkbox", name="SEs").check()
     assert "SEs" in texts(tab, "#results thead th")
 
 
@@ -359,3 +361,27 @@ def test_the_page_prints_and_reads_without_scripts(opened: Opened, chromium: Any
     )
     assert tab.locator("#search").is_hidden()
     context.close()
+
+
+@pytest.mark.browser
+def test_the_live_page_loads_again_once_a_cell_has_ended_and_keeps_what_was_chosen(
+    opened: Opened, results: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(results / "store", tmp_path / "store")
+    score = smoke_cell("ipo").score
+    shutil.move(tmp_path / "store/score" / score.key, tmp_path / "aside")
+    with view.make_server(view.LivePage(analysis_of(results).sweep, tmp_path), 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        tab = opened(address=server.address)
+        tab.select_option("#s-category", "writing")
+        tab.select_option("#reference", "3")
+        assert tab.inner_text("#state") == "4 of 5 cells are done, 1 to do"
+        shutil.move(tmp_path / "aside", tmp_path / "store/score" / score.key)
+        tab.wait_for_selector("#state:text-is('5 of 5 cells are done')")
+        tab.wait_for_selector("html[data-ready] #results td:has-text('ipo')")
+        tab.wait_for_selector("html[data-ready]")
+        assert tab.input_value("#reference") == "3"
+        assert tab.input_value("#s-category") == "writing"
+        server.shutdown()
+        thread.join()
