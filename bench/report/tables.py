@@ -485,6 +485,12 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
             "A column begins with the label of its evaluation, whose first number is the win rate or the rating. Each evaluation is tested "
             "alone: its p-values are corrected over its own rows, not over the evaluations."
         )
+    others = dict.fromkeys(name for part in pooled.parts.values() for name in part.other_pairs)
+    if others:
+        reading.append(
+            f"other_numbers.csv compares {', '.join(others)} in the same way: against the start model, and between any two rows. Each "
+            "number has its own correction."
+        )
     reading += [*_kl_notes(done), *_tasks_notes(done), *_missing(done)]
     absent = [row for group in groups for row in group.rows if not row.done]
     by_reason = grouped((row.failed.splitlines()[0] if row.failed else None, row.cell.name) for row in absent)

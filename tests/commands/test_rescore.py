@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,7 @@ from tiny import ROOT, Ran, bench, copy_results, plans, smoke, smoke_folder
 from bench.cli.compose import BadConfig
 from bench.commands.rescore import rescore_files, show
 from bench.config import Rescore
+from bench.report.rows import Sweep, collect
 from bench.store.keys import file_digest
 from bench.store.store import FileFacts, Store, files_digest, read_manifest, write_manifest
 
@@ -386,6 +388,25 @@ def test_a_calibration_by_item_id_reaches_the_sweeps_length_control(tmp_path: Pa
     )
     assert f"has no difficulty for {len(items) - 1} of {len(items)} items" in ran.out
     assert {row["lc_win_rate"] for row in rows_of(tmp_path / "o.csv") if "lc_win_rate" in row} <= {""}
+
+
+def test_a_cells_numbers_are_the_means_of_their_items() -> None:
+    sweep = Sweep("smoke", "", "+sweep=smoke", plans("+sweep=smoke"))
+    rows = collect(sweep, Store(smoke().results / "store"), {})
+    means = {
+        (row.cell.name, name): statistics.fmean(v for v in items.values() if v is not None)
+        for row in rows
+        for name, items in row.by_item.items()
+    }
+    assert {name for _, name in means} >= {"equal_length_win_rate", "rating", "reward_accuracy", "kl"}
+    for row in rows:
+        for name in row.by_item:
+            assert row.metrics[name] == pytest.approx(means[row.cell.name, name])
+    families = {
+        (row["number"], row["family"])
+        for row in rows_of(smoke().results / "sweeps" / "smoke" / "other_numbers.csv")
+    }
+    assert ("rating", "start") in families and ("kl", "pairs") in families and ("kl", "start") not in families
 
 
 def test_a_worlds_table_says_that_its_truth_already_prices_length() -> None:
