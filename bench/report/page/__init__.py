@@ -24,7 +24,7 @@ from bench.report.tables import EXPECTATIONS, FAIRNESS, FINDINGS, JUDGES
 SHOWN = 64  # Prompts of each set in a written page.
 FEWEST = 8
 # Most characters of the packed completions, so that a page of 50 cells stays below 3 MB.
-MOST = 2_000_000
+MOST = 1_700_000
 
 
 def render(analysis: Analysis, *, live: str = "") -> str:

@@ -20,7 +20,8 @@ from bench.training.training_record import TrainFacts
 if TYPE_CHECKING:
     import altair as alt
 
-POINTS = 150  # Most points of a training curve.
+# Most points of a training curve, and of all curves together, which share the page's size.
+POINTS, ALL_POINTS = 150, 2500
 # Metric -> (label, factor). Those of a table come first.
 OUTCOMES = {
     "win_rate": ("win rate, %", 100),
@@ -234,17 +235,18 @@ def training_records(analysis: Analysis) -> list[dict[str, Any]]:
     `examples` counts the preference rows seen, since methods of pairs and of single completions take steps of
     different size; None where the number of rows is not known. `step` counts steps.
     """
+    most = max(20, min(POINTS, ALL_POINTS // max(1, len(analysis.rows))))
     return [
         {"row": group.number, "line": group.name, "cell": row.cell.key[:8], "seed": row.cell.cell.seed}
         | point
         for group in analysis.pooled.groups
         for row in group.rows
-        for point in _points(row.cell, analysis.store)
+        for point in _points(row.cell, analysis.store, most)
     ]
 
 
-def _points(cell: CellPlan, store: Store) -> Iterator[dict[str, Any]]:
-    """Means of each metric over some steps, at the last of them."""
+def _points(cell: CellPlan, store: Store, most: int) -> Iterator[dict[str, Any]]:
+    """Means of each metric over some steps, at the last of them; `most` points."""
     train = cell.roles.get("train")
     if train is None:
         return
@@ -254,7 +256,7 @@ def _points(cell: CellPlan, store: Store) -> Iterator[dict[str, Any]]:
         data = store.status(preferences).manifest
     rows_a_step = TrainFacts.read(facts).batch_rows if facts.is_file() else None
     n_rows = data.counts.get("train") if data else None
-    every = -(-len(curve) // POINTS) or 1
+    every = -(-len(curve) // most) or 1
     for k in range(0, len(curve), every):
         some = curve[k : k + every]
         step, epoch = some[-1].get("step", k + len(some)), some[-1].get("epoch")
