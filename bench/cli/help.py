@@ -310,7 +310,8 @@ def _tree(path: Path) -> dict[str, Any]:
 
 
 def _record(annotation: Any, part: Any, choice: str) -> Any:
-    """The settings class of a section, found among a union's members by the section's `name` or `kind`."""
+    """The settings class of a section, found among a union's members by the section's `name`, `kind` or
+    `source`."""
     from pydantic import BaseModel
 
     part = part if isinstance(part, dict) else {}
@@ -319,7 +320,7 @@ def _record(annotation: Any, part: Any, choice: str) -> Any:
             options = {
                 name: field.annotation
                 for name, field in record.model_fields.items()
-                if name in ("name", "kind")
+                if name in ("name", "kind", "source")
             }
             tags = {
                 name: get_args(option) for name, option in options.items() if get_origin(option) is Literal

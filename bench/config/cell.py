@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bench.config.adapters import Adapter, NoAdapter
 from bench.config.base import AsList, Count, Misfit, Name, Positive, Seed, Settings, Unkeyed, misfit
-from bench.config.data import DatasetData, LocalData, MixtureData, Sft, WorldData
+from bench.config.data import ChosenSft, DatasetData, LocalData, MixtureData, Sft, WorldData
 from bench.config.forgetting import Forgetting
 from bench.config.judges import HELDOUT, RIVALS, AnyJudge, SuiteJudge, judge_facts
 from bench.config.methods import (
@@ -89,7 +89,7 @@ class Cell(Settings):
     Base model and evaluation items stay."""
     adapter: NoAdapter | Adapter = Field(default=NoAdapter(), discriminator="name")
     """The part of the model that is trained: all of it, or an adapter."""
-    sft: Sft | None = None
+    sft: Annotated[Sft | ChosenSft, Field(discriminator="source")] | None = None
     """Fine-tuning that makes the start model from the model's folder; null: the folder is the start model."""
     forgetting: Forgetting | None = None
     """Tasks that measure what a policy has kept of the start model's abilities; null: none."""
@@ -229,6 +229,13 @@ def _misfits(cell: Mapping[str, Any]) -> list[Misfit]:
     if method.get("prompts") == SFT_PROMPTS and cell.get("sft") is None:
         text = "method.prompts=sft takes the conversations of sft=, got sft=none: add sft=ultrachat_200k"
         problems.append(("method.prompts", f"{text}, with sft.training=null if the model has learned them"))
+    if (
+        method.get("prompts") == SFT_PROMPTS
+        and isinstance(sft := cell.get("sft"), Mapping)
+        and sft.get("source") == "chosen"
+    ):
+        text = "method.prompts=sft takes conversations, got sft=chosen, whose rows are those of data="
+        problems.append(("method.prompts", f"{text}: leave method.prompts out, or set a file"))
     if in_world and method.get("prompts") is not None:
         text = f"method.prompts is for data=local, got data={data.get('name')}, which has its own prompts: leave it out"
         problems.append(("method.prompts", text))

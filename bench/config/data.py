@@ -341,8 +341,21 @@ class Sft(Published):
     assistant turn."""
 
     name: Name
+    source: Literal["conversations"]
+    """Source of the rows: conversations of a public dataset, or the chosen completions of the cell's data."""
     fraction: Fraction
     """Share of the conversations to use, above 0 to 1; a smaller share lies inside a larger one."""
     training: SftEpochs | None
     """Settings of the fine-tuning; the defaults are Zephyr's. null: the model has already learned these
     conversations, and they are only there for method.prompts=sft."""
+
+
+class ChosenSft(Settings):
+    """Supervised fine-tuning on the chosen (or desirable) completions of all train rows of the cell's data,
+    whatever data.fraction, as the start models of HALOs and of DPO's paper."""
+
+    name: Name
+    source: Literal["chosen"]
+    """Source of the rows: conversations of a public dataset, or the chosen completions of the cell's data."""
+    training: SftEpochs
+    """Settings of the fine-tuning; the defaults are Archangel's, but for its optimizer (RMSprop)."""

@@ -152,6 +152,9 @@ class Sizes:
         match settings:
             case BaseSettings() | SftSettings():
                 return Work(trained=token_bound(stage), context=settings.max_length)
+            case ConversationSft() if "demonstrations" in inputs:  # Half of the completions are chosen ones.
+                n, mean = self._rows(cell, _stage(inputs["demonstrations"]), ("train",), settings.max_length)
+                return Work(trained=n / 2 * mean * settings.training.num_train_epochs, context=mean)
             case ConversationSft():
                 n, mean = self._conversations(cell, _stage(inputs["conversations"]), settings.max_length)
                 return Work(trained=n * mean * settings.training.num_train_epochs, context=mean)

@@ -136,8 +136,7 @@ def _model_lines(shapes: Mapping[str, Shape], sized: Iterable[Sized], gpu: Hardw
 def _recorded_lines(cell: CellPlan) -> Iterator[str]:
     """Whether a model's sizes are recorded ones, and where its config.json differs from them."""
     model, folder = cell.cell.model, model_folder(cell)
-    known = recorded.sizes(model.hub) if isinstance(model, LocalModel) else None
-    if known is None or folder is None:
+    if not isinstance(model, LocalModel) or folder is None or (known := recorded.sizes(model.hub)) is None:
         return
     if not folder.is_dir():
         yield f"{model.name}: sizes as recorded in conf/model, since its config.json is not on this machine"

@@ -225,8 +225,8 @@ def _check_stages(stages: Sequence[Stage], scratch: ScratchData) -> None:
                 if why := _too_few(stage.settings, error.recorded()):
                     raise ValueError(f"{error}. {why}") from error
         if isinstance(stage.settings, ConversationSft):
-            model, conversations = stage.inputs["model"], stage.inputs["conversations"]
-            if isinstance(model, Source) and model.path.is_dir():
+            model, conversations = stage.inputs["model"], stage.inputs.get("conversations")
+            if conversations is not None and isinstance(model, Source) and model.path.is_dir():
                 with contextlib.suppress(NotHere):
                     path = scratch.folder(conversations) / "rows.jsonl"
                     check_conversations(read_template(model.path), list(read_jsonl(path, Conversation)))

@@ -9,6 +9,7 @@ from bench.config import (
     HELDOUT,
     Adapter,
     Cell,
+    ChosenSft,
     DatasetData,
     Decoding,
     Form,
@@ -27,6 +28,7 @@ from bench.config import (
     PublicRows,
     RefinedDpo,
     Serving,
+    Sft,
     SftTraining,
     Trained,
     Vllm,
@@ -42,6 +44,7 @@ from bench.store.stage_settings import (
     TOKENIZER,
     BaseSettings,
     ChosenData,
+    ChosenRows,
     ConversationData,
     ConversationSft,
     CorpusData,
@@ -234,13 +237,24 @@ def _fine_tuned(cell: Cell, sources: Sources) -> Input | None:
     if cell.sft is None or cell.sft.training is None or sources.model is None:
         return sources.model
     settings = ConversationSft(training=cell.sft.training, **training_settings(cell))
-    inputs: Inputs = {"model": sources.model, "conversations": conversations(cell, sources)}
-    return stage("sft", settings, inputs, "start model")
+    rows = (
+        {"demonstrations": _chosen_completions(cell, sources)}
+        if isinstance(cell.sft, ChosenSft)
+        else {"conversations": conversations(cell, sources)}
+    )
+    return stage("sft", settings, {"model": sources.model, **rows}, "start model")
+
+
+def _chosen_completions(cell: Cell, sources: Sources) -> Stage:
+    """Chosen completions of all train rows; held-out rows are those of the cell's preferences."""
+    whole = {"fraction": 1.0, "desirable_fraction": 1.0, "undesirable_fraction": 1.0}
+    rows = stage("data", pair_settings(cell).model_copy(update=whole), rows_read(cell, sources), "train rows")
+    return stage("data", ChosenRows(), {"preferences": rows}, "chosen completions")
 
 
 def conversations(cell: Cell, sources: Sources) -> Stage:
     """Conversations of the cell's `sft`, which the start model learns or has learned."""
-    if cell.sft is None or sources.conversations is None:
+    if not isinstance(cell.sft, Sft) or sources.conversations is None:
         raise ValueError(
             "Cannot plan a cell with conversations (sft=): none were given (Sources.conversations)."
         )

@@ -601,9 +601,9 @@ def noted_rows(cell: CellPlan, store: Store, *, trained: bool) -> dict[str, int]
         counts.update({reason: n} if is_noted else {})
     ends = {"_verdicts": JOURNAL_DROPPED, "_completions": POSITIONS_PASSED}
     for role, made in cell.roles.items():
-        name = next((name for end, name in ends.items() if role.endswith(end)), None)
-        if name and (manifest := store.status(made).manifest) and name in manifest.counts:
-            counts[name] += manifest.counts[name]
+        for end, name in ends.items():
+            if role.endswith(end) and (manifest := store.status(made).manifest) and name in manifest.counts:
+                counts[name] += manifest.counts[name]
     return dict(counts)
 
 

@@ -416,40 +416,44 @@ def markdown(tables: Sequence[ComparedTable]) -> str:
         parts.append(
             f"### {one.table.title}\n\n{one.table.source}. {count_words([one])[:1].upper()}{count_words([one])[1:]}.\n"
         )
-        others = [name for name in one.table.metrics if metrics()[name].kind in KINDS]
-        names = list(dict.fromkeys([*one.table.compare, *others]))[:SHOWN]
-        rows = [
-            [" ".join(filter(None, (value, name)))]
-            + [_values(one.table, name, value, metric) for metric in names]
-            + _row_words(role, found)
-            for value, name, role, found in one.roles
-            if one.table.matching(name, value) or found
-        ]
-        parts.append(table_text(["role", *names, "our row", "our win rate"], rows))
-        if one.contrasts:
-            cells = [
-                [
-                    c.name + ("" if c.contrast.metric == one.table.compare[0] else f" ({c.contrast.metric})"),
-                    difference_words(c.contrast.theirs, c.contrast.metric),
-                    our_words(c.ours),
-                    "-"
-                    if c.ours is None or c.ours.p is None
-                    else "<0.0001"
-                    if c.ours.p < 1e-4
-                    else f"{c.ours.p:.4f}",
-                    _sentence(c).removesuffix("."),
-                ]
-                for c in one.contrasts
-            ]
-            parts.append(table_text(["contrast", "published", "here", "p", "verdict"], cells))
-        if one.best:
-            parts.append(table_text(
-                ["best setting", "published", "not told apart from our best", "our grid", "verdict"],
-                [[b.role, f"{b.best:g}", _listed(b.starred), _listed(b.grid), b.word] for b in one.best],
-            ))  # fmt: skip
+        parts += [table_text(*part) for part in sides(one)]
         parts += [f"- {note}" for note in one.table.notes]
         parts.append("")
     return "\n".join(parts)
+
+
+def sides(one: ComparedTable) -> list[tuple[list[str], list[list[str]]]]:
+    """(columns, rows) of a published table's rows, its contrasts and its best settings, each beside ours."""
+    others = [name for name in one.table.metrics if metrics()[name].kind in KINDS]
+    names = list(dict.fromkeys([*one.table.compare, *others]))[:SHOWN]
+    rows = [
+        [" ".join(filter(None, (value, name)))]
+        + [_values(one.table, name, value, metric) for metric in names]
+        + _row_words(role, found)
+        for value, name, role, found in one.roles
+        if one.table.matching(name, value) or found
+    ]
+    contrasts = [
+        [
+            c.name + ("" if c.contrast.metric == one.table.compare[0] else f" ({c.contrast.metric})"),
+            difference_words(c.contrast.theirs, c.contrast.metric),
+            our_words(c.ours),
+            "-"
+            if c.ours is None or c.ours.p is None
+            else "<0.0001"
+            if c.ours.p < 1e-4
+            else f"{c.ours.p:.4f}",
+            _sentence(c).removesuffix("."),
+        ]
+        for c in one.contrasts
+    ]
+    best = [[b.role, f"{b.best:g}", _listed(b.starred), _listed(b.grid), b.word] for b in one.best]
+    parts = [
+        (["role", *names, "our row", "our win rate"], rows),
+        (["contrast", "published", "here", "p", "verdict"], contrasts),
+        (["best setting", "published", "not told apart from our best", "our grid", "verdict"], best),
+    ]
+    return [(columns, lines) for columns, lines in parts if lines or columns[0] == "role"]
 
 
 def _values(table: PublishedTable, role: str, value: str, metric: str) -> str:

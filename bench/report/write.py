@@ -15,9 +15,9 @@ from rich.table import Table as RichTable
 
 from bench.output_files import OutputFiles
 from bench.records import grouped
-from bench.report import fairness, figures, findings, published
+from bench.report import figures, findings, page, published
+from bench.report.analysis import Analysis, analyse, comparison_columns, labelled
 from bench.report.completions import samples
-from bench.report.csv_rows import flat_rows
 from bench.report.groups import Grid, Group, method_name, pool
 from bench.report.passports import passport_lines
 from bench.report.rows import CellRow, Sweep
@@ -33,8 +33,6 @@ from bench.report.tables import (
     markdown,
     print_titled,
 )
-from bench.stats import estimates
-from bench.store.store import Store
 from bench.terminal import Terminal
 
 SHORT_LINES = 12  # Most lines of the certificate and the findings on a terminal.
@@ -51,6 +49,8 @@ class Paths:
     figures: list[Path]
     table: Table
     unwritten: list[str]  # One line per file that could not be written, with the reason.
+    page: Path | None = None
+    page_fault: str = ""  # Why there is no page, in one line. The command does not fail for it.
 
     @property
     def for_tracker(self) -> list[Path]:
@@ -61,93 +61,67 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     """Write the files of a sweep and each cell's findings.json; the same rows give the same bytes.
 
     A sweep has table.md .csv .tex, differences.csv, pairs.csv, published.csv, cells.parquet, plan.json,
-    fairness.json, findings.md, figures/ and completions/.
+    fairness.json, findings.md, figures/, completions/ and report.html.
     """
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
-    pooled = pool(rows)
-    store = Store(results / "store")
-    cells = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
-    certificate, of_cell = fairness.certify(cells, sweep.axes), findings.of_rows(rows, store, sweep.max_cut)
-    finding_lines = findings.lines(pooled.groups, of_cell)
-    table = comparison_table(pooled, sweep.expectations, sweep.max_cut)
-    marks = [
-        f" {fairness.MARK}" if any(r.cell.key in certificate.differs for r in group.rows) else ""
-        for group in pooled.groups
-    ]
-    table.rows[:] = [
-        [number, method + mark, *rest]
-        for (number, method, *rest), mark in zip(table.rows, marks, strict=True)
-    ]
-    line = {row.cell.key: group.number for group in pooled.groups for row in group.rows}
-    flat = [
-        {"row": line[row["key"]], **row, "differs": certificate.words(row["key"])} for row in flat_rows(rows)
-    ]
-    names = {group.key: group.name for group in pooled.groups}
-    numbers = {group.key: group.number for group in pooled.groups}
-    pairs = [
-        {
-            **_labelled(label, pooled),
-            "first_row": numbers[a],
-            "second_row": numbers[b],
-            "first": names[a],
-            "second": names[b],
-            **_comparison(pair),
-        }
-        for label, part in pooled.parts.items()
-        for (a, b), pair in part.pairs.items()
-        if pair is not None
-    ]
-    configs = {row.cell.key: row.cell.cell.model_dump(mode="json") for row in rows}
-    compared = published.compare(sweep.published, published.numbers_of(configs, flat, pairs))
-    passports = passport_lines(sweep, results, link=True)
-    written = table.with_notes({JUDGES: passports, FAIRNESS: certificate.lines(), FINDINGS: finding_lines})
-    shown = table.with_notes(
+    analysis = analyse(sweep, rows, results)
+    pooled, store, compared = analysis.pooled, analysis.store, analysis.published
+    written = analysis.full_table(link=True)
+    shown = analysis.table.with_notes(
         {
             published.PUBLISHED: published.lines(compared, f"{folder}/table.md"),
             JUDGES: passport_lines(sweep, results),
-            **_shortened(certificate.short(), finding_lines, folder),
+            **_shortened(analysis.certificate.short(), analysis.finding_lines, folder),
         }
     )
     text = markdown(sweep.title, f"python -m bench {sweep.command}", written) + published.markdown(compared)
     out.write(folder / "table.md", text)
     out.write(folder / "table.tex", latex(written))
-    out.write(folder / "fairness.json", json.dumps(certificate.to_json(cells), indent=1, ensure_ascii=False))
-    out.write(folder / "findings.md", findings.markdown(sweep.title, rows, of_cell))
+    out.write(
+        folder / "fairness.json",
+        json.dumps(analysis.certificate.to_json(analysis.facts), indent=1, ensure_ascii=False),
+    )
+    out.write(folder / "findings.md", findings.markdown(sweep.title, rows, analysis.findings))
     for row in rows:
         path = results / "cells" / row.cell.name / "findings.json"
-        if row.cell.key in of_cell:
-            out.write(
-                path, json.dumps(list(findings.to_json(of_cell[row.cell.key])), indent=1, allow_nan=False)
-            )
+        if (found := analysis.findings.get(row.cell.key)) is not None:
+            out.write(path, json.dumps(list(findings.to_json(found)), indent=1, allow_nan=False))
         else:
             out.remove(path)
-    out.write(folder / "table.csv", csv_text(flat))
+    out.write(folder / "table.csv", csv_text(analysis.flat))
     out.write(
         folder / "differences.csv",
         csv_text(
             [
-                _labelled(label, pooled) | _against_start(group)
+                labelled(label, pooled) | _against_start(group)
                 for label, part in pooled.parts.items()
                 for group in part.groups
                 if group.against_start
             ]
         ),
     )
-    out.write(folder / "pairs.csv", csv_text(pairs))
+    out.write(folder / "pairs.csv", csv_text(analysis.pairs))
     if compared:
         out.write(folder / "published.csv", csv_text(published.csv_lines(compared)))
-    out.write(folder / "cells.parquet", _parquet(flat))
+    out.write(folder / "cells.parquet", _parquet(analysis.flat))
     out.write(folder / "plan.json", json.dumps(_plan(sweep), indent=1))
     for row in rows:
         if sample := samples(row, store):
             out.write(folder / "completions" / f"{row.cell.name}.md", sample)
     drawn = _write_figures(out, pooled, sweep.title, folder / "figures")
-    return Paths(folder, drawn, shown, out.lines())
+    return Paths(folder, drawn, shown, out.lines(), *_write_page(analysis, folder / "report.html"))
 
 
-def _labelled(label: str, pooled: Grid) -> dict[str, str]:
-    """The column with the label of an evaluation; none where every row has one judge."""
-    return {"evaluation": label} if pooled.evaluations else {}
+def _write_page(analysis: Analysis, path: Path) -> tuple[Path | None, str]:
+    """(path of the page, "") or (None, why it was not written). A page from before is then removed."""
+    out = OutputFiles(analysis.results)
+    try:
+        if out.write(path, page.render(analysis)):
+            return path, ""
+        return None, "; ".join(out.lines())
+    except Exception as error:  # The numbers are in the other files, and must reach their reader.
+        out.remove(path)
+        return None, f"not written: {path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> list[Path]:
@@ -203,7 +177,7 @@ def _against_start(group: Group) -> dict[str, Any]:
         "beta": getattr(group.cell.method, "beta", None),
         "fraction": group.cell.data.fraction,
     }
-    row |= _comparison(comparison)
+    row |= comparison_columns(comparison)
     if (lc := group.lc_against_start) is not None:
         row |= {
             "lc_value": lc.lead.value,
@@ -211,14 +185,6 @@ def _against_start(group: Group) -> dict[str, Any]:
             "lc_high": lc.lead.high,
             "lc_p_holm": lc.p_holm,
         }
-    return row
-
-
-def _comparison(of: estimates.Comparison) -> dict[str, Any]:
-    row: dict[str, Any] = {"n_seeds": of.n_seeds, "n_items": of.n_items, "p_holm": of.p_holm}
-    for name, difference in (("combined", of.combined), ("seeds", of.seeds), ("prompts", of.prompts)):
-        for part in ("value", "standard_error", "low", "high", "t", "df", "p"):
-            row[f"{name}_{part}"] = getattr(difference, part) if difference else None
     return row
 
 
@@ -249,6 +215,7 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
     console.plain(summary)
     for line in paths.unwritten:
         console.plain(line, "red")
+    console.plain(paths.page_fault or f"page     {paths.page}", "red" if paths.page_fault else None)
     console.plain(f"table    {paths.folder}/table.md .csv .tex")
     for figure in paths.figures:
         console.plain(f"figure   {figure} .svg")
@@ -270,6 +237,7 @@ MATTERS = (
     "KL nats",
     "length",
     "LC win rate %",
+    "equal-length %",
     "reward acc. %",
 )
 

@@ -6,6 +6,7 @@ Preference rows come from labels, a user's file or a public dataset.
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -56,6 +57,7 @@ from bench.store.stage_settings import (
     CanaryData,
     ChoiceData,
     ChosenData,
+    ChosenRows,
     ConversationData,
     CorpusData,
     DemonstratedData,
@@ -138,6 +140,9 @@ def run(settings: Settings, run: StageRun) -> Outcome:
             kept = nested_subset(rows, settings.fraction, settings.seed)
             write_jsonl(run.out / "rows.jsonl", kept)
             return Outcome({**counts, "rows": len(kept)})
+        case ChosenRows():
+            texts = _chosen_texts(read_rows(run.inputs["preferences"] / "train.jsonl"))
+            return _write(run.out / "rows.jsonl", texts)
         case OverlapData():
             return _overlap(run)
         case JudgeItemData():
@@ -463,6 +468,16 @@ def _next_prompts(settings: NextPromptData, run: StageRun) -> Outcome:
             "Lower method.n_prompts or data.fraction."
         )
     return _write(run.out / "items.jsonl", _local_items(kept, settings.n, answers=False))
+
+
+def _chosen_texts(rows: Sequence[Pair | Unpaired]) -> list[Text]:
+    """Chosen and desirable completions with their prompts, each text once (a prompt may stand in several pairs)."""
+    good = [row for row in rows if isinstance(row, Pair) or row.label]
+    texts = [
+        Text(row.id, list(row.prompt), row.chosen if isinstance(row, Pair) else row.completion)
+        for row in good
+    ]
+    return list({json.dumps([text.prompt, text.completion]): text for text in texts}.values())
 
 
 def _overlap(run: StageRun) -> Outcome:

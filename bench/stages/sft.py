@@ -7,7 +7,8 @@ conversations and learns the user's messages too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
@@ -16,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from bench.config import Settings
 from bench.engines.adapters import save_model
+from bench.engines.fused_head import add_fused_lm_head
 from bench.engines.hf import check_fit, in_float32, load_model
 from bench.models.model_size import checkpoints
 from bench.models.templates import read_template
@@ -51,9 +53,12 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
     model = new_model(settings, tokenizer)  # type: ignore[arg-type]
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
     steps = settings.pretraining.steps
-    pretrain(
-        model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss)
-    )
+
+    def progress(step: int, loss: float) -> None:
+        run.progress(step, steps, loss=loss)
+
+    add_fused_lm_head(model)
+    pretrain(model, tokenizer, rows, settings.pretraining, progress, fused=True)
     save_model(model, tokenizer, run.out / "model")
     return Outcome({"steps": steps, "parameters": model.num_parameters()})
 
@@ -68,8 +73,7 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
         if role in run.inputs
         for row in read_jsonl(run.inputs[role] / "rows.jsonl", Text)
     ]
-    ids = [row_ids(tokenizer, row.prompt, row.completion, settings.max_length) for row in rows]
-    examples = [SftExample(i.prompt + i.completion, [-100] * len(i.prompt) + i.completion) for i in ids]
+    examples = _learnt_completions(rows, tokenizer, settings.max_length)
     arguments = {
         **common_arguments(run.out, seed=settings.seed, dtype="float32"),
         "max_steps": settings.training.steps,
@@ -94,21 +98,7 @@ def _start(settings: SftSettings, run: StageRun) -> Outcome:
 def train(settings: ConversationSft, run: StageRun) -> Outcome:
     """SFT of a pretrained model in this process, one of several on several devices."""
     tokenizer = load_tokenizer(run.inputs["model"])
-    rows = list(read_jsonl(run.inputs["conversations"] / "rows.jsonl", Conversation))
-    check_conversations(read_template(model_folder(run.inputs["model"])), rows)
-    tokenized = [conversation_ids(tokenizer, row.messages, settings.max_length) for row in rows]
-    examples = [
-        SftExample(
-            row.ids,
-            [token if learnt else -100 for token, learnt in zip(row.ids, row.assistant_mask, strict=True)],
-        )
-        for row in tokenized
-        if any(row.assistant_mask)
-    ]
-    if not examples:
-        raise ValueError(
-            f"No assistant message of the {len(rows)} conversations starts within model.max_length={settings.max_length}. Raise it."
-        )
+    n_rows, examples = _examples(settings, run.inputs, tokenizer)
     # Weights are float32 whatever the dtype: see engines/hf.py.
     model = in_float32(load_model(run.inputs["model"], settings.dtype))
     check_fit(run.inputs["model"], model, tokenizer)
@@ -133,7 +123,7 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
         return Outcome({})
     counts = {
         "rows": len(examples),
-        "without_answer": len(rows) - len(examples),
+        "without_answer": n_rows - len(examples),
         "steps": len(recorder.history),
         "tokens": recorder.tokens,
     }
@@ -141,6 +131,38 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
         # Each epoch leaves these rows out: they fill no batch of all devices.
         counts["left_out"] = len(examples) % (share.batch_size * devices)
     return Outcome(counts, recorder.recorded_files)
+
+
+def _examples(
+    settings: ConversationSft, inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, list[SftExample]]:
+    """(number of rows, examples). Conversations whose first assistant message starts beyond max_length give none."""
+    if "demonstrations" in inputs:
+        texts = list(read_jsonl(inputs["demonstrations"] / "rows.jsonl", Text))
+        return len(texts), _learnt_completions(texts, tokenizer, settings.max_length)
+    rows = list(read_jsonl(inputs["conversations"] / "rows.jsonl", Conversation))
+    check_conversations(read_template(model_folder(inputs["model"])), rows)
+    tokenized = [conversation_ids(tokenizer, row.messages, settings.max_length) for row in rows]
+    examples = [
+        SftExample(
+            row.ids,
+            [token if learnt else -100 for token, learnt in zip(row.ids, row.assistant_mask, strict=True)],
+        )
+        for row in tokenized
+        if any(row.assistant_mask)
+    ]
+    if not examples:
+        raise ValueError(
+            f"No assistant message of the {len(rows)} conversations starts within model.max_length={settings.max_length}. Raise it."
+        )
+    return len(rows), examples
+
+
+def _learnt_completions(
+    rows: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[SftExample]:
+    ids = [row_ids(tokenizer, row.prompt, row.completion, max_length) for row in rows]
+    return [SftExample(i.prompt + i.completion, [-100] * len(i.prompt) + i.completion) for i in ids]
 
 
 class SftExample(NamedTuple):

@@ -205,7 +205,7 @@ def _t_interval(value: float, standard_error: float | None, df: float) -> tuple[
     return value - margin, value + margin
 
 
-def wilson(n_right: float, n: int) -> tuple[float, float]:
+def wilson(n_right: float, n: float) -> tuple[float, float]:
     """Wilson's interval for a proportion: never empty, never outside [0, 1]."""
     if not (n > 0 and 0 <= n_right <= n):
         raise ValueError(f"need 0 <= n_right <= n and n > 0, got {n_right} of {n}")
@@ -280,26 +280,29 @@ def pool(values: Sequence[float | None]) -> Pooled | None:
     return Pooled(mean.value, sd, mean.low, mean.high, mean.n)
 
 
-def win_rate(
-    preferences: Sequence[float | None], rng: np.random.Generator, n_resamples: int = 2000
-) -> Estimate | None:
+def win_rate(preferences: Sequence[float | None]) -> Estimate | None:
     """Mean preference for the policy, in [0, 1]; a tie is 0.5. None when nothing was scored.
 
-    standard_error: sd (ddof 1) / sqrt(n), as in AlpacaEval. Interval: percentile bootstrap over items. Where
-    every preference is 0, or every one is 1, resampling has no spread and Wilson's interval is used.
+    standard_error: sd (ddof 1) / sqrt(n), as in AlpacaEval. Interval: Wilson's at the effective number of
+    items n_eff = n p (1 - p) / sd^2, which is n for votes of 0 and 1 and more for graded ones; n where all are
+    0, or all 1. Coverage of the nominal 95 % in percent, beside that of the percentile bootstrap
+    (tests/stats/test_coverage.py):
+
+        items                              50            100           805
+        graded, U-shaped, rate 50 %        94.4  94.0    94.5  94.4    94.8  95.1
+        graded, rate 2.4 %                 87.6  85.3    91.0  89.2    94.8  94.5
+        votes of 0 and 1, rate 5 %         96.7  99.0    96.9  95.5    94.3  94.2
+        votes, rate 0.5 %                  97.9  100     90.7  99.9    93.8  89.7
     """
     y = scored_values(preferences, 0, 1)
     if y.size == 0:
         return None
     mean, n = float(y.mean()), int(y.size)
-    low: float | None = None
-    high: float | None = None
+    low = high = None
     if n > 1:
-        low, high = (
-            wilson(mean * n, n)
-            if mean in (0, 1)
-            else percentile_interval(_bootstrap_means(y, rng, n_resamples))
-        )
+        variance = mean * (1 - mean)
+        n_eff = n * variance / float(y.var(ddof=1)) if not _no_spread(y) else n if variance == 0 else math.inf
+        low, high = wilson(mean * n_eff, n_eff) if n_eff < math.inf else (mean, mean)
     return Estimate(mean, _standard_error(y), low, high, n, len(preferences) - n)
 
 

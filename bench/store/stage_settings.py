@@ -45,7 +45,7 @@ from bench.store.store import LaterField, Unkeyed
 
 # Raise a kind's version when the same settings give other numbers: a golden digest in tests/golden/ changes.
 VERSIONS = {
-    "data": 1, "sft": 1, "logps": 1, "sample": 1, "label": 1, "train": 3, "generate": 1, "judge": 2, "score": 3, "audit": 2, "tasks": 1,
+    "data": 1, "sft": 2, "logps": 2, "sample": 1, "label": 1, "train": 4, "generate": 1, "judge": 2, "score": 4, "audit": 3, "tasks": 1,
 }  # fmt: skip
 
 SELF_JUDGE_READING = 2  # Raise it when bench/judges/self_judge.py reads a reply in another way.
@@ -349,6 +349,12 @@ class ConversationData(Settings):
     seed: int
 
 
+class ChosenRows(Settings):
+    """Chosen and desirable completions of preference rows for supervised fine-tuning, each text once."""
+
+    source: Literal["chosen_rows"] = "chosen_rows"
+
+
 class OverlapData(Settings):
     """A report on train rows with the same prompt as an item of the judge. No row is left out."""
 
@@ -416,7 +422,8 @@ class SftSettings(Settings):
 
 
 class ConversationSft(Settings):
-    """Supervised fine-tuning of a base model's folder on conversations, with loss on every assistant turn."""
+    """Supervised fine-tuning of a base model's folder: on conversations, with loss on every assistant turn, or
+    on demonstrations, with loss on their completions."""
 
     stage: Literal["conversations"] = "conversations"
     training: SftEpochs
@@ -693,6 +700,7 @@ SETTINGS: dict[str, tuple[type[Settings], ...]] = {
         NextPromptData,
         LocalPromptData,
         ConversationData,
+        ChosenRows,
         OverlapData,
         JudgeItemData,
         CanaryData,

@@ -72,7 +72,7 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {"model=local", f"model.path={model_folder}", *copied}
     if group == "sft" and choice != "none":
         words |= {"model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"}
-    if (group == "sft" and choice != "none") or (group, choice) == ("scale", "llama2_7b"):
+    if (group == "sft" and choice not in ("none", "chosen")) or (group, choice) == ("scale", "llama2_7b"):
         files = (
             publish(model_folder.parent / "ultrachat", "ultrachat_200k")
             / PUBLISHED["ultrachat_200k"].files["train"]

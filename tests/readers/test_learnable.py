@@ -11,14 +11,15 @@ import pytest
 from tiny import CHATML, bench, make_model, plans, write_rows
 
 from bench.config import Settings
-from bench.forecast.row_counts import data_lines
+from bench.forecast.row_counts import ScratchData, data_lines
 from bench.models.tokenize import load_tokenizer
 from bench.planning.inputs import CellPlan
 from bench.readers.learnable import SAME_TOKENS, TOO_LONG, UNWRITABLE, learn_check
 from bench.readers.rows import opposites, read_preferences
-from bench.records import Labelled, read_rows, write_jsonl
+from bench.records import Labelled, Pair, Text, read_jsonl, read_rows, write_jsonl
 from bench.stages import data
-from bench.store.keys import Source
+from bench.stages.sft import _examples
+from bench.store.keys import Source, Stage
 from bench.store.stage_run import Outcome, Progress, StageRun
 from bench.store.stage_settings import FilePromptData, LocalPairData, LoopPairData
 from bench.store.store import Store
@@ -389,3 +390,53 @@ def test_rows_that_contradict_each_other_are_counted(kind: str, cell: Cell, tmp_
         {"prompt": "c", "completion": "b", "label": True}
     ]
     assert opposites(read_preferences(write_rows(tmp_path / "labels.jsonl", labelled)).unpaired) == 3
+
+
+@pytest.mark.parametrize("form", ["paired", "unpaired"])
+def test_a_start_model_learns_the_chosen_completions_of_all_train_rows(
+    cell: Cell, models: Mapping[str, Path], tmp_path: Path, form: str
+) -> None:
+    """Each text once, whatever the labelled fraction; no held-out row, no rejected completion; the prompt is masked."""
+    rows = [pair(i, f"dog {i}") for i in range(N)]
+    rows.append({**rows[3], "rejected": [bot("another")]})
+    if form == "unpaired":
+        rows = [
+            {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+            for row in rows[:N]
+            for name in ("chosen", "rejected")
+        ]
+    method = "dpo" if form == "paired" else "kto"
+    plan = cell("chatml", rows, "+sft=chosen", method=method)
+    less = cell("chatml", rows, "+sft=chosen", "data.fraction=0.25", method=method)
+    start = plan.roles["train"].inputs["model"]
+    assert isinstance(start, Stage) and start == less.roles["train"].inputs["model"]
+    made = [start.inputs["demonstrations"]]
+    made.append(made[0].inputs["preferences"])  # type: ignore[union-attr]
+    scratch = ScratchData(Store(tmp_path / "store"), tmp_path)
+    texts = list(read_jsonl(scratch.folder(made[0]) / "rows.jsonl", Text))
+    train = read_rows(scratch.folder(made[1]) / "train.jsonl")
+    good = {
+        row.chosen if isinstance(row, Pair) else row.completion
+        for row in train
+        if isinstance(row, Pair) or row.label
+    }
+    assert {text.completion for text in texts} == good and len(texts) == len(good) in (29, 30)
+    n, examples = _examples(
+        start.settings, {"demonstrations": scratch.folder(made[0])}, load_tokenizer(models["chatml"])
+    )  # type: ignore[arg-type]
+    assert n == len(examples) == len(texts)
+    tokenizer = load_tokenizer(models["chatml"])
+    learnt = [tokenizer.decode([token for token in labels if token != -100]) for _, labels in examples]
+    assert all(
+        text.completion in said and said.count("<|im_end|>") == 1
+        for text, said in zip(texts, learnt, strict=True)
+    )
+
+
+def test_chosen_completions_are_no_conversations_for_new_prompts(
+    models: Mapping[str, Path], tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [pair(i) for i in range(N)])
+    own = ("model=local", f"model.path={models['chatml']}", "data=local", f"data.path={rows}", "+sft=chosen")
+    done = bench(*own, "method=spin", "method.prompts=sft", "do=plan", results=tmp_path / "results")
+    assert done.code == 2 and "method.prompts=sft takes conversations, got sft=chosen" in done.err

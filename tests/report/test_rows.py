@@ -77,7 +77,7 @@ def test_one_seed_shows_the_prompt_interval(rows: list[CellRow]) -> None:
     table = comparison_table(pool(one))
     assert table.rows[1][table.columns.index("win rate %")].startswith("45.0 [42.0, 48.0]")
     assert (
-        "Square brackets are 95 % intervals over prompts (bootstrap). One seed says nothing about another training."
+        "Square brackets are 95 % intervals over prompts. One seed says nothing about another training."
         in table.note_lines
     )
 
