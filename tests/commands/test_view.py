@@ -84,5 +84,7 @@ def test_an_address_without_the_token_shows_nothing(server: view.PageServer, pat
 
 def test_a_port_that_is_taken_is_refused_in_a_line(server: view.PageServer, results: Path) -> None:
     words = ["+sweep=smoke", "do=view", f"port={server.server_port}", f"results={results}", "tracker=none"]
-    with pytest.raises(BadConfig, match=r"cannot be used \(Address already in use\): set another port=, or 0"):
+    with pytest.raises(
+        BadConfig, match=r"cannot be used \(Address already in use\): set another port=, or 0"
+    ):
         view.main(open_command(words))

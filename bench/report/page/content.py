@@ -47,6 +47,9 @@ MEANINGS = {
 }  # fmt: skip
 # A number with its interval, as bench/report/tables.py writes it.
 NUMBER = re.compile(r"^([+-]?\d[\d.]*)(?: ?\[([+-]?[\d.]+), ([+-]?[\d.]+)\])?")
+LINK = re.compile(
+    r"\[passport\.html\]\(([^()]+)\)"
+)  # As passport_lines writes it; splits a line around its address.
 INTERVAL = re.compile(r"^\[([+-]?[\d.]+), ([+-]?[\d.]+)\]")
 
 
