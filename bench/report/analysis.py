@@ -110,6 +110,37 @@ def _pairs(pooled: Grid) -> list[dict[str, Any]]:
     ]
 
 
+def other_numbers(pooled: Grid) -> list[dict[str, Any]]:
+    """Rows of other_numbers.csv: ratings, reward accuracy, KL and others, compared as the win rate is.
+
+    `family` says over which tests p is corrected: all rows against their start models (`start`), or all
+    `pairs` of rows, for one number in one evaluation.
+    """
+    lines = []
+    for label, part in pooled.parts.items():
+        of = {group.key: group for group in part.groups}
+        for name, pairs in part.other_pairs.items():
+            compared = [
+                ("start", group, of.get(group.rows[0].start_key), group.others_against_start.get(name))
+                for group in part.groups
+            ] + [("pairs", of[a], of[b], pair) for (a, b), pair in pairs.items()]
+            lines += [
+                {
+                    **labelled(label, pooled),
+                    "number": name,
+                    "family": family,
+                    "first_row": first.number,
+                    "second_row": second.number,
+                    "first": first.name,
+                    "second": second.name,
+                    **comparison_columns(comparison),
+                }
+                for family, first, second, comparison in compared
+                if comparison is not None and second is not None
+            ]
+    return lines
+
+
 def labelled(label: str, pooled: Grid) -> dict[str, str]:
     """The column with the label of an evaluation; none where every row has one judge."""
     return {"evaluation": label} if pooled.evaluations else {}

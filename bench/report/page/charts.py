@@ -26,6 +26,7 @@ POINTS, ALL_POINTS = 150, 2500
 OUTCOMES = {
     "win_rate": ("win rate, %", 100),
     "lc_win_rate": ("LC win rate, %", 100),
+    "equal_length_win_rate": ("equal-length, %", 100),
     "rating": ("rating, 1 to 10", 1),
     "reward_accuracy": ("reward accuracy, %", 100),
     "reward_margin": ("reward margin", 1),
