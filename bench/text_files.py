@@ -478,7 +478,12 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(read_text(path), str(path))
 
 
-def parse_yaml(content: str, where: str) -> Any:
+def read_own_yaml(path: Path) -> Any:
+    """The value of a YAML file of ours, read by libyaml: ten times as fast as `read_yaml`, its errors in other words."""
+    return parse_yaml(read_text(path), str(path), _OwnLoader)
+
+
+def parse_yaml(content: str, where: str, make_loader: Any = None) -> Any:
     """The value of a YAML text.
 
     Raises BadFile for aliases that expand to more than MAX_YAML_NODES values or contain themselves, for a
@@ -488,7 +493,7 @@ def parse_yaml(content: str, where: str) -> Any:
         raise BadFile(f"{where}: expected at most {MAX_YAML_BYTES >> 20} MiB of YAML, got more")
     loader: Any = None
     try:
-        loader = _Loader(content)
+        loader = (make_loader or _Loader)(content)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -526,6 +531,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+_OwnLoader = type("_OwnLoader", (yaml.CSafeLoader, _Loader), {}) if yaml.__with_libyaml__ else _Loader
 
 
 def _written_out(node: Any, sizes: dict[int, int | None], where: str, depth: int = 0) -> int:

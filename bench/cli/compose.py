@@ -23,8 +23,9 @@ from bench.cli import sweep_files as sweeps
 from bench.cli.checks import problems_of
 from bench.cli.files import Fetches, Files
 from bench.cli.messages import GROUPS, MEMBERS, SOURCES, Where, in_words, one_line, short, unknown
-from bench.cli.sweep_files import SESSION, CommandLine, Tree, is_session, leaves, merged
+from bench.cli.sweep_files import CELL_GROUPS, SESSION, CommandLine, Tree, is_session, leaves, merged
 from bench.cli.words import CONF, SWEEPS
+from bench.cli.words import choices as choices_of
 from bench.config import (
     HELDOUT,
     MAX_CELLS,
@@ -260,11 +261,13 @@ class _Opening:
     def _options(self, group: str) -> list[str]:
         """Choices of a group; `basic`, Hydra's own launcher, is left out because bench does not use it."""
         if group not in self._known:
-            loader = GlobalHydra.instance().config_loader()
-            names = loader.get_group_options(
-                group.partition("@")[0], ObjectType.CONFIG, "config", self._hydra_words()
-            )
-            self._known[group] = [name for name in names if name != "basic"]
+            name = group.partition("@")[0]
+            if group in CELL_GROUPS and not self._hydra_words():  # all of them are files of ours
+                self._known[group] = choices_of(name)
+            else:
+                loader = GlobalHydra.instance().config_loader()
+                names = loader.get_group_options(name, ObjectType.CONFIG, "config", self._hydra_words())
+                self._known[group] = [one for one in names if one != "basic"]
         return self._known[group]
 
     def _hydra_words(self) -> list[str]:

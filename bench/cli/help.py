@@ -310,7 +310,8 @@ def _tree(path: Path) -> dict[str, Any]:
 
 
 def _record(annotation: Any, part: Any, choice: str) -> Any:
-    """The settings class of a section, found among a union's members by the section's `name` or `kind`."""
+    """The settings class of a section, found among a union's members by the section's `name`, `kind` or
+    `source`."""
     from pydantic import BaseModel
 
     part = part if isinstance(part, dict) else {}
@@ -319,7 +320,7 @@ def _record(annotation: Any, part: Any, choice: str) -> Any:
             options = {
                 name: field.annotation
                 for name, field in record.model_fields.items()
-                if name in ("name", "kind")
+                if name in ("name", "kind", "source")
             }
             tags = {
                 name: get_args(option) for name, option in options.items() if get_origin(option) is Literal
@@ -333,8 +334,11 @@ def _described(record: Any, prefix: str) -> Iterator[tuple[str, tuple[str, str]]
     """(dotted key, (meaning, bounds)) of each field of a record and of the records in it."""
     from pydantic import BaseModel
 
+    from bench.config.base import meanings
+
+    texts = meanings(record)
     for name, field in record.model_fields.items():
-        yield f"{prefix}{name}", (" ".join((field.description or "").split()), _bounds(field))
+        yield f"{prefix}{name}", (texts.get(name, ""), _bounds(field))
         for part in _parts(field.annotation):
             if isinstance(part, type) and issubclass(part, BaseModel):
                 yield from _described(part, f"{prefix}{name}.")

@@ -15,6 +15,7 @@ import io
 import itertools
 import math
 import os
+import pickle
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
+from hydra._internal.core_plugins import structured_config_source
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,6 +36,7 @@ from hydra.core.override_parser.types import Glob, Override, RangeSweep, Transfo
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 from omegaconf.grammar_parser import parse
@@ -250,7 +255,7 @@ def _range_length(values: RangeSweep) -> int:
 def load_sweep(path: Path) -> DictConfig:
     """A sweep file as it is written. Raises BadSweep where it cannot be read."""
     try:
-        node = OmegaConf.load(path) if path.parent == SWEEPS else load_foreign(path)
+        node = load_own(path) if path.parent == SWEEPS else load_foreign(path)
     except Exception as error:  # errors of YAML, OmegaConf and the file system
         reason = " ".join(str(error).removeprefix(f"{path}: ").split())
         raise BadSweep(f"{sweep_label(path)} cannot be read: {reason}") from error
@@ -394,19 +399,64 @@ class OwnConfigs(FileConfigSource):
     sweep can set all rates of a scale in one place."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        result = super().load_config(config_path)
-        path = Path(self._normalize_file_name(config_path))
-        if Path(self.path) != CONF or not isinstance(result.config, DictConfig):
-            return result
-        if path.parent.name == "method":
-            for name in OF_SCALES:
-                result.config.pop(name, None)
+        path = Path(self.path) / self._normalize_file_name(config_path)
+        if Path(self.path) != CONF or not path.exists():
+            return super().load_config(config_path)
+        status = path.stat()
+        return pickle.loads(_own_config(self.provider, path, (status.st_mtime_ns, status.st_size)))  # type: ignore[no-any-return]
+
+
+@cache
+def _own_config(provider: str, path: Path, _version: tuple[int, int]) -> bytes:
+    """One of our config files as Hydra takes it, read once in each version. Pickled, because Hydra changes what
+    it is given; a copy by pickle takes a tenth of the time of a deep copy."""
+    config = load_own(path)
+    if isinstance(config, DictConfig):
+        for name in OF_SCALES if path.parent.name == "method" else ():
+            config.pop(name, None)
         if what := RECORDED.get(path.parent.name):
-            result.config.pop(what, None)
+            config.pop(what, None)
         if path.parent.name == "scale":
             of_methods = {field: _of_methods(name).get(path.stem, {}) for name, field in OF_SCALES.items()}
-            result.config = OmegaConf.merge(of_methods, result.config)
-        return result
+            config = OmegaConf.merge(of_methods, config)
+    header = ConfigSource._get_header_dict(path.read_text(encoding="utf-8")[:512])
+    return pickle.dumps(ConfigResult(provider, f"{OwnConfigs.scheme()}://{CONF}", config, header))
+
+
+class HydraConfigs(ImportlibResourcesConfigSource):
+    """Hydra's source of its own config files; each is read once."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        if self.path != "hydra.conf":
+            return super().load_config(config_path)
+        if config_path not in _OF_HYDRA:
+            _OF_HYDRA[config_path] = pickle.dumps(super().load_config(config_path))
+        return pickle.loads(_OF_HYDRA[config_path])  # type: ignore[no-any-return]
+
+
+_OF_HYDRA: dict[str, bytes] = {}
+
+
+class StructuredConfigSource(structured_config_source.StructuredConfigSource):
+    """Hydra's source of registered configs, under the name that Hydra looks for. Hydra copies its sources for
+    each composition and list of options; this one never changes, so it needs no copy of all sweeps."""
+
+    def __deepcopy__(self, _: dict[int, Any]) -> StructuredConfigSource:
+        return self
+
+
+# OmegaConf's loader over libyaml's parser: 15 times as fast, with errors in other words.
+_OMEGA = get_yaml_loader()
+_FAST = type("_FastLoader", (yaml.CSafeLoader, _OMEGA), {}) if yaml.__with_libyaml__ else _OMEGA
+
+
+def load_own(path: Path) -> Any:
+    """One of our YAML files as OmegaConf's node. Errors are OmegaConf's own."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _FAST)
+    except (yaml.YAMLError, ValueError):
+        return OmegaConf.load(path)
+    return OmegaConf.create({} if content is None else content)
 
 
 OF_SCALES = {
@@ -422,7 +472,7 @@ def _of_methods(section: str) -> dict[str, dict[str, Any]]:
     by_scale: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(order):
         path = CONF / "method" / f"{name}.yaml"
-        config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.exists() else {}
+        config: Any = OmegaConf.to_container(load_own(path)) if path.exists() else {}
         for scale, value in config.get(section, {}).items():
             by_scale.setdefault(scale, {})[name] = value
     return by_scale
@@ -460,7 +510,29 @@ def resolved(tree: dict[str, Any]) -> dict[str, Any]:
     """A config with its interpolations expanded. Raises BadSweep for interpolations that contain themselves
     or expand to more than MAX_WRITTEN_OUT characters, and OmegaConf's own errors for unknown names."""
     _written_out(tree, "", tree, {})
-    return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
+    try:
+        return _filled(tree, tree)  # type: ignore[no-any-return]
+    except LookupError:
+        return OmegaConf.to_container(OmegaConf.create(tree), resolve=True)  # type: ignore[return-value]
+
+
+_NAMED = re.compile(r"\$\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}")
+
+
+def _filled(value: Any, tree: dict[str, Any]) -> Any:
+    """A value with each `${name.of.a.setting}` replaced, as OmegaConf does it, in a twentieth of its time. Raises
+    LookupError for any other interpolation, and for a setting without a value."""
+    if isinstance(value, dict):
+        return {key: _filled(part, tree) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_filled(part, tree) for part in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    name = _NAMED.fullmatch(value)
+    target = _at(tree, name[1]) if name else None
+    if target is None or target == "???":
+        raise LookupError(value)
+    return _filled(target, tree)
 
 
 MAX_WRITTEN_OUT = 1_000_000
@@ -529,9 +601,12 @@ def register_sources() -> None:
     """Make Hydra read our config files and the folders of `--config-dir` through our sources."""
     Plugins.instance()  # registers Hydra's own sources, before ours
     SourcesRegistry.instance().register(ForeignConfigs)
-    SourcesRegistry.instance().types[OwnConfigs.scheme()] = (
-        OwnConfigs  # in place of Hydra's own; only files of CONF are read differently
-    )
+    for source in (
+        OwnConfigs,
+        HydraConfigs,
+        StructuredConfigSource,
+    ):  # in place of Hydra's own; other files are read as ever
+        SourcesRegistry.instance().types[source.scheme()] = source
 
 
 @functools.cache

@@ -25,6 +25,20 @@ from bench.store.store import Store
 from bench.terminal import say
 
 
+def planned_audits(opened: CheckedCommand) -> dict[str, CellPlan]:
+    """The audit of each judge of the cells and their evaluations, by the judge's key; a jury has none."""
+    do = opened.session.do
+    assert isinstance(do, Audit)
+    files = audit_sources(do)
+    audits: dict[str, CellPlan] = {}
+    for cell, sources in zip(opened.cells, opened.sources, strict=True):
+        for one, of_one in evaluated_sources(cell, sources).values():
+            for manner in () if isinstance(one.judge, JuryJudge) else one.judge.gives:
+                audit = plan_audit(one, of_one, do, files[manner], manner)
+                audits.setdefault(judge_key(audit.roles["verdicts"]), audit)
+    return audits
+
+
 def main(opened: CheckedCommand) -> int:
     """Write a passport for every judge of the cells; returns the exit code.
 
@@ -35,14 +49,7 @@ def main(opened: CheckedCommand) -> int:
     if not do.plan:
         make_results(opened.session.results_dir, store=True)
     store = Store(opened.session.results_dir / "store")
-    files = audit_sources(do)
-    audits: dict[str, CellPlan] = {}
-    for cell, sources in zip(opened.cells, opened.sources, strict=True):
-        for one, of_one in evaluated_sources(cell, sources).values():
-            for manner in () if isinstance(one.judge, JuryJudge) else one.judge.gives:
-                audit = plan_audit(one, of_one, do, files[manner], manner)
-                audits.setdefault(judge_key(audit.roles["verdicts"]), audit)
-    cells = list(audits.values())
+    cells = list(planned_audits(opened).values())
     sweep = report.Sweep("audit", opened.title, opened.command, cells)
     plan = make_plan(cells, store)
     costs = costs_of(plan, store)

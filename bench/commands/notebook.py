@@ -55,7 +55,7 @@ def load(sweep: str, results: str | os.PathLike[str] | None = None) -> LoadedSwe
     BENCH_RESULTS, else `results` of the current folder. Raises BadConfig where the sweep or the store is not
     there, or its cells cannot be planned again.
     """
-    place = user_path(os.fspath(results) if results else os.environ.get("BENCH_RESULTS") or "results")
+    place = user_path(os.fspath(results or os.environ.get("BENCH_RESULTS") or "results"))
     _refuse(sweep, place)
     opened = _opened(sweep, place)
     planned = sweep_of(opened)

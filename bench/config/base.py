@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import sys
+from functools import cache
+from itertools import pairwise
 from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -49,11 +54,39 @@ class Unkeyed:
 
 class Settings(BaseModel):
     """Base of every record that a user or a stage key sees: frozen, strict, without unknown fields. A field's
-    docstring is its description, in the help and in conf/; no key holds it."""
+    docstring says its meaning in the help and in conf/ (`meanings`); no key holds it."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
+
+
+def meanings(record: type[BaseModel]) -> dict[str, str]:
+    """The docstring of each field of a record and of its bases, on one line.
+
+    Read from the source when asked: pydantic's `use_attribute_docstrings` would read it at every start.
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(record.__mro__):
+        texts |= _docstrings(base.__module__).get(base.__name__, {}) if issubclass(base, Settings) else {}
+    return texts
+
+
+@cache
+def _docstrings(module: str) -> dict[str, dict[str, str]]:
+    """The docstrings of fields in a module, by class and field."""
+    classes = ast.parse(inspect.getsource(sys.modules[module])).body
+    return {
+        node.name: {
+            field.target.id: " ".join(text.value.value.split())
+            for field, text in pairwise(node.body)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }
+        for node in classes
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 K = TypeVar("K", bound=type[BaseModel])

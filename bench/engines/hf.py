@@ -20,7 +20,6 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
-from trl.trainer.utils import add_fused_lm_head
 
 from bench.config import Decoding, Loading
 from bench.engines.base import (
@@ -34,6 +33,7 @@ from bench.engines.base import (
     named_errors,
     silent,
 )
+from bench.engines.fused_head import add_fused_lm_head
 from bench.models.hub import read_config, trusts_code
 from bench.models.model_config import ADAPTER, check_no_adapter, positions, weight_files
 from bench.models.tokenize import Ids, check_rendering, model_folder

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from bench.models.hub import TRUSTED
-from bench.text_files import read_yaml
+from bench.text_files import read_own_yaml
 
 Recorded = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ def differences(recorded: Recorded, config: Recorded) -> dict[str, tuple[Any, An
 def _by_repository(group: str, what: str) -> dict[str, Recorded]:
     found: dict[str, Recorded] = {}
     for path in sorted((TRUSTED.parent / group).glob("*.yaml")):
-        written: Any = read_yaml(path)
+        written: Any = read_own_yaml(path)
         if what in written:
             found[written[group]["hub"]] = written[what]
     return found

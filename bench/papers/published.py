@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from bench.config.base import Count, Settings
 from bench.papers.verdict import Theirs
-from bench.text_files import BadFile, describe, read_yaml
+from bench.text_files import BadFile, describe, read_own_yaml
 
 FACTS = Path(__file__).parent
 Value = bool | int | float | str | list[Any] | None
@@ -317,7 +317,7 @@ def matches(row: Mapping[str, Any], where: Mapping[str, Value]) -> bool:
 @cache
 def metrics() -> dict[str, PublishedMetric]:
     """Metrics by name."""
-    content = read_yaml(FACTS / "metrics.yaml")
+    content = read_own_yaml(FACTS / "metrics.yaml")
     return {name: PublishedMetric.model_validate(metric) for name, metric in content.items()}
 
 
@@ -327,7 +327,7 @@ def tables() -> dict[str, PublishedTable]:
     return {
         table.id: table
         for path in sorted((FACTS / "tables").glob("*.yaml"))
-        for table in tables_of(read_yaml(path), path)
+        for table in tables_of(read_own_yaml(path), path)
     }
 
 

@@ -53,10 +53,10 @@ def _turns(item: Item, completion: Completion, verdicts: dict[tuple[str, int], V
         if item.baseline and turn < len(item.baseline):
             yield f"- **baseline** {_inline(item.baseline[turn])}"
         if (verdict := verdicts.get((item.id, turn))) is not None:
-            yield f"- **verdict** {_verdict_words(verdict)}"
+            yield f"- **verdict** {verdict_words(verdict)}"
 
 
-def _verdict_words(verdict: Verdict) -> str:
+def verdict_words(verdict: Verdict) -> str:
     if verdict.unscored:
         return f"unscored: {verdict.unscored}"
     value = (

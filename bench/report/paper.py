@@ -86,14 +86,21 @@ def _begins(name: str, start: str) -> bool:
     return name.startswith(start) and not name[len(start) :][:1].isalnum()
 
 
+def unknown_columns(table: Table, sweep: Sweep) -> list[str]:
+    """One line for each wanted column that the table lacks."""
+    return [
+        f"columns: no column of this table begins with {word!r}; its columns: {', '.join(table.columns)}"
+        for word in chosen_columns(table, sweep.columns or ())[1]
+    ]
+
+
 def latex(table: Table, sweep: Sweep) -> str:
     """A float with caption, label and notes. With several evaluations a second one has their details.
 
     Lines on judges, fairness and findings stand before it as comments, for the text of the paper.
     """
-    chosen, unknown = chosen_columns(table, sweep.columns) if sweep.columns else (table, [])
+    chosen = chosen_columns(table, sweep.columns)[0] if sweep.columns else table
     lines = [r"% \usepackage{booktabs,siunitx,threeparttable,adjustbox}"]
-    lines += [f"% columns: no column of this table begins with {word!r}" for word in unknown]
     for heading, notes in table.notes.items():
         lines += [f"% {heading}", *(f"% - {' '.join(note.split())}" for note in notes)]
     parts = [chosen] if sweep.columns else for_paper(chosen)

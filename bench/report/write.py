@@ -15,8 +15,8 @@ from rich.table import Table as RichTable
 
 from bench.output_files import OutputFiles
 from bench.records import grouped
-from bench.report import figures, findings, paper, published
-from bench.report.analysis import analyse, comparison_columns, labelled
+from bench.report import figures, findings, page, paper, published
+from bench.report.analysis import Analysis, analyse, comparison_columns, labelled, other_numbers
 from bench.report.completions import samples
 from bench.report.groups import Grid, Group, method_name, pool
 from bench.report.passports import passport_lines
@@ -48,6 +48,8 @@ class Paths:
     figures: list[Path]
     table: Table
     unwritten: list[str]  # One line per file that could not be written, with the reason.
+    page: Path | None = None
+    page_fault: str = ""  # Why there is no page, in one line. The command does not fail for it.
 
     @property
     def for_tracker(self) -> list[Path]:
@@ -57,8 +59,8 @@ class Paths:
 def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     """Write the files of a sweep and each cell's findings.json; the same rows give the same bytes.
 
-    A sweep has table.md .csv .tex, methods.tex, references.bib, differences.csv, pairs.csv, published.csv, cells.parquet, plan.json,
-    fairness.json, findings.md, figures/ and completions/.
+    A sweep has table.md .csv .tex, methods.tex, references.bib, differences.csv, pairs.csv, other_numbers.csv,
+    published.csv, cells.parquet, plan.json, fairness.json, findings.md, figures/, completions/ and report.html.
     """
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
     analysis = analyse(sweep, rows, results)
@@ -100,6 +102,10 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
         ),
     )
     out.write(folder / "pairs.csv", csv_text(analysis.pairs))
+    if others := other_numbers(pooled):
+        out.write(folder / "other_numbers.csv", csv_text(others))
+    else:
+        out.remove(folder / "other_numbers.csv")
     if compared:
         out.write(folder / "published.csv", csv_text(published.csv_lines(compared)))
     out.write(folder / "cells.parquet", _parquet(analysis.flat))
@@ -108,7 +114,20 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
         if sample := samples(row, store):
             out.write(folder / "completions" / f"{row.cell.name}.md", sample)
     drawn = _write_figures(out, pooled, sweep.title, folder / "figures")
-    return Paths(folder, drawn, shown, out.lines())
+    unwritten = [*out.lines(), *paper.unknown_columns(written, sweep)]
+    return Paths(folder, drawn, shown, unwritten, *_write_page(analysis, folder / "report.html"))
+
+
+def _write_page(analysis: Analysis, path: Path) -> tuple[Path | None, str]:
+    """(path of the page, "") or (None, why it was not written). A page from before is then removed."""
+    out = OutputFiles(analysis.results)
+    try:
+        if out.write(path, page.render(analysis)):
+            return path, ""
+        return None, "; ".join(out.lines())
+    except Exception as error:  # The numbers are in the other files, and must reach their reader.
+        out.remove(path)
+        return None, f"not written: {path}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _write_figures(out: OutputFiles, pooled: Grid, title: str, folder: Path) -> list[Path]:
@@ -164,15 +183,7 @@ def _against_start(group: Group) -> dict[str, Any]:
         "beta": getattr(group.cell.method, "beta", None),
         "fraction": group.cell.data.fraction,
     }
-    row |= comparison_columns(comparison)
-    if (lc := group.lc_against_start) is not None:
-        row |= {
-            "lc_value": lc.lead.value,
-            "lc_low": lc.lead.low,
-            "lc_high": lc.lead.high,
-            "lc_p_holm": lc.p_holm,
-        }
-    return row
+    return row | comparison_columns(comparison)
 
 
 def _plan(sweep: Sweep) -> dict[str, Any]:
@@ -202,6 +213,7 @@ def print_report(sweep: Sweep, paths: Paths, notes: Sequence[str], summary: str)
     console.plain(summary)
     for line in paths.unwritten:
         console.plain(line, "red")
+    console.plain(paths.page_fault or f"page     {paths.page}", "red" if paths.page_fault else None)
     console.plain(f"table    {paths.folder}/table.md .csv .tex")
     for figure in paths.figures:
         console.plain(f"figure   {figure} .svg")
@@ -223,6 +235,7 @@ MATTERS = (
     "KL nats",
     "length",
     "LC win rate %",
+    "equal-length %",
     "reward acc. %",
 )
 

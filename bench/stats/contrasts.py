@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from scipy import special
 
+from bench.stats import special
 from bench.stats.estimates import Difference, pooled_spread
 
 K = TypeVar("K")

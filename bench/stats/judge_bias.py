@@ -64,10 +64,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from bench.records import HumanLabel, Verdict, grouped, over_turns
-from bench.stats import estimates
+from bench.stats import estimates, special
 from bench.stats.estimates import Estimate, Unmeasured
 
 Array = NDArray[np.float64]
@@ -119,9 +118,7 @@ def preference_statistics(
     """
     agreed, scored = retest_agreement(first, second), _scored(first, truth, PREFERENCE)
     return {
-        "win_rate": _or(
-            estimates.win_rate([v.preference for v in first], np.random.default_rng(0)), "nothing was scored"
-        ),
+        "win_rate": _or(estimates.win_rate([v.preference for v in first]), "nothing was scored"),
         "position_bias": position_bias(first),
         "flip_rate": flip_rate(first),
         "retest_agreement": agreed,
@@ -762,9 +759,7 @@ PREFERENCE = Manner(
     preference_statistics,
     preference_agreement,
     lambda verdicts, truth, labelled: {
-        "true_win_rate": _or(
-            estimates.win_rate([*truth.values()], np.random.default_rng(0)), "there is no truth"
-        ),
+        "true_win_rate": _or(estimates.win_rate([*truth.values()]), "there is no truth"),
         "corrected_win_rate": corrected_win_rate(verdicts, labelled),
     },
     preference_curves,

@@ -32,9 +32,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from bench.records import Verdict
+from bench.stats import special
 from bench.stats.estimates import Array, Estimate, Unmeasured, percentile_interval, wilson
 from bench.stats.length_control import REFITS_AT_ONCE, Sample, fit_logistic, refit_interval
 
@@ -184,10 +184,10 @@ def style_win_rate(
         [np.ptp(rows.outcomes[items]) == 0 and rows.outcomes[items[0]] in (0, 1) for items in take]
     )
     fitted, lost = np.concatenate([w for w, _ in refits])[:, 1], np.concatenate([lost for _, lost in refits])
-    draws = np.where(one_sided, rows.outcomes[take[:, 0]], expit(fitted))[~lost | one_sided]
+    draws = np.where(one_sided, rows.outcomes[take[:, 0]], special.expit(fitted))[~lost | one_sided]
     named = dict(zip([STYLES[j] for j in differ], np.delete(w[0], 1).tolist(), strict=False))
     return StyleWinRate(
-        value=float(expit(w[0, 1])),
+        value=float(special.expit(w[0, 1])),
         n=n,
         n_unscored=n_unscored,
         coefficients=named,

@@ -18,6 +18,7 @@ from bench import config
 from bench.cli.compose import CheckedCommand
 from bench.cli.help import bases, fields, first_sentence, own_settings, settings
 from bench.config import Cell, Session, misfits
+from bench.config.base import meanings
 
 ROOT = Path(__file__).parent.parent.parent
 CONF, SWEEPS = ROOT / "conf", ROOT / "sweeps"
@@ -71,7 +72,7 @@ def test_every_file_in_conf_composes_and_passes(
         words |= {"model=local", f"model.path={model_folder}", *copied}
     if group == "sft" and choice != "none":
         words |= {"model=local", f"model.path={model_folder}", "data=local", f"data.path={pairs_file}"}
-    if (group == "sft" and choice != "none") or (group, choice) == ("scale", "llama2_7b"):
+    if (group == "sft" and choice not in ("none", "chosen")) or (group, choice) == ("scale", "llama2_7b"):
         files = (
             publish(model_folder.parent / "ultrachat", "ultrachat_200k")
             / PUBLISHED["ultrachat_200k"].files["train"]
@@ -200,8 +201,9 @@ def _explained_below(path: Path, key: str) -> bool:
 def test_every_field_says_its_meaning_and_every_number_of_a_method_its_usual_range() -> None:
     tags = {"name", "kind", "reader"}
     for record in _records():
-        for name, field in record.model_fields.items():
-            assert field.description or name in tags, f"{record.__name__}.{name} has no docstring"
+        texts = meanings(record)
+        for name in record.model_fields:
+            assert texts.get(name) or name in tags, f"{record.__name__}.{name} has no docstring"
     for method in config.METHODS.values():
         for name in method.model_fields.keys() & {
             "beta",
@@ -212,7 +214,7 @@ def test_every_field_says_its_meaning_and_every_number_of_a_method_its_usual_ran
             "label_smoothing",
             "delta",
         }:
-            text = method.model_fields[name].description or ""
+            text = meanings(method).get(name, "")
             assert re.search(r"usual [\d]|usual that of|\d for", text), f"{method.__name__}.{name}: {text}"
 
 

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from tiny import make_model, smoke_cell, smoke_folder
 
 from bench.config import Decoding
+from bench.engines import fused_head
 from bench.engines.hf import TransformersEngine, load_model
 from bench.engines.reward import Scorer, new_reward_model
 from bench.models.tokenize import Ids, conversation, model_folder, preference_ids, prompt_ids
@@ -300,3 +302,46 @@ def test_a_new_reward_model_has_the_start_models_body_and_a_seeded_head(start: P
     assert all(torch.equal(one[name], body[name]) for name in one if name != "score.weight")
     assert torch.equal(one["score.weight"], same["score.weight"])
     assert not torch.equal(one["score.weight"], other["score.weight"])
+
+
+# The fused head -------------------------------------------------------------------------------------------------------
+
+
+def test_the_fused_head_scores_completions_only_and_changes_no_log_prob_or_gradient(start: Path) -> None:
+    """Beside the model's own logits: log-probs, entropy and gradients of two padded rows, one of them without a label."""
+    ids = torch.arange(3, 27).reshape(2, 12)
+    labels = torch.full_like(ids, -100)
+    labels[0, 5:9] = ids[0, 5:9]
+    scored: list[tuple[int, int]] = []
+
+    class Watched(fused_head.FittedHead):
+        @staticmethod
+        def forward(ctx: Any, hidden: Any, *rest: Any) -> Any:
+            values = fused_head.FittedHead.forward(ctx, hidden, *rest)
+            scored.append((len(hidden), ctx.chunk_size))
+            return values
+
+    ours, plain = load_model(start, "float32"), load_model(start, "float32")
+    fused_head.add_fused_lm_head(ours, outputs=("log_probs", "entropy"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_head.utils, "_ChunkedLogProbFunction", Watched)
+        out = ours(input_ids=ids, labels=labels, fused_lm_head=True)
+    assert scored == [(4, len(ours.get_output_embeddings().weight))]
+    logps = torch.log_softmax(plain(input_ids=ids).logits[:, :-1], -1)
+    mask = labels[:, 1:] != -100
+    expected = logps.gather(-1, ids[:, 1:, None])[..., 0] * mask
+    torch.testing.assert_close(out.log_probs, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(out.entropy, -(logps.exp() * logps).sum(-1) * mask, rtol=0, atol=1e-5)
+    out.log_probs.sum().backward()
+    expected.sum().backward()
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_without_labels_gives_a_zero_that_has_gradients(start: Path) -> None:
+    model = load_model(start, "float32")
+    fused_head.add_fused_lm_head(model)
+    ids = torch.arange(3, 15).reshape(1, 12)
+    loss = model(input_ids=ids, labels=torch.full_like(ids, -100), fused_lm_head=True).loss
+    loss.backward()
+    assert loss.item() == 0 and all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)

@@ -19,6 +19,7 @@ from tiny import Ran, bench, copy_results, make_model, make_preferences
 
 from bench import methods
 from bench.cli.compose import CheckedCommand, open_command
+from bench.commands.audit import planned_audits
 from bench.config import CATEGORIES
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan
@@ -203,6 +204,18 @@ def test_each_evaluation_has_its_own_budget(opened: Open) -> None:
     assert budgets == {"gold": None, "alpaca_eval": 5.0, "mt_bench": 0.5}
 
 
+def test_an_audit_has_the_judge_of_each_evaluation(opened: Open) -> None:
+    """Each has the key and name of its audit alone, so that what was asked once is not asked again."""
+
+    def audits(judge: str, *words: str) -> dict[str, str]:
+        cells = planned_audits(opened(f"judge={judge}", *words, "do=audit"))
+        return {key: cell.name for key, cell in cells.items()}
+
+    several = audits("[gold,alpaca_eval,mt_bench]", "judge.model=m")
+    alone = [audits("gold"), *(audits(judge, "judge.model=m") for judge in ("alpaca_eval", "mt_bench"))]
+    assert several == {key: name for one in alone for key, name in one.items()} and len(several) == 4
+
+
 # Files of the three benchmarks ----------------------------------------------------------------------------------------
 
 
@@ -384,7 +397,7 @@ def test_the_table_has_the_evaluations_side_by_side(swept: Swept) -> None:
     folder = folder_of(swept.ran)
     names = list(rows(swept.ran, "suite")[0])
     for name in (
-        "alpaca_eval/lc_win_rate",
+        "alpaca_eval/equal_length_win_rate",
         "mt_bench/rating_turn2",
         "arena_hard/style_win_rate",
         "reward_accuracy",
@@ -441,7 +454,7 @@ def test_each_row_is_one_cell_and_each_evaluation_has_the_folder_of_its_own_comm
     assert float(dpo["mt_bench/rating"]) == metrics["mt_bench/rating"]
 
 
-@pytest.mark.parametrize("do", some_outer(["report", "rescore", "status", "plan"], ["report", "status"]))
+@pytest.mark.parametrize("do", some_outer(["report", "rescore", "status", "plan"], ["status"]))
 def test_other_commands_know_the_row(swept: Swept, do: str) -> None:
     before = folder_of(swept.ran).joinpath("table.csv").read_bytes()
     again = bench(*swept.words, f"do={do}", results=swept.ran.results)

@@ -16,7 +16,16 @@ from tiny import plans
 
 from bench.config import JUDGES, METHODS
 from bench.report import Sweep, Table
-from bench.report.paper import BOLD, chosen_columns, escaped, latex, methods, references, works
+from bench.report.paper import (
+    BOLD,
+    chosen_columns,
+    escaped,
+    latex,
+    methods,
+    references,
+    unknown_columns,
+    works,
+)
 
 NASTY = r"a_b^c~d\e{f}$g#h&i%j<k>l|m\"n`o'p--q,,r''s ≈ * † ß é β 中文 " + "\u200b\x07 \N{PILE OF POO}\nnext"
 COLUMNS = [
@@ -86,8 +95,11 @@ def test_columns_are_chosen_by_the_beginnings_of_their_names() -> None:
         "ro",
     ]
     assert chosen.rows[1] == ["kto †", "0.25", "41.1 [38.7, 43.6] *", "<0.0001"]
-    tex = latex(TABLE, replace(SWEEP, columns=("method", "nope")))
-    assert "{method} \\\\" in tex and "% columns: no column of this table begins with 'nope'" in tex
+    some = replace(SWEEP, columns=("method", "nope"))
+    tex = latex(TABLE, some)
+    assert "{method} \\\\" in tex and unknown_columns(TABLE, SWEEP) == []
+    (line,) = unknown_columns(TABLE, some)
+    assert line.startswith("columns: no column of this table begins with 'nope'; its columns: row, method")
     of_suite = Table(
         ["row", "a/win rate %", "b/win rate %", "b/length"], [["1", "1", "2", "3"]], {}, ("a", "b")
     )
