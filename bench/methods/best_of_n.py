@@ -38,7 +38,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench.config import BestOfN, Cell, RewardModel, Training
-from bench.models.tokenize import preference_ids
+from bench.models.tokenize import all_preference_ids
 from bench.planning import pieces
 from bench.planning.inputs import Ground, Policy
 from bench.records import Pair
@@ -64,12 +64,12 @@ def chain(cell: Cell, ground: Ground) -> Policy:
 def _rows(job: TrainingJob) -> list[dict[str, Any]]:
     """Rows for TRL's RewardTrainer. Raises ValueError for unpaired data."""
     rows = []
-    for row in job.rows:
+    ids_of = all_preference_ids(job.tokenizer, job.rows, job.settings.max_length)
+    for row, ids in zip(job.rows, ids_of, strict=True):
         if not isinstance(row, Pair):
             raise ValueError(
                 "The data are unpaired, and the reward model of method=best_of_n needs pairs. Use paired data, or method=kto."
             )
-        ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         whole = {f"{side}_ids": ids[side].whole for side in ("chosen", "rejected")}
         example = TrainerRow(row, {side: ids[side] for side in ("chosen", "rejected")})
         rows.append({**whole, "length": max(map(len, whole.values())), "example": example})

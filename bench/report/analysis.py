@@ -52,9 +52,12 @@ class Analysis:
         return self.table.with_notes(notes)
 
 
-def analyse(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Analysis:
-    """Pool the rows, compare them, certify their fairness and look for findings."""
-    pooled, store = pool(rows), Store(results / "store")
+def analyse(sweep: Sweep, rows: Sequence[CellRow], results: Path, store: Store | None = None) -> Analysis:
+    """Pool the rows, compare them, certify their fairness and look for findings.
+
+    `store`: the store of `results`, where one is open already.
+    """
+    pooled, store = pool(rows), store or Store(results / "store")
     facts = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
     certificate = fairness.certify(facts, sweep.axes)
     table = comparison_table(pooled, sweep.expectations, sweep.max_cut)

@@ -17,7 +17,7 @@ import filelock
 from bench import report, secrets
 from bench.config import Accelerate, Session
 from bench.engines.vllm_server import Servers
-from bench.forecast.stage_time import StageForecast
+from bench.forecast.stage_time import StageForecast, usual_s
 from bench.planning.inputs import CellPlan, all_stages, evaluation_of
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
@@ -76,13 +76,9 @@ def failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
     )
 
 
-# Assumed seconds of a kind of stage that has not run in this store. Only their proportions matter.
-GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0, "tasks": 30.0}
-
-
 def _expected_s(stage: Stage, forecast: Mapping[Stage, StageForecast]) -> float:
     known = forecast[stage].seconds if stage in forecast else None
-    return GUESSED_S.get(stage.kind, 0.1) if known is None else known
+    return usual_s(stage) if known is None else known
 
 
 @dataclass
@@ -267,7 +263,8 @@ class Scheduler:
             self.failures[stage] = error
             self.store.record_failure(stage, error)
             secrets.clean_file(self.store.sidecar(stage, "log"))  # A worker that died has not cleaned it.
-        self.screen.stage_ended(stage, outcome, error, self.store.sidecar(stage, "log"))
+        worked_s = self.store.manifest(stage).timings.get("wall_s") if outcome == "done" else None
+        self.screen.stage_ended(stage, outcome, error, self.store.sidecar(stage, "log"), worked_s)
         self.on_end()
 
     def _say_what_is_stale(self, stage: Stage) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bench.config import Settings
-from bench.models.tokenize import conversation, positions, prompt_ids, row_ids
+from bench.models.tokenize import all_prompt_ids, conversation, positions, row_ids
 from bench.readers.completions_file import matched, read_written
 from bench.records import (
     POSITIONS_PASSED,
@@ -74,7 +74,7 @@ def _by_policy(settings: GenerateSettings, run: StageRun) -> Outcome:
     for turn in range(max(len(item.turns) for item in items)):
         for temperature, indices in _by_temperature(settings, items, turn).items():
             before = [conversation(items[i], [w.text for w in written[i]]) for i in indices]
-            prompts = [prompt_ids(engine.tokenizer, messages, settings.control) for messages in before]
+            prompts = all_prompt_ids(engine.tokenizer, before, settings.control)
             decoding = settings.decoding.model_copy(update={"temperature": temperature})
             draws = []
             for draw in range(settings.best_of):

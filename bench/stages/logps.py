@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING
 from bench.config import Settings
 from bench.engines.opening import open_engine
 from bench.engines.reward import Scorer
-from bench.models.tokenize import Ids, PromptTooLong, conversation, preference_ids, prompt_ids, row_ids
-from bench.records import Logps, Reward, draw_name, read_completions, read_items, read_rows, write_jsonl
+from bench.models.tokenize import Ids, all_preference_ids, all_prompt_ids, conversation, row_ids
+from bench.records import (
+    Logps,
+    Pair,
+    Reward,
+    Unpaired,
+    draw_name,
+    read_completions,
+    read_items,
+    read_rows,
+    write_jsonl,
+)
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import LogpsSettings, RewardScoreSettings
 
@@ -100,21 +110,13 @@ def _preferences(
     control: str | None = None,
 ) -> Iterator[tuple[str, Ids]]:
     """Yields (name, ids) of each completion of the rows; names are `<split>/<row id>/<column>`."""
-    too_long = []
     for split in splits:
-        for row in read_rows(folder / f"{split}.jsonl"):
-            try:
-                columns = preference_ids(tokenizer, row, max_length, control)
-            except PromptTooLong as error:
-                too_long.append(f"{split} row {row.id}: {error}")
-                continue
+        rows: Sequence[Pair | Unpaired] = read_rows(folder / f"{split}.jsonl")
+        ids_of = all_preference_ids(tokenizer, rows, max_length, control, named=f"{split} row")
+        for row, columns in zip(rows, ids_of, strict=True):
             for column, ids in columns.items():
                 if mismatched or not column.startswith("mismatched"):
                     yield f"{split}/{row.id}/{column}", ids
-    if too_long:
-        raise PromptTooLong(
-            f"{len(too_long)} rows have prompts that are too long. Drop them, or raise model.max_length. First: {too_long[0]}"
-        )
 
 
 def _texts(
@@ -134,5 +136,7 @@ def _drawn(
 ) -> Iterator[tuple[str, Ids]]:
     """Yields (item id, ids) of a policy's completions: exactly the sampled tokens, without an EOS if cut."""
     prompts = {item.id: conversation(item, []) for item in read_items(items)}
-    for completion in read_completions(folder):
-        yield completion.id, Ids(prompt_ids(tokenizer, prompts[completion.id], control), completion.ids[0])
+    completions = list(read_completions(folder))
+    before = all_prompt_ids(tokenizer, [prompts[completion.id] for completion in completions], control)
+    for completion, ids in zip(completions, before, strict=True):
+        yield completion.id, Ids(ids, completion.ids[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.engines.opening import open_engine
-from bench.models.tokenize import conversation, prompt_ids
+from bench.models.tokenize import all_prompt_ids, conversation
 from bench.records import Completion, read_items, write_jsonl
 from bench.store.stage_run import Outcome, StageRun
 from bench.store.stage_settings import SampleSettings
@@ -12,7 +12,7 @@ from bench.store.stage_settings import SampleSettings
 def run(settings: SampleSettings, run: StageRun) -> Outcome:
     engine = open_engine(settings, run.inputs)
     items = read_items(run.inputs["items"])
-    prompts = [prompt_ids(engine.tokenizer, conversation(item, [])) for item in items]
+    prompts = all_prompt_ids(engine.tokenizer, [conversation(item, []) for item in items])
     completions = []
     for draw in range(settings.draws):
         done = draw * len(items)

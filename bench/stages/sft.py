@@ -17,10 +17,17 @@ from trl import SFTConfig, SFTTrainer
 
 from bench.config import Settings
 from bench.engines.adapters import save_model
+from bench.engines.fused_head import add_fused_lm_head
 from bench.engines.hf import check_fit, in_float32, load_model
 from bench.models.model_size import checkpoints
 from bench.models.templates import read_template
-from bench.models.tokenize import conversation_ids, load_tokenizer, model_folder, row_ids
+from bench.models.tokenize import (
+    PromptTooLong,
+    all_aligned_ids,
+    conversation_ids,
+    load_tokenizer,
+    model_folder,
+)
 from bench.readers.learnable import check_conversations
 from bench.records import Conversation, Text, read_jsonl
 from bench.store.stage_run import Outcome, StageRun
@@ -52,9 +59,12 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
     model = new_model(settings, tokenizer)  # type: ignore[arg-type]
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
     steps = settings.pretraining.steps
-    pretrain(
-        model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss)
-    )
+
+    def progress(step: int, loss: float) -> None:
+        run.progress(step, steps, loss=loss)
+
+    add_fused_lm_head(model)
+    pretrain(model, tokenizer, rows, settings.pretraining, progress, fused=True)
     save_model(model, tokenizer, run.out / "model")
     return Outcome({"steps": steps, "parameters": model.num_parameters()})
 
@@ -157,8 +167,12 @@ def _examples(
 def _learnt_completions(
     rows: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[SftExample]:
-    ids = [row_ids(tokenizer, row.prompt, row.completion, max_length) for row in rows]
-    return [SftExample(i.prompt + i.completion, [-100] * len(i.prompt) + i.completion) for i in ids]
+    examples = []
+    for ids in all_aligned_ids(tokenizer, ((row.prompt, [row.completion]) for row in rows), max_length):
+        if isinstance(ids, PromptTooLong):
+            raise ids
+        examples.append(SftExample(ids[0].whole, [-100] * len(ids[0].prompt) + ids[0].completion))
+    return examples
 
 
 class SftExample(NamedTuple):

@@ -51,8 +51,9 @@ largest, and 1/27 > 2.5%. Its 95% interval is therefore [min, max], which covers
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -458,23 +459,40 @@ class _Crossed(NamedTuple):
     n_dropped: int
 
 
-def _crossed(a: BySeed, b: BySeed) -> _Crossed | None:
+ABSENT = -math.inf  # of an item that a side does not have; NaN stands for one that is unscored
+
+
+def _row_maker(sides: Iterable[ByItem]) -> Callable[[ByItem], Array]:
+    """Values of a side as an array over the items of all sides; each is made once, however many pairs have it."""
+    columns = {item: n for n, item in enumerate(dict.fromkeys(itertools.chain.from_iterable(sides)))}
+    rows: dict[int, Array] = {}
+
+    def row(side: ByItem) -> Array:
+        if id(side) not in rows:
+            rows[id(side)] = made = np.full(len(columns), ABSENT)
+            scored = [value for value in side.values() if value is not None]
+            if not np.isfinite(np.array(scored, dtype=np.float64)).all():
+                raise ValueError("a value is NaN or infinite; a missing measurement is None")
+            made[[columns[item] for item in side]] = [
+                math.nan if value is None else value for value in side.values()
+            ]
+        return rows[id(side)]
+
+    return row
+
+
+def _crossed(a: BySeed, b: BySeed, row: Callable[[ByItem], Array]) -> _Crossed | None:
     seeds = sorted(a.keys() & b.keys())
-    if not seeds:
+    left, right = (np.array([row(side[seed]) for seed in seeds]) for side in (a, b))
+    if not left.size:
         return None
-    sides = [side[seed] for seed in seeds for side in (a, b)]
-    every = set().union(*sides)
-    items = sorted(item for item in every if all(side.get(item) is not None for side in sides))
-    if not items:
+    both = np.concatenate([left, right])
+    scored = np.isfinite(both).all(axis=0)
+    if not scored.any():
         return None
-    left, right = (
-        np.array([[side[seed][item] for item in items] for seed in seeds], dtype=np.float64)
-        for side in (a, b)
-    )
-    d: Array = left - right
-    if not np.isfinite(d).all():
-        raise ValueError("a value is NaN or infinite; a missing measurement is None")
-    return _Crossed(seeds, d[:, np.lexsort(d)], len(every) - len(items))
+    d: Array = left[:, scored] - right[:, scored]
+    n_dropped = int((both != ABSENT).any(axis=0).sum() - scored.sum())
+    return _Crossed(seeds, d[:, np.lexsort(d)], n_dropped)
 
 
 def _compare(crossed: _Crossed, spread: SeedSpread | None) -> Comparison:
@@ -541,7 +559,9 @@ def compare_table(
     (..., ...)} over all pairs. The module docstring gives the assumptions of the pooling and how they were
     checked.
     """
-    layouts = {name: _crossed(a, b) for name, (a, b) in pairs.items()}
+    sides = {id(side): side for both in pairs.values() for by_seed in both for side in by_seed.values()}
+    row_of = _row_maker(sides.values())
+    layouts = {name: _crossed(a, b, row_of) for name, (a, b) in pairs.items()}
     means = [layout.d.mean(axis=1) for layout in layouts.values() if layout and layout.d.shape[1] > 1]
     spread = pooled_spread(means, screened)
     rows = {name: None if layout is None else _compare(layout, spread) for name, layout in layouts.items()}

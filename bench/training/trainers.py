@@ -30,7 +30,7 @@ from transformers.training_args import OptimizerNames
 from bench.config import METHODS
 from bench.engines.adapters import check_finite, is_adapted
 from bench.models.model_size import checkpoints
-from bench.models.tokenize import preference_ids
+from bench.models.tokenize import all_preference_ids
 from bench.planning.judging import reward_scale
 from bench.records import Logps, Pair, Unpaired
 from bench.store.stage_run import Progress
@@ -57,7 +57,7 @@ class TrainingJob:
     settings: TrainSettings | RewardModelSettings
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    rows: Sequence[Pair] | Sequence[Unpaired]
+    rows: Sequence[Pair | Unpaired]
     reference: dict[str, Logps]
     out: Path
     callback: TrainerCallback
@@ -366,14 +366,15 @@ def paired_rows(
 ) -> list[dict[str, Any]]:
     """Rows for TRL's DPOTrainer, one per pair. Raises ValueError for unpaired data."""
     rows = []
-    for row in job.rows:
+    for row, ids in zip(
+        job.rows, all_preference_ids(job.tokenizer, job.rows, job.settings.max_length), strict=True
+    ):
         if not isinstance(row, Pair):
             name = job.settings.method.name
             rows_too = ", ".join(name for name, kind in METHODS.items() if kind.feedback == "rows")
             raise ValueError(
                 f"{name} learns from pairs, but the data are unpaired. Use paired data, or method={rows_too}."
             )
-        ids = preference_ids(job.tokenizer, row, job.settings.max_length)
         rows.append(
             {
                 "prompt_ids": ids["chosen"].prompt,
@@ -391,8 +392,9 @@ def paired_rows(
 def unpaired_rows(job: TrainingJob) -> list[dict[str, Any]]:
     """Rows for TRL's KTOTrainer. A pair gives two: chosen as desirable, rejected as undesirable."""
     rows: list[dict[str, Any]] = []
-    for row in job.rows:
-        ids = preference_ids(job.tokenizer, row, job.settings.max_length)
+    for row, ids in zip(
+        job.rows, all_preference_ids(job.tokenizer, job.rows, job.settings.max_length), strict=True
+    ):
         if isinstance(row, Pair):
             parts = [("chosen", "mismatched_chosen", True), ("rejected", "mismatched_rejected", False)]
         else:

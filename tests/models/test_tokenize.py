@@ -16,6 +16,7 @@ from tiny import make_model
 from bench.models.tokenize import (
     PromptTooLong,
     aligned_ids,
+    all_aligned_ids,
     conversation,
     guarded_ids,
     load_tokenizer,
@@ -180,3 +181,18 @@ def test_ids_are_those_of_trls_own_preparation(
         ours = aligned_ids(tokenizer, asked, [chosen, rejected], 64)
         assert ours[0].prompt == ours[1].prompt == theirs["prompt_ids"]
         assert (ours[0].completion, ours[1].completion) == (theirs["chosen_ids"], theirs["rejected_ids"])
+
+
+@pytest.mark.parametrize("kind", ["chat", "plain"])
+def test_rows_tokenised_together_have_the_ids_of_each_alone(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """More rows than are tokenised at a time, with a prompt that is too long among them."""
+    tokenizer = request.getfixturevalue(kind)
+    prompt = USER if kind == "chat" else TEXT
+    long = [{**prompt[0], "content": "a dog " * 50}]
+    rows: list[Any] = [(prompt, ["the horse", "a dog"]), (long, ["a dog"]), (prompt, ["a dog"])] * 100
+    together = list(all_aligned_ids(tokenizer, rows, 60))
+    assert isinstance(together[1], PromptTooLong)
+    del rows[1::3], together[1::3]
+    assert together == [aligned_ids(tokenizer, *row, 60) for row in rows[:2]] * 100

@@ -57,7 +57,14 @@ class Heard:
     def stage_started(self, stage: Stage) -> None:
         self.started.append(stage.label)
 
-    def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
+    def stage_ended(
+        self,
+        stage: Stage,
+        outcome: str,
+        error: str = "",
+        log: Path | None = None,
+        worked_s: float | None = None,
+    ) -> None:
         self.ended.append((stage.label, outcome, error))
 
     def progress(self, stage: Stage, row: Mapping[str, float]) -> None: ...

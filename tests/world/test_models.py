@@ -63,6 +63,21 @@ def test_pretraining_moves_every_weight_the_same_way_twice(
     assert heard == [STEPS, STEPS]
 
 
+def test_the_fused_head_gives_the_loss_of_transformers(settings: WorldModel, world: World, tokenizer) -> None:
+    from bench.engines.fused_head import add_fused_lm_head
+
+    losses: list[float] = []
+    for fused in (False, True):
+        model = new_model(settings, tokenizer)
+        if fused:
+            add_fused_lm_head(model)
+        rows = base_rows(world, STEPS * BATCH, seed=0)
+        pretrain(
+            model, tokenizer, rows, settings.pretraining, lambda step, loss: losses.append(loss), fused=fused
+        )
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0] > 1
+
+
 def test_pretraining_ends_at_a_loss_that_is_not_finite(settings: WorldModel, world: World, tokenizer) -> None:
     model = new_model(settings, tokenizer)
     with torch.no_grad():
