@@ -459,6 +459,15 @@ def read_jsonl(path: Path, kind: type[R]) -> Iterator[R]:
                 raise ValueError(f"{path}:{number}: not a {kind.__name__}: {error}") from error
 
 
+def read_progress(path: Path) -> list[dict[str, float]]:
+    """Curve of a running training so far; empty where there is none. A line that is being written is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, ValueError):
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def read_labels(path: Path) -> list[HumanLabel]:
     """A person's labels from a file, at most one per item and turn. Raises BadFile."""
     labels: list[HumanLabel] = []

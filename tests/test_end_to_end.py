@@ -468,7 +468,7 @@ def test_a_file_of_completions_is_a_row_with_the_numbers_of_whoever_wrote_it(tmp
         table["completions-whole-s0"],
         table["completions-half-s0"],
     )
-    for metric in ("win_rate", "lc_win_rate", "rating", "mean_length"):
+    for metric in ("win_rate", "equal_length_win_rate", "rating", "mean_length"):
         assert whole[metric] == theirs[metric]
     assert (half["n_scored"], half["n_unscored"], half["rating"]) == ("32", "32", "")
     assert half["win_rate"] != "" and whole["kl"] == whole["mean_tokens"] == ""

@@ -457,6 +457,7 @@ FILES = [
     "table.csv",
     "table.tex",
     "findings.md",
+    "report.html",
     "fairness.json",
     "plan.json",
     "cells.parquet",

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from hydra._internal.core_plugins import structured_config_source
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
@@ -436,6 +437,14 @@ class HydraConfigs(ImportlibResourcesConfigSource):
 _OF_HYDRA: dict[str, bytes] = {}
 
 
+class StructuredConfigSource(structured_config_source.StructuredConfigSource):
+    """Hydra's source of registered configs, under the name that Hydra looks for. Hydra copies its sources for
+    each composition and list of options; this one never changes, so it needs no copy of all sweeps."""
+
+    def __deepcopy__(self, _: dict[int, Any]) -> StructuredConfigSource:
+        return self
+
+
 # OmegaConf's loader over libyaml's parser: 15 times as fast, with errors in other words.
 _OMEGA = get_yaml_loader()
 _FAST = type("_FastLoader", (yaml.CSafeLoader, _OMEGA), {}) if yaml.__with_libyaml__ else _OMEGA
@@ -592,7 +601,11 @@ def register_sources() -> None:
     """Make Hydra read our config files and the folders of `--config-dir` through our sources."""
     Plugins.instance()  # registers Hydra's own sources, before ours
     SourcesRegistry.instance().register(ForeignConfigs)
-    for source in (OwnConfigs, HydraConfigs):  # in place of Hydra's own; other files are read as ever
+    for source in (
+        OwnConfigs,
+        HydraConfigs,
+        StructuredConfigSource,
+    ):  # in place of Hydra's own; other files are read as ever
         SourcesRegistry.instance().types[source.scheme()] = source
 
 

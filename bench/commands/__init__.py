@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "bench.commands.plan",
     "report": "bench.commands.report",
     "status": "bench.commands.status",
+    "view": "bench.commands.view",
     "rescore": "bench.commands.rescore",
     "audit": "bench.commands.audit",
     "why": "bench.commands.why",

@@ -4,7 +4,8 @@ Without `judgements` it takes the sweep's own verdicts in the store. Every score
 computed again with the current code and compared with its stored result. The store does not change.
 
 With `judgements=DIR` it takes a folder in AlpacaEval's layout, one row a model. The package's columns hold
-the package's values, and our `lc_win_rate` stands next to them. **All rates of this file are percent**, as in
+the package's values, and our `lc_win_rate` stands next to them, without a calibration
+`equal_length_win_rate`. **All rates of this file are percent**, as in
 the package.
 
 With `judgements=FILE.jsonl` it takes FastChat's judgements, one row a model: FastChat's averages over all
@@ -35,7 +36,7 @@ from bench.records import Result, Verdict, grouped, read_items
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
 from bench.scoring.numbers import score
 from bench.stats.estimates import Estimate, Unmeasured, rating_mean
-from bench.stats.length_control import Calibration, LcWinRate, lc_of_verdicts
+from bench.stats.length_control import LC_WORDS, Calibration, LcWinRate, lc_name, lc_of_verdicts
 from bench.store.keys import Stage
 from bench.store.stage_settings import ScoreSettings
 from bench.store.store import Store, Unsound
@@ -181,11 +182,21 @@ class _Annotated:
 def _alpaca_eval(folder: Path, do: Rescore) -> Rescores:
     reference, path, calibration = _reference_and_calibration(do)
     models, refused = _read(_read_models, folder, reference)
-    rows = [_refused_row(path, reason) for path, reason in refused.items()]
+    lc = _lc_name(do)
+    rows = [_refused_row(path, reason, lc) for path, reason in refused.items()]
     for model in models:
         own = _fitted_without(model, models) if do.calibration == FITTED else calibration
         rows.append(_alpaca_eval_row(model, reference, path, own, do.max_unscored))
-    return Rescores(rows, ALPACA_EVAL_COLUMNS, _alpaca_eval_notes(rows, do))
+    columns: Columns = {
+        "model": itemgetter("model"),
+        f"{LC_WORDS[lc]} %": _bracketed(lc, 2),
+        **OFFICIAL_COLUMNS,
+    }
+    return Rescores(rows, columns, _alpaca_eval_notes(rows, do))
+
+
+def _lc_name(do: Rescore) -> str:
+    return lc_name(None if do.calibration is None else Unmeasured(""))
 
 
 def _read_models(
@@ -217,17 +228,9 @@ def _read_models(
     return models, refused
 
 
-def _refused_row(path: Path, why: str) -> Line:
-    names = [
-        "lc_win_rate",
-        "lc_win_rate_se",
-        "lc_win_rate_low",
-        "lc_win_rate_high",
-        *OFFICIAL,
-        *AFTER_OFFICIAL,
-    ]
-    line = {"model": path.parent.parent.name, "annotator": path.parent.name, **dict.fromkeys(names)}
-    return line | {"reason": why, "refused": True}
+def _refused_row(path: Path, why: str, lc: str) -> Line:
+    line = {"model": path.parent.parent.name, "annotator": path.parent.name, **_interval(lc, None)}
+    return line | dict.fromkeys([*OFFICIAL, *AFTER_OFFICIAL]) | {"reason": why, "refused": True}
 
 
 def _fitted_without(model: _Annotated, models: Sequence[_Annotated]) -> Calibration | Unmeasured:
@@ -267,7 +270,7 @@ def _alpaca_eval_row(
             alpaca_eval.official_lc_win_rate(model.annotations, path),
         )
         for name, value in zip(
-            ("lc_win_rate", "win_rate", "length_controlled_winrate"), (ours, *official), strict=True
+            (lc_name(calibration), "win_rate", "length_controlled_winrate"), (ours, *official), strict=True
         ):
             if isinstance(value, Unmeasured):
                 missing[name] = value.reason
@@ -280,7 +283,7 @@ def _alpaca_eval_row(
     return {
         "model": model.name,
         "annotator": model.annotations.annotator,
-        **_interval("lc_win_rate", controlled, 100),
+        **_interval(lc_name(calibration), controlled, 100),
         **{name: numbers.get(name) for name in OFFICIAL},
         "avg_length": model.outputs.avg_length if model.outputs else None,
         "n_unscored": len(verdicts) - len(scored) + absent,
@@ -303,9 +306,7 @@ OFFICIAL = (
     "lc_standard_error",
 )
 AFTER_OFFICIAL = ("avg_length", "n_unscored", "n_repeated", "calibration")
-ALPACA_EVAL_COLUMNS: Columns = {
-    "model": itemgetter("model"),
-    "LC win rate %": _bracketed("lc_win_rate", 2),
+OFFICIAL_COLUMNS: Columns = {
     "win rate %": _number("win_rate", 2),
     "SE": _number("standard_error", 2),
     "discrete %": _number("discrete_win_rate", 2),
@@ -319,18 +320,20 @@ ALPACA_EVAL_COLUMNS: Columns = {
 
 def _alpaca_eval_notes(rows: Sequence[Line], do: Rescore) -> list[str]:
     digests = sorted({row["calibration"] for row in rows if row["calibration"]})
+    words = LC_WORDS[_lc_name(do)]
     by = {None: "without a calibration", FITTED: "difficulties fitted on the other rows, no gamed rows"}.get(
         do.calibration, f"calibration {', '.join(digests)} ({do.calibration})"
     )
     notes = [
-        f"LC win rate is bench's own, by item, {by}. Brackets are 95 % intervals over items (500 refits, seed {BOOTSTRAP_SEED}).",
+        f"{words} % is bench's own, by item, {by}.",
+        f"Brackets are 95 % intervals over items (500 refits, seed {BOOTSTRAP_SEED}).",
         "Official LC is the package's length_controlled_winrate, by row position. Unscored counts items without a vote or a row.",
     ]
     if len({row["annotator"] for row in rows}) > 1:
         notes.append("The rows come from several annotators. Do not compare rows of different annotators.")
     if repeated := [f"{row['model']} {row['n_repeated']}" for row in rows if row["n_repeated"]]:
         notes.append(
-            f"Some rows repeat an instruction: {', '.join(repeated)}. The package counts each of them, LC win rate only the last."
+            f"Some rows repeat an instruction: {', '.join(repeated)}. The package counts each of them, {words} % only the last."
         )
     reasons = grouped((row["reason"], row["model"]) for row in rows if row["reason"] and not row["refused"])
     return notes + [

@@ -27,6 +27,15 @@ class PlanVerb(Settings):
     models, by kind of stage), stages (the controlled world's too), cells (cell by cell)."""
 
 
+class View(Settings):
+    """Serves the page of a sweep on this machine. Its key needs no `do.` on the command line: `do=view
+    port=8765`."""
+
+    name: Literal["view"]
+    port: Annotated[int, Field(ge=0, le=65535)]
+    """Port on 127.0.0.1; 0 takes a free one. Name one to reach it through `ssh -L PORT:127.0.0.1:PORT`."""
+
+
 class Why(Settings):
     """Tells how a cell was made. Its key needs no `do.` on the command line: `do=why cell=KEY`."""
 
@@ -108,7 +117,7 @@ FITTED = "fitted"  # A calibration: item difficulties from the other rows of the
 
 # Keys of a command that are typed without `do.`.
 VERB_KEYS = frozenset(
-    Rescore.model_fields | Why.model_fields | Audit.model_fields | PlanVerb.model_fields
+    Rescore.model_fields | Why.model_fields | Audit.model_fields | PlanVerb.model_fields | View.model_fields
 ) - {"name"}
 
 
@@ -339,7 +348,7 @@ class Bounds(Settings):
 
 
 class Session(Settings):
-    do: Verb | PlanVerb | Rescore | Why | Audit | Export | Bundle = Field(discriminator="name")
+    do: Verb | PlanVerb | View | Rescore | Why | Audit | Export | Bundle = Field(discriminator="name")
     """Command: run, plan, status, ..."""
     tracker: WandbTracker | NoTracker = Field(discriminator="name")
     """Tracker that mirrors a sweep."""

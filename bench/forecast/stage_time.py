@@ -84,6 +84,25 @@ def estimates(stages: Sequence[Stage], store: Store) -> dict[Stage, StageForecas
     return forecast
 
 
+# Usual seconds a token of the world's models on one core. Only their proportions matter.
+SECONDS_A_TOKEN = {"sft": 2e-5, "train": 1.5e-5, "generate": 1e-4, "sample": 1.3e-4, "logps": 1e-5}
+# Usual seconds of stages whose tokens are not known before they run; others take OTHER_S.
+SECONDS, OTHER_S = (
+    {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0, "tasks": 30.0},
+    0.2,
+)
+
+
+def usual_s(stage: Stage) -> float:
+    """Seconds of a stage by its kind and its upper bound of tokens, where no similar stage has run.
+
+    They are good for proportions between stages, not for times.
+    """
+    if (tokens := token_bound(stage)) and stage.kind in SECONDS_A_TOKEN:
+        return SECONDS_A_TOKEN[stage.kind] * tokens
+    return SECONDS.get(stage.kind, OTHER_S)
+
+
 FAR = 10  # Times the tokens of a similar stage.
 MOST_CRITERIA = 7  # The world's six kinds of constraint, and the answer.
 

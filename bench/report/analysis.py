@@ -52,9 +52,12 @@ class Analysis:
         return self.table.with_notes(notes)
 
 
-def analyse(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Analysis:
-    """Pool the rows, compare them, certify their fairness and look for findings."""
-    pooled, store = pool(rows), Store(results / "store")
+def analyse(sweep: Sweep, rows: Sequence[CellRow], results: Path, store: Store | None = None) -> Analysis:
+    """Pool the rows, compare them, certify their fairness and look for findings.
+
+    `store`: the store of `results`, where one is open already.
+    """
+    pooled, store = pool(rows), store or Store(results / "store")
     facts = [fairness.known(row, group, sweep.axes, store) for group in pooled.groups for row in group.rows]
     certificate = fairness.certify(facts, sweep.axes)
     table = comparison_table(pooled, sweep.expectations, sweep.max_cut)
@@ -105,6 +108,37 @@ def _pairs(pooled: Grid) -> list[dict[str, Any]]:
         for (a, b), pair in part.pairs.items()
         if pair is not None
     ]
+
+
+def other_numbers(pooled: Grid) -> list[dict[str, Any]]:
+    """Rows of other_numbers.csv: ratings, reward accuracy, KL and others, compared as the win rate is.
+
+    `family` says over which tests p is corrected: all rows against their start models (`start`), or all
+    `pairs` of rows, for one number in one evaluation.
+    """
+    lines = []
+    for label, part in pooled.parts.items():
+        of = {group.key: group for group in part.groups}
+        for name, pairs in part.other_pairs.items():
+            compared = [
+                ("start", group, of.get(group.rows[0].start_key), group.others_against_start.get(name))
+                for group in part.groups
+            ] + [("pairs", of[a], of[b], pair) for (a, b), pair in pairs.items()]
+            lines += [
+                {
+                    **labelled(label, pooled),
+                    "number": name,
+                    "family": family,
+                    "first_row": first.number,
+                    "second_row": second.number,
+                    "first": first.name,
+                    "second": second.name,
+                    **comparison_columns(comparison),
+                }
+                for family, first, second, comparison in compared
+                if comparison is not None and second is not None
+            ]
+    return lines
 
 
 def labelled(label: str, pooled: Grid) -> dict[str, str]:

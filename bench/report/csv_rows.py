@@ -13,6 +13,7 @@ HEADLINES = (
     "win_rate_low",
     "win_rate_high",
     "lc_win_rate",
+    "equal_length_win_rate",
     "rating",
     "reward_accuracy",
     "kl",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from bench.records import grouped
 from bench.report.rows import ALPHA, CellRow, seedless
 from bench.stats import estimates
 from bench.stats.contrasts import FarSeed, equivalence_p, far_seeds
+
+ItemsOf = Callable[[CellRow], estimates.ByItem]
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Group:
     cell: Cell
     rows: Sequence[CellRow]
     against_start: estimates.Comparison | None
-    lc_against_start: estimates.Comparison | None
+    others_against_start: Mapping[str, estimates.Comparison]  # Of further numbers, by name.
     among_best: bool  # Has the highest win rate (or rating), or does not differ from it significantly.
     # The group's evaluations by label, where a suite judges it. They hold its comparisons.
     evaluations: Mapping[str, Group] = field(default_factory=dict)
@@ -89,6 +92,9 @@ class Grid:
     groups: Sequence[Group]
     varied: Sequence[str]
     pairs: Mapping[tuple[str, str], estimates.Comparison | None]
+    other_pairs: Mapping[
+        str, Mapping[tuple[str, str], estimates.Comparison | None]
+    ]  # Of further numbers, by name.
     evaluations: Mapping[str, Grid] = field(default_factory=dict)  # By label.
 
     @property
@@ -121,19 +127,31 @@ def pool(rows: Sequence[CellRow]) -> Grid:
 
 def _pool(rows: Sequence[CellRow]) -> Grid:
     members = grouped((row.group_key, row) for row in rows)
-    pairs = _all_pairs(members, "ratings") | _all_pairs(members, "preferences")
+    pairs = _all_pairs(members, _ratings) | _all_pairs(members, _preferences)
     best = _among_best(members, pairs)
-    rated, lc = _against_start(members, "ratings"), _against_start(members, "lc")
+    rated = _against_start(members, _ratings, bootstrap=True)
     plain = {
-        key: comparison or rated[key] for key, comparison in _against_start(members, "preferences").items()
+        key: comparison or rated[key]
+        for key, comparison in _against_start(members, _preferences, bootstrap=True).items()
     }
+    numbers = {name: partial(_number, name) for name in dict.fromkeys(n for row in rows for n in row.by_item)}
+    others = {name: _against_start(members, of) for name, of in numbers.items()}
     varied = varied_settings([row.cell.cell for row in rows])
     names = line_names({key: group[0].cell.cell for key, group in members.items()}, varied)
     groups = [
-        Group(key, number, names[key], group[0].cell.cell, group, plain.get(key), lc.get(key), key in best)
+        Group(
+            key,
+            number,
+            names[key],
+            group[0].cell.cell,
+            group,
+            plain.get(key),
+            {name: one for name, of_name in others.items() if (one := of_name.get(key))},
+            key in best,
+        )
         for number, (key, group) in enumerate(members.items(), 1)
     ]
-    return Grid(groups, varied, pairs)
+    return Grid(groups, varied, pairs, {name: _all_pairs(members, of) for name, of in numbers.items()})
 
 
 OWN_COLUMN = {
@@ -338,12 +356,24 @@ def chosen(cell: Cell, key: str) -> Any:
     return list(value) if isinstance(value, tuple) else getattr(value, "name", value)
 
 
-def _values(group: Sequence[CellRow], of: str) -> dict[int, Mapping[str, float | None]]:
-    return {row.cell.cell.seed: getattr(row, of) for row in group if getattr(row, of)}
+def _preferences(row: CellRow) -> estimates.ByItem:
+    return row.preferences
+
+
+def _ratings(row: CellRow) -> estimates.ByItem:
+    return row.ratings
+
+
+def _number(name: str, row: CellRow) -> estimates.ByItem:
+    return row.by_item.get(name, {})
+
+
+def _values(group: Sequence[CellRow], of: ItemsOf) -> dict[int, estimates.ByItem]:
+    return {row.cell.cell.seed: items for row in group if (items := of(row))}
 
 
 def _against_start(
-    members: Mapping[str, Sequence[CellRow]], of: str
+    members: Mapping[str, Sequence[CellRow]], of: ItemsOf, bootstrap: bool = False
 ) -> dict[str, estimates.Comparison | None]:
     starts = {
         key: members.get(group[0].start_key, ())
@@ -351,10 +381,10 @@ def _against_start(
         if group[0].start_key != key
     }
     pairs = {key: (_values(members[key], of), _values(start, of)) for key, start in starts.items()}
-    return {
-        key: _bootstrapped(comparison, *pairs[key])
-        for key, comparison in estimates.compare_table(pairs, screened=True).items()
-    }
+    compared = estimates.compare_table(pairs, screened=True)
+    if not bootstrap:
+        return compared
+    return {key: _bootstrapped(comparison, *pairs[key]) for key, comparison in compared.items()}
 
 
 def _bootstrapped(
@@ -372,7 +402,7 @@ def _bootstrapped(
 
 
 def _all_pairs(
-    members: Mapping[str, Sequence[CellRow]], of: str
+    members: Mapping[str, Sequence[CellRow]], of: ItemsOf
 ) -> dict[tuple[str, str], estimates.Comparison | None]:
     """Comparisons of all pairs of groups with the same judge, over the seeds that both have.
 

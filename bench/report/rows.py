@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -10,11 +9,12 @@ from typing import Any, NamedTuple
 from bench.config import FITTED, MAX_CUT, Cell, Expectation, GoldJudge, NoMethod, WorldData, evaluated
 from bench.planning.cells import start_cell
 from bench.planning.inputs import CellPlan, single
-from bench.records import Result, TaskResult, Verdict, grouped, read_jsonl, read_verdicts
+from bench.records import Result, TaskResult, Verdict, read_jsonl
 from bench.scoring import calibration as calibrations
+from bench.scoring.by_item import by_item
 from bench.scoring.suite import joined
 from bench.stats import estimates
-from bench.stats.length_control import Calibration, contributions_of_verdicts
+from bench.stats.length_control import Calibration
 from bench.store.keys import Stage, hash_key
 from bench.store.stage_settings import GenerateSettings
 from bench.store.store import Store
@@ -47,8 +47,8 @@ class Sweep:
 class CellRow:
     """One cell with its numbers, or the reason why it has none.
 
-    `preferences`, `lc` (contributions to the length-controlled rate) and, of a judge that only rates,
-    `ratings` are by item id, for paired comparisons.
+    `preferences` and, of a judge that only rates, `ratings` are by item id, for paired comparisons; `by_item`
+    has those of other numbers, by name (bench/scoring/by_item.py).
     """
 
     cell: CellPlan
@@ -57,7 +57,7 @@ class CellRow:
     metrics: Mapping[str, float]
     missing: Mapping[str, str]
     preferences: Mapping[str, float | None] = field(default_factory=dict)
-    lc: Mapping[str, float | None] = field(default_factory=dict)
+    by_item: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     n_train: int | None = None
     recorded: Sequence[Mapping[str, Any]] = ()  # Versions and device of every stage behind the numbers.
     calibration: str | None = None  # Digest of the calibration that length control used.
@@ -246,11 +246,13 @@ def _row(
     verdicts = (
         calibrations.verdicts_of(cell, store) if store.is_done(cell.roles.get("preference_verdicts")) else []
     )
-    lc = (
-        calibration
-        if isinstance(calibration, estimates.Unmeasured)
-        else contributions_of_verdicts(verdicts, calibration)
-    )
+    inputs = {
+        role: store.folder(source)
+        for role, source in cell.score.inputs.items()
+        if isinstance(source, Stage) and store.is_done(source)
+    }
+    items = by_item(result.metrics, inputs, verdicts, calibration)
+    ratings = {} if verdicts else items.pop("rating", {})
     data = store.status(cell.roles["preferences"]).manifest if "preferences" in cell.roles else None
     tasks = cell.roles.get("tasks")
     shown = (
@@ -264,7 +266,7 @@ def _row(
         result.metrics,
         result.missing,
         {v.item_id: v.preference for v in verdicts},
-        {} if isinstance(lc, estimates.Unmeasured) else lc,
+        items,
         data.counts.get("train") if data else None,
         [store.recorded(stage) for stage in cell.stages],
         result.calibration,
@@ -273,16 +275,5 @@ def _row(
         if samples and isinstance(samples.settings, GenerateSettings)
         else None,
         [task for task in shown if task.shown],
-        ratings={} if verdicts else _ratings(cell, store),
+        ratings=ratings,
     )
-
-
-def _ratings(cell: CellPlan, store: Store) -> dict[str, float | None]:
-    """Mean rating of each item's turns; None where a turn has none. Empty for a judge that does not rate."""
-    if not store.is_done(stage := cell.roles.get("rating_verdicts")):
-        return {}
-    by_item = grouped((v.item_id, v.rating) for v in read_verdicts(store.folder(stage)))
-    return {
-        item: None if None in ratings else statistics.fmean(r for r in ratings if r is not None)
-        for item, ratings in by_item.items()
-    }

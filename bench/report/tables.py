@@ -27,6 +27,7 @@ from bench.report.rows import ALPHA, CellRow
 from bench.scoring import reasons
 from bench.stats import estimates
 from bench.stats.contrasts import FarSeed
+from bench.stats.length_control import LC_WORDS
 from bench.terminal import Terminal
 
 MISSING = "-"
@@ -194,7 +195,7 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
     ]
     preferred: list[Column] = [
         (f"win rate{against} %", partial(_best, partial(_percent, "win_rate"))),
-        (f"LC win rate{against} %", partial(_percent, "lc_win_rate")),
+        *((f"{words}{against} %", partial(_percent, name)) for name, words in LC_WORDS.items()),
         ("Arena-Hard %", partial(_percent, "arena_win_rate")),
         ("style-controlled %", partial(_percent, "style_win_rate")),
         *((f"{label} %", partial(_percent, f"win_rate_{label}")) for label in members(groups)),
@@ -484,6 +485,12 @@ def _notes(pooled: Grid) -> dict[str, list[str]]:
             "A column begins with the label of its evaluation, whose first number is the win rate or the rating. Each evaluation is tested "
             "alone: its p-values are corrected over its own rows, not over the evaluations."
         )
+    others = dict.fromkeys(name for part in pooled.parts.values() for name in part.other_pairs)
+    if others:
+        reading.append(
+            f"other_numbers.csv compares {', '.join(others)} in the same way: against the start model, and between any two rows. Each "
+            "number has its own correction."
+        )
     reading += [*_kl_notes(done), *_tasks_notes(done), *_missing(done)]
     absent = [row for group in groups for row in group.rows if not row.done]
     by_reason = grouped((row.failed.splitlines()[0] if row.failed else None, row.cell.name) for row in absent)
@@ -528,7 +535,9 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
     if seeds > 1:
         brackets += " Rows with one finished seed have intervals over prompts." if some_with_one_seed else ""
     else:
-        brackets = "Square brackets are 95 % intervals over prompts (bootstrap). One seed says nothing about another training."
+        brackets = (
+            "Square brackets are 95 % intervals over prompts. One seed says nothing about another training."
+        )
     return [
         f"Each cell was judged on {_span(n)} prompts; {unscored}.",
         brackets,
@@ -643,11 +652,14 @@ def _opponent_notes(groups: Sequence[Group]) -> list[str]:
 def _judges_notes(done: Sequence[CellRow], labels: Sequence[str]) -> list[str]:
     """Lines on how a jury, an Arena-Hard judge and a calibrated length control arrive at their numbers."""
     notes = []
-    if any(isinstance(row.cell.cell.judge, GoldJudge) and "lc_win_rate" in row.metrics for row in done):
-        notes.append(
-            "The controlled world's truth already counts conciseness as quality. LC win rate % removes that part too, so it may "
-            "disagree with the win rate, which is the truth here."
-        )
+    notes += [
+        f"The controlled world's truth already counts conciseness as quality. {words} % removes that part too, so it may disagree "
+        "with the win rate, which is the truth here."
+        for name, words in LC_WORDS.items()
+        if any(name in row.metrics and isinstance(row.cell.cell.judge, GoldJudge) for row in done)
+    ]
+    if any("equal_length_win_rate" in row.metrics for row in done):
+        notes.append("equal-length % has no calibration: do not compare it with published LC win rates.")
     if labels:
         lost = {label: _sum(done, f"n_unscored_{label}") for label in labels}
         silent = f" Unscored by: {', '.join(f'{label} {n}' for label, n in lost.items())}." if done else ""

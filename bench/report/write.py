@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from bench.output_files import OutputFiles
 from bench.records import grouped
 from bench.report import figures, findings, page, published
-from bench.report.analysis import Analysis, analyse, comparison_columns, labelled
+from bench.report.analysis import Analysis, analyse, comparison_columns, labelled, other_numbers
 from bench.report.completions import samples
 from bench.report.groups import Grid, Group, method_name, pool
 from bench.report.passports import passport_lines
@@ -60,7 +60,7 @@ class Paths:
 def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     """Write the files of a sweep and each cell's findings.json; the same rows give the same bytes.
 
-    A sweep has table.md .csv .tex, differences.csv, pairs.csv, published.csv, cells.parquet, plan.json,
+    A sweep has table.md .csv .tex, differences.csv, pairs.csv, other_numbers.csv, published.csv, cells.parquet, plan.json,
     fairness.json, findings.md, figures/, completions/ and report.html.
     """
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
@@ -101,6 +101,10 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
         ),
     )
     out.write(folder / "pairs.csv", csv_text(analysis.pairs))
+    if others := other_numbers(pooled):
+        out.write(folder / "other_numbers.csv", csv_text(others))
+    else:
+        out.remove(folder / "other_numbers.csv")
     if compared:
         out.write(folder / "published.csv", csv_text(published.csv_lines(compared)))
     out.write(folder / "cells.parquet", _parquet(analysis.flat))
@@ -177,15 +181,7 @@ def _against_start(group: Group) -> dict[str, Any]:
         "beta": getattr(group.cell.method, "beta", None),
         "fraction": group.cell.data.fraction,
     }
-    row |= comparison_columns(comparison)
-    if (lc := group.lc_against_start) is not None:
-        row |= {
-            "lc_value": lc.lead.value,
-            "lc_low": lc.lead.low,
-            "lc_high": lc.lead.high,
-            "lc_p_holm": lc.p_holm,
-        }
-    return row
+    return row | comparison_columns(comparison)
 
 
 def _plan(sweep: Sweep) -> dict[str, Any]:
@@ -237,6 +233,7 @@ MATTERS = (
     "KL nats",
     "length",
     "LC win rate %",
+    "equal-length %",
     "reward acc. %",
 )
 

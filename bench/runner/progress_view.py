@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,12 +15,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from bench import secrets
-from bench.forecast.stage_time import StageForecast
+from bench.forecast.stage_time import StageForecast, usual_s
 from bench.planning.inputs import CellPlan
 from bench.planning.to_do import Plan
 from bench.report import Sweep
 from bench.runner.launcher import chain_lengths
 from bench.store.keys import Stage
+from bench.store.stage_settings import BaseSettings, needs
 from bench.terminal import Terminal
 
 
@@ -30,6 +32,22 @@ def make_screen(
     console = Terminal(stderr=True)
     kind = LiveScreen if console.is_interactive else PlainScreen
     return kind(console, sweep, plan, forecast, workers)
+
+
+@dataclass
+class KindPace:
+    """Seconds and tokens of stages that have ended."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+    n: int = 0
+
+    def add(self, seconds: float, tokens: float) -> None:
+        self.seconds, self.tokens, self.n = self.seconds + seconds, self.tokens + tokens, self.n + 1
+
+    def seconds_of(self, tokens: float) -> float:
+        """Seconds of a stage of so many tokens; the mean of all stages where tokens are not known."""
+        return self.seconds / self.tokens * tokens if tokens and self.tokens else self.seconds / self.n
 
 
 QUIET_S = 30.0  # after so long without a line, plain output prints how far a stage is
@@ -60,7 +78,8 @@ class PlainScreen:
         self.outcomes: Counter[str] = Counter()
         self.cells_ended = 0
         self.since: dict[str, float] = {}
-        self.seconds: dict[str, list[float]] = {}
+        self.paces: dict[str, KindPace] = {}  # of this run's stages, by kind
+        self.usual = KindPace()  # of all of them, with their usual seconds as tokens
         self.left = dict.fromkeys(plan.to_do)
         self.shown_reasons: set[str] = set()  # reasons of failed cells that were printed
 
@@ -81,7 +100,15 @@ class PlainScreen:
     def stage_started(self, stage: Stage) -> None:
         self.since[stage.key] = time.monotonic()
 
-    def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
+    def stage_ended(
+        self,
+        stage: Stage,
+        outcome: str,
+        error: str = "",
+        log: Path | None = None,
+        worked_s: float | None = None,
+    ) -> None:
+        """Show how a stage has ended; `worked_s`: its time without start-up and imports, in seconds."""
         seconds = time.monotonic() - self.since.pop(stage.key, time.monotonic())
         self.outcomes[outcome] += 1
         if outcome == "retried":
@@ -89,7 +116,9 @@ class PlainScreen:
             return
         self.left.pop(stage, None)
         if outcome == "done":
-            self.seconds.setdefault(stage.kind, []).append(seconds)
+            worked = seconds if worked_s is None else worked_s
+            self.paces.setdefault(stage.kind, KindPace()).add(worked, self._tokens(stage))
+            self.usual.add(worked, usual_s(stage))
             self._stage_done(stage, seconds)
         elif outcome != "elsewhere":
             words = outcome.upper().replace("_", " ")
@@ -125,11 +154,18 @@ class PlainScreen:
     def _time_left(self) -> str:
         """The number of stages left, and the expected time.
 
-        The time is estimated from this run's stages of the same kind, else from earlier similar stages. It is
-        left out unless every stage has an estimate.
+        The time is estimated from this run's stages of the same kind, else from earlier similar stages. Stages
+        of the world's models have a third way: what they usually take, at this run's speed. The time is left out
+        unless every stage has an estimate.
         """
         left = list(self.left)  # A copy, because the live view calls this from its own thread.
-        seconds = {stage: self._expected_s(stage) for stage in left}
+        now, since = time.monotonic(), dict(self.since)
+        seconds = {
+            stage: None
+            if (s := self._expected_s(stage)) is None
+            else max(0.0, s - now + since.get(stage.key, now))
+            for stage in left
+        }
         count = f"{len(left)} stage{'' if len(left) == 1 else 's'} left"
         known = {stage: s for stage, s in seconds.items() if s is not None}
         if not left or len(known) < len(left):
@@ -137,10 +173,15 @@ class PlainScreen:
         return f"{count}, about {clock(makespan_s(known, self.workers)).strip()}"
 
     def _expected_s(self, stage: Stage) -> float | None:
-        measured = list(self.seconds.get(stage.kind, ()))
-        if measured:
-            return sum(measured) / len(measured)
-        return self.forecast[stage].seconds if stage in self.forecast else None
+        if (pace := self.paces.get(stage.kind)) is not None:
+            return pace.seconds_of(self._tokens(stage))
+        known = self.forecast[stage].seconds if stage in self.forecast else None
+        if known is None and self.usual.tokens and _is_usual(stage):
+            return self.usual.seconds_of(usual_s(stage))
+        return known
+
+    def _tokens(self, stage: Stage) -> int:
+        return self.forecast[stage].tokens if stage in self.forecast else 0
 
 
 class LiveScreen(PlainScreen):
@@ -187,10 +228,22 @@ class LiveScreen(PlainScreen):
             self.tasks[stage.key], completed=row["step"], total=row["total"], words=_progress_words(row)
         )
 
-    def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
+    def stage_ended(
+        self,
+        stage: Stage,
+        outcome: str,
+        error: str = "",
+        log: Path | None = None,
+        worked_s: float | None = None,
+    ) -> None:
         if (task := self.tasks.pop(stage.key, None)) is not None:
             self.bars.remove_task(task)
-        super().stage_ended(stage, outcome, error, log)
+        super().stage_ended(stage, outcome, error, log, worked_s)
+
+
+def _is_usual(stage: Stage) -> bool:
+    """Whether `usual_s` knows the proportions of a stage: it has no model, or one of the controlled world."""
+    return needs(stage) == "cpu" or any(isinstance(one.settings, BaseSettings) for one in stage.walk())
 
 
 def makespan_s(seconds: Mapping[Stage, float], workers: int) -> float:

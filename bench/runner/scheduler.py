@@ -17,12 +17,13 @@ import filelock
 from bench import report, secrets
 from bench.config import Accelerate, Session
 from bench.engines.vllm_server import Servers
-from bench.forecast.stage_time import StageForecast
+from bench.forecast.stage_time import StageForecast, usual_s
 from bench.planning.inputs import CellPlan, all_stages, evaluation_of
 from bench.planning.judging import labels_samples
 from bench.planning.to_do import Plan, make_plan
 from bench.runner import launchers
 from bench.runner.launcher import Launcher, StageReport, chain_lengths
+from bench.runner.local_pool import pool_size
 from bench.runner.progress_view import PlainScreen
 from bench.runner.worker import HEAVY_IMPORTS, describe
 from bench.store.keys import Stage
@@ -56,11 +57,12 @@ def run_stages(
     jobs, devices = session.results_dir / "jobs", session.accelerate.gpus
     launching = launchers.make_launcher(session.launcher, list(imports), jobs, screen.say, devices)
     with servers as judges, contextlib.closing(launching) as launcher:
-        ranks = chain_lengths(all_stages(sweep.cells), lambda stage: _expected_s(stage, forecast))
+        seconds = {stage: _expected_s(stage, forecast) for stage in all_stages(sweep.cells)}
         followed = progressed or (lambda stage, rows: screen.progress(stage, rows[-1]))
         shared: dict[str, Any] = {"servers": judges, "accelerate": session.accelerate}
+        shared |= {"workers": pool_size(session.launcher, session.accelerate.gpus)}
         scheduler = Scheduler(
-            store, launcher, screen, session.launcher.retries, failures, ranks, ended, followed, **shared
+            store, launcher, screen, session.launcher.retries, failures, seconds, ended, followed, **shared
         )
         scheduler.run(sweep.cells)
         return scheduler.over_budget
@@ -74,13 +76,9 @@ def failure_of(cell: CellPlan, failures: Mapping[Stage, str]) -> str | None:
     )
 
 
-# Assumed seconds of a kind of stage that has not run in this store. Only their proportions matter.
-GUESSED_S = {"sft": 30.0, "train": 30.0, "sample": 5.0, "generate": 5.0, "logps": 3.0, "tasks": 30.0}
-
-
 def _expected_s(stage: Stage, forecast: Mapping[Stage, StageForecast]) -> float:
     known = forecast[stage].seconds if stage in forecast else None
-    return GUESSED_S.get(stage.kind, 0.1) if known is None else known
+    return usual_s(stage) if known is None else known
 
 
 @dataclass
@@ -97,8 +95,9 @@ class _Running:
 class Scheduler:
     """Starts each stage as soon as its inputs are done, and handles its report.
 
-    Stages with the longest chain of dependent stages start first (`ranks`), so that no worker is idle at the
-    end. The scheduler waits for a stage that another command computes.
+    The cell with the least work left comes first, so that cells end one by one and an interrupted sweep has
+    whole rows. A stage with a chain of readers so long that no worker may wait with it comes before all cells,
+    so that no worker is idle at the end. The scheduler waits for a stage that another command computes.
     """
 
     store: Store
@@ -106,9 +105,10 @@ class Scheduler:
     screen: PlainScreen
     retries: int
     failures: dict[Stage, str]
-    ranks: Mapping[Stage, float]
+    seconds: Mapping[Stage, float]  # expected, of every stage of the cells
     on_end: Callable[[], None]
     on_progress: Callable[[Stage, Sequence[dict[str, float]]], None]
+    workers: int = 1  # stages that run at once
     running: dict[str, _Running] = field(default_factory=dict)
     losses: Counter[Stage] = field(default_factory=Counter)
     printed: set[str] = field(default_factory=set)  # lines that were printed once
@@ -118,12 +118,14 @@ class Scheduler:
     # Judges of one evaluation share a budget; judges that label samples share another.
     judges: dict[Stage, str] = field(default_factory=dict)  # judge stage -> name of its budget
     readers: dict[Stage, list[Stage]] = field(default_factory=dict)  # stage -> the stages that read it
+    chains: dict[Stage, float] = field(default_factory=dict)  # seconds of the longest chain from each stage
 
     def run(self, cells: Sequence[CellPlan]) -> None:
         """Run stages until every cell has its numbers or cannot have them.
 
         Stages that become stale run again.
         """
+        self.chains = chain_lengths(all_stages(cells), lambda stage: self.seconds.get(stage, 0.0))
         labels = evaluation_of(cells)
         self.judges = {
             stage: "samples" if labels_samples(stage) else f"evaluation {labels.get(stage, '')}"
@@ -160,14 +162,27 @@ class Scheduler:
         return [stage for stage in make_plan(cells, self.store).to_do if stage not in self.failures]
 
     def _startable(self, cells: Sequence[CellPlan]) -> list[Stage]:
-        """The waiting stages with all inputs done, the longest chain first."""
-        waiting = [stage for stage in self._needed(cells) if stage.key not in self.running]
+        """The waiting stages with all inputs done, in the order in which they start."""
+        waiting = dict.fromkeys(stage for stage in self._needed(cells) if stage.key not in self.running)
         ready = [
             stage
             for stage in waiting
             if all(self.store.status_with_weights(source).state == "done" for source in stage.input_stages)
         ]
-        return sorted(ready, key=lambda stage: -self.ranks.get(stage, 0.0))
+        if len(ready) < 2:
+            return ready
+        at_best = sum(self.seconds.get(stage, 0.0) for stage in waiting) / self.workers
+        left: dict[Stage, float] = {}  # of the cell with the least work left
+        for cell in cells:
+            of_cell = [stage for stage in cell.stages if stage in waiting]
+            work = sum(self.seconds.get(stage, 0.0) for stage in of_cell)
+            left |= {stage: min(work, left.get(stage, work)) for stage in of_cell}
+
+        def order(stage: Stage) -> tuple[float, float]:
+            chain = self.chains.get(stage, 0.0)
+            return (0.0, -chain) if chain >= at_best else (left.get(stage, 0.0), -chain)
+
+        return sorted(ready, key=order)
 
     def _waiting(self, cells: Sequence[CellPlan]) -> bool:
         """Whether another command computes a stage that is still needed."""
@@ -248,7 +263,8 @@ class Scheduler:
             self.failures[stage] = error
             self.store.record_failure(stage, error)
             secrets.clean_file(self.store.sidecar(stage, "log"))  # A worker that died has not cleaned it.
-        self.screen.stage_ended(stage, outcome, error, self.store.sidecar(stage, "log"))
+        worked_s = self.store.manifest(stage).timings.get("wall_s") if outcome == "done" else None
+        self.screen.stage_ended(stage, outcome, error, self.store.sidecar(stage, "log"), worked_s)
         self.on_end()
 
     def _say_what_is_stale(self, stage: Stage) -> None:

@@ -116,14 +116,17 @@ def run_stage(job: Mapping[str, Any]) -> None:
     if stage.key != job["key"]:
         problem = f"the worker computes key {stage.key} for stage {job['kind']}/{job['key']}"
         raise RuntimeError(f"{problem}: it runs another version of bench than the command")
+    begun = time.perf_counter()
+    for name in HEAVY_IMPORTS.get(stage.kind, ()):  # They are no part of the stage's time.
+        importlib.import_module(name)
     module = importlib.import_module(f"bench.stages.{stage.kind}")
+    import_s = time.perf_counter() - begun
     built = store.build_folder(stage)
     try:
         progress = Progress(store.sidecar(stage, "progress.jsonl"))
     except OSError:
         shutil.rmtree(built, ignore_errors=True)
         raise
-    import_s = _import_heavy(stage)
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         _check_inputs(job, store)
@@ -157,19 +160,6 @@ def run_stage(job: Mapping[str, Any]) -> None:
         recorded_files=outcome.recorded_files,
         input_digests={role: facts["digest"] for role, facts in job["inputs"].items()},
     )
-
-
-def _import_heavy(stage: Stage) -> float:
-    """Import the modules that a stage of this kind needs; returns the wall seconds it took.
-
-    Only the first stage of a worker pays them, so they would spoil forecasts of its likes.
-    """
-    began = time.perf_counter()
-    if stage_settings.needs(stage) == "gpu" and getattr(stage.settings, "engine", None) != "vllm":
-        for name in HEAVY_IMPORTS.get(stage.kind, ()):
-            with contextlib.suppress(Exception):  # The stage will raise the error.
-                importlib.import_module(name)
-    return time.perf_counter() - began
 
 
 @dataclass(frozen=True)

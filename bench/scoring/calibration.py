@@ -7,6 +7,7 @@ length-controlled numbers of such a cell are computed when the table is made.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from bench.config import FITTED
@@ -77,6 +78,7 @@ def recalibrated(
     """The cell's numbers with the length-controlled ones computed again from this calibration."""
     assert isinstance(cell.score.settings, ScoreSettings)
     controlled = lc_numbers(cell.score.settings, verdicts_of(cell, store), calibration)
-    metrics = {name: value for name, value in result.metrics.items() if not name.startswith("lc_win_rate")}
-    missing = {name: reason for name, reason in result.missing.items() if name != "lc_win_rate"}
+    other = re.compile(r"(?!lc_win_rate|equal_length_win_rate)")
+    metrics = {name: value for name, value in result.metrics.items() if other.match(name)}
+    missing = {name: reason for name, reason in result.missing.items() if other.match(name)}
     return Result(metrics | controlled.metrics, missing | controlled.missing, controlled.calibration)

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bench.judges.canaries import HONEST, canary_of
 from bench.judges.self_judge import Ranking, add_up, judge_quality
 from bench.records import (
@@ -120,10 +118,7 @@ def _recorded(inputs: Mapping[str, Path]) -> tuple[list[Verdict], list[Verdict]]
 
 def _canaries(verdicts: Sequence[Verdict]) -> dict[str, Statistic]:
     by_name = grouped((canary_of(verdict.item_id), verdict.preference) for verdict in verdicts)
-    rates = {
-        name: estimates.win_rate(preferences, np.random.default_rng(0))
-        for name, preferences in by_name.items()
-    }
+    rates = {name: estimates.win_rate(preferences) for name, preferences in by_name.items()}
     return {
         name: rate or estimates.Unmeasured("no verdict on it could be read") for name, rate in rates.items()
     }

@@ -51,8 +51,9 @@ largest, and 1/27 > 2.5%. Its 95% interval is therefore [min, max], which covers
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -205,7 +206,7 @@ def _t_interval(value: float, standard_error: float | None, df: float) -> tuple[
     return value - margin, value + margin
 
 
-def wilson(n_right: float, n: int) -> tuple[float, float]:
+def wilson(n_right: float, n: float) -> tuple[float, float]:
     """Wilson's interval for a proportion: never empty, never outside [0, 1]."""
     if not (n > 0 and 0 <= n_right <= n):
         raise ValueError(f"need 0 <= n_right <= n and n > 0, got {n_right} of {n}")
@@ -280,26 +281,29 @@ def pool(values: Sequence[float | None]) -> Pooled | None:
     return Pooled(mean.value, sd, mean.low, mean.high, mean.n)
 
 
-def win_rate(
-    preferences: Sequence[float | None], rng: np.random.Generator, n_resamples: int = 2000
-) -> Estimate | None:
+def win_rate(preferences: Sequence[float | None]) -> Estimate | None:
     """Mean preference for the policy, in [0, 1]; a tie is 0.5. None when nothing was scored.
 
-    standard_error: sd (ddof 1) / sqrt(n), as in AlpacaEval. Interval: percentile bootstrap over items. Where
-    every preference is 0, or every one is 1, resampling has no spread and Wilson's interval is used.
+    standard_error: sd (ddof 1) / sqrt(n), as in AlpacaEval. Interval: Wilson's at the effective number of
+    items n_eff = n p (1 - p) / sd^2, which is n for votes of 0 and 1 and more for graded ones; n where all are
+    0, or all 1. Coverage of the nominal 95 % in percent, beside that of the percentile bootstrap
+    (tests/stats/test_coverage.py):
+
+        items                              50            100           805
+        graded, U-shaped, rate 50 %        94.4  94.0    94.5  94.4    94.8  95.1
+        graded, rate 2.4 %                 87.6  85.3    91.0  89.2    94.8  94.5
+        votes of 0 and 1, rate 5 %         96.7  99.0    96.9  95.5    94.3  94.2
+        votes, rate 0.5 %                  97.9  100     90.7  99.9    93.8  89.7
     """
     y = scored_values(preferences, 0, 1)
     if y.size == 0:
         return None
     mean, n = float(y.mean()), int(y.size)
-    low: float | None = None
-    high: float | None = None
+    low = high = None
     if n > 1:
-        low, high = (
-            wilson(mean * n, n)
-            if mean in (0, 1)
-            else percentile_interval(_bootstrap_means(y, rng, n_resamples))
-        )
+        variance = mean * (1 - mean)
+        n_eff = n * variance / float(y.var(ddof=1)) if not _no_spread(y) else n if variance == 0 else math.inf
+        low, high = wilson(mean * n_eff, n_eff) if n_eff < math.inf else (mean, mean)
     return Estimate(mean, _standard_error(y), low, high, n, len(preferences) - n)
 
 
@@ -455,23 +459,40 @@ class _Crossed(NamedTuple):
     n_dropped: int
 
 
-def _crossed(a: BySeed, b: BySeed) -> _Crossed | None:
+ABSENT = -math.inf  # of an item that a side does not have; NaN stands for one that is unscored
+
+
+def _row_maker(sides: Iterable[ByItem]) -> Callable[[ByItem], Array]:
+    """Values of a side as an array over the items of all sides; each is made once, however many pairs have it."""
+    columns = {item: n for n, item in enumerate(dict.fromkeys(itertools.chain.from_iterable(sides)))}
+    rows: dict[int, Array] = {}
+
+    def row(side: ByItem) -> Array:
+        if id(side) not in rows:
+            rows[id(side)] = made = np.full(len(columns), ABSENT)
+            scored = [value for value in side.values() if value is not None]
+            if not np.isfinite(np.array(scored, dtype=np.float64)).all():
+                raise ValueError("a value is NaN or infinite; a missing measurement is None")
+            made[[columns[item] for item in side]] = [
+                math.nan if value is None else value for value in side.values()
+            ]
+        return rows[id(side)]
+
+    return row
+
+
+def _crossed(a: BySeed, b: BySeed, row: Callable[[ByItem], Array]) -> _Crossed | None:
     seeds = sorted(a.keys() & b.keys())
-    if not seeds:
+    left, right = (np.array([row(side[seed]) for seed in seeds]) for side in (a, b))
+    if not left.size:
         return None
-    sides = [side[seed] for seed in seeds for side in (a, b)]
-    every = set().union(*sides)
-    items = sorted(item for item in every if all(side.get(item) is not None for side in sides))
-    if not items:
+    both = np.concatenate([left, right])
+    scored = np.isfinite(both).all(axis=0)
+    if not scored.any():
         return None
-    left, right = (
-        np.array([[side[seed][item] for item in items] for seed in seeds], dtype=np.float64)
-        for side in (a, b)
-    )
-    d: Array = left - right
-    if not np.isfinite(d).all():
-        raise ValueError("a value is NaN or infinite; a missing measurement is None")
-    return _Crossed(seeds, d[:, np.lexsort(d)], len(every) - len(items))
+    d: Array = left[:, scored] - right[:, scored]
+    n_dropped = int((both != ABSENT).any(axis=0).sum() - scored.sum())
+    return _Crossed(seeds, d[:, np.lexsort(d)], n_dropped)
 
 
 def _compare(crossed: _Crossed, spread: SeedSpread | None) -> Comparison:
@@ -538,7 +559,9 @@ def compare_table(
     (..., ...)} over all pairs. The module docstring gives the assumptions of the pooling and how they were
     checked.
     """
-    layouts = {name: _crossed(a, b) for name, (a, b) in pairs.items()}
+    sides = {id(side): side for both in pairs.values() for by_seed in both for side in by_seed.values()}
+    row_of = _row_maker(sides.values())
+    layouts = {name: _crossed(a, b, row_of) for name, (a, b) in pairs.items()}
     means = [layout.d.mean(axis=1) for layout in layouts.values() if layout and layout.d.shape[1] > 1]
     spread = pooled_spread(means, screened)
     rows = {name: None if layout is None else _compare(layout, spread) for name, layout in layouts.items()}

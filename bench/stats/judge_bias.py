@@ -118,9 +118,7 @@ def preference_statistics(
     """
     agreed, scored = retest_agreement(first, second), _scored(first, truth, PREFERENCE)
     return {
-        "win_rate": _or(
-            estimates.win_rate([v.preference for v in first], np.random.default_rng(0)), "nothing was scored"
-        ),
+        "win_rate": _or(estimates.win_rate([v.preference for v in first]), "nothing was scored"),
         "position_bias": position_bias(first),
         "flip_rate": flip_rate(first),
         "retest_agreement": agreed,
@@ -761,9 +759,7 @@ PREFERENCE = Manner(
     preference_statistics,
     preference_agreement,
     lambda verdicts, truth, labelled: {
-        "true_win_rate": _or(
-            estimates.win_rate([*truth.values()], np.random.default_rng(0)), "there is no truth"
-        ),
+        "true_win_rate": _or(estimates.win_rate([*truth.values()]), "there is no truth"),
         "corrected_win_rate": corrected_win_rate(verdicts, labelled),
     },
     preference_curves,

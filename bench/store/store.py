@@ -65,7 +65,7 @@ class Manifest:
     recorded_files: dict[str, FileFacts]
     digest: str  # of `files`
     counts: dict[str, int]
-    timings: dict[str, float]  # seconds: wall_s, cpu_s; import_s, which is in neither, of packages before it
+    timings: dict[str, float]  # seconds: wall_s, cpu_s
     recorded: dict[str, Any]  # code revision, package versions, device
     evicted: list[str] = field(default_factory=list)  # Names from `files` that Store.evict has deleted.
 

@@ -46,6 +46,10 @@ class TrainFacts(Record):
     max_length: int
     dtype: str
 
+    def seen(self, step: float) -> float:
+        """Preference rows that the policy has seen after a step. The last step may have fewer than the others."""
+        return min(step * self.batch_rows, self.rows * max(1.0, self.epochs))
+
 
 @dataclass(frozen=True)
 class TrainerRow:

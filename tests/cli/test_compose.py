@@ -173,7 +173,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["do=pln"],
             [
                 "unknown do 'pln' (do=pln on the command line); did you mean plan? "
-                "known: audit, bundle, conformance, export, plan, report, rescore, run, scoreboard, status, verify, why"
+                "known: audit, bundle, conformance, export, plan, report, rescore, run, scoreboard, status, verify, view, why"
             ],
         ),
         (

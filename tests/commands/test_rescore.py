@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,6 +28,7 @@ from tiny import ROOT, Ran, bench, copy_results, plans, smoke, smoke_folder
 from bench.cli.compose import BadConfig
 from bench.commands.rescore import rescore_files, show
 from bench.config import Rescore
+from bench.report.rows import Sweep, collect
 from bench.store.keys import file_digest
 from bench.store.store import FileFacts, Store, files_digest, read_manifest, write_manifest
 
@@ -197,7 +199,8 @@ def test_the_command_writes_the_packages_columns_beside_ours(tmp_path: Path) -> 
 def test_without_a_calibration_the_official_rate_says_what_it_lacks_and_ours_is_there() -> None:
     row = by_model(asked(laid_out(), reference_outputs=REFERENCE))["FuseChat-Llama-3.2-3B-Instruct"]
     assert row["length_controlled_winrate"] is None and "calibration=FILE" in row["reason"]
-    assert row["lc_win_rate"] == pytest.approx(54.0, abs=0.05) and row["calibration"] is None
+    assert row["equal_length_win_rate"] == pytest.approx(54.0, abs=0.05)
+    assert row["calibration"] is None and "lc_win_rate" not in row
     assert row["win_rate"] == pytest.approx(51.2967, abs=1e-4)
 
 
@@ -226,7 +229,10 @@ def test_failed_votes_are_counted_and_too_many_refuse_the_model(tmp_path: Path) 
     found = by_model(asked(tmp_path, reference_outputs=REFERENCE))
     assert (found["some"]["n_unscored"], found["some"]["n_total"]) == (41, 764)
     assert (found["cut"]["n_unscored"], found["cut"]["n_total"]) == (3, 802)
-    assert found["many"]["refused"] and found["many"]["win_rate"] is found["many"]["lc_win_rate"] is None
+    assert (
+        found["many"]["refused"]
+        and found["many"]["win_rate"] is found["many"]["equal_length_win_rate"] is None
+    )
     assert (
         found["many"]["reason"]
         == "win_rate: 202 of 805 verdicts (25%) have no score, more than max_unscored=0.1, so there is no mean"
@@ -240,7 +246,8 @@ def test_a_repeated_item_counts_once_for_us(tmp_path: Path) -> None:
     lay_out(tmp_path, "claude-2.1", lambda rows: [rows[0] | {"preference": 2.0}, *rows])
     row = by_model(asked(tmp_path))["claude-2.1"]
     assert (row["n_repeated"], row["n_total"]) == (1, 806)
-    assert row["lc_win_rate"] == by_model(asked(laid_out()))["claude-2.1"]["lc_win_rate"]
+    alone = by_model(asked(laid_out()))["claude-2.1"]
+    assert row["equal_length_win_rate"] == alone["equal_length_win_rate"] is not None
 
 
 # FastChat's files -----------------------------------------------------------------------------------------------------
@@ -367,8 +374,9 @@ def test_a_calibration_by_item_id_reaches_the_sweeps_length_control(tmp_path: Pa
     for row in rows_of(tmp_path / "o.csv"):
         assert (
             row["win_rate"] == stored[row["name"]]["win_rate"]
-            and row["lc_win_rate"] != stored[row["name"]]["lc_win_rate"]
+            and row["lc_win_rate"] != stored[row["name"]]["equal_length_win_rate"]
         )
+        assert "equal_length_win_rate" not in row
         assert len(row["calibration"]) == 16
     path.write_text(f"item_id,instruction_difficulty\n{items[0]},1\n")
     ran = bench(
@@ -382,6 +390,32 @@ def test_a_calibration_by_item_id_reaches_the_sweeps_length_control(tmp_path: Pa
     assert {row["lc_win_rate"] for row in rows_of(tmp_path / "o.csv") if "lc_win_rate" in row} <= {""}
 
 
+def test_a_cells_numbers_are_the_means_of_their_items() -> None:
+    sweep = Sweep("smoke", "", "+sweep=smoke", plans("+sweep=smoke"))
+    rows = collect(sweep, Store(smoke().results / "store"), {})
+    means = {
+        (row.cell.name, name): statistics.fmean(v for v in items.values() if v is not None)
+        for row in rows
+        for name, items in row.by_item.items()
+    }
+    assert {name for _, name in means} >= {"equal_length_win_rate", "rating", "reward_accuracy", "kl"}
+    for row in rows:
+        for name in row.by_item:
+            assert row.metrics[name] == pytest.approx(means[row.cell.name, name])
+    families = {
+        (row["number"], row["family"])
+        for row in rows_of(smoke().results / "sweeps" / "smoke" / "other_numbers.csv")
+    }
+    assert ("rating", "start") in families and ("kl", "pairs") in families and ("kl", "start") not in families
+
+
+def test_a_worlds_table_says_that_its_truth_already_prices_length() -> None:
+    table = (smoke().results / "sweeps" / "smoke" / "table.md").read_text()
+    assert "equal-length %" in table and "LC win rate %" not in table
+    assert "equal-length % removes that part too, so it may disagree with the win rate" in table
+    assert "do not compare it with published LC win rates" in table
+
+
 def test_cells_lie_in_alpacaevals_layout_and_are_rescored_to_the_same_rates(tmp_path: Path) -> None:
     """What a run exports of its cells goes in again: win rates of result.json in percent, ratings as they were."""
     for row in by_model(asked(smoke().results / "cells")).values():
@@ -389,7 +423,8 @@ def test_cells_lie_in_alpacaevals_layout_and_are_rescored_to_the_same_rates(tmp_
             "metrics"
         ]
         assert row["win_rate"] == pytest.approx(100 * metrics["win_rate"], abs=1e-9)
-        assert row["lc_win_rate"] == pytest.approx(100 * metrics["lc_win_rate"], abs=1e-9)
+        name = "equal_length_win_rate"
+        assert row[name] == pytest.approx(100 * metrics[name], abs=1e-9)
         assert row["avg_length"] == int(metrics["mean_length"])
         single = smoke().results / "cells" / row["model"] / "gold_rating_single.jsonl"
         rated = by_model(asked(single))[row["model"]]

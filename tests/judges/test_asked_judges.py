@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from endpoint import Answer, Endpoint, Said, fair, listed, shown, tops
+from outer import outer
 from tiny import make_model
 
 from bench.config import Asking
@@ -476,6 +477,7 @@ def place(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 LOCAL = ALPACA.model_copy(update={"model": None})
 
 
+@outer
 def test_a_local_judge_gives_the_same_verdicts_in_process_and_over_http(
     tmp_path: Path, model: Path, place: ServerPlace
 ) -> None:

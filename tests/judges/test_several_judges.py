@@ -233,7 +233,7 @@ def _fitted_difficulties_are_the_tables(
             assert row[name] == found[method][name] != "", (method, name)
     stored = [json.loads(path.read_text()) for path in ran.results.glob("store/score/*/result.json")]
     assert len(stored) == 3 and not any("calibration" in result for result in stored)
-    assert {result["metrics"]["lc_win_rate"] for result in stored}.isdisjoint(
+    assert {result["metrics"]["equal_length_win_rate"] for result in stored}.isdisjoint(
         float(row["lc_win_rate"]) for row in rows.values()
     )
 
@@ -255,7 +255,8 @@ def test_a_calibration_from_a_file_is_known_by_its_content(
     before, now = table(plain), table(ran)
     assert "calibration" not in before[0] and len({row["calibration"] for row in now}) == 1
     for old, new in zip(before, now, strict=True):
-        assert old["win_rate"] == new["win_rate"] and old["lc_win_rate"] != new["lc_win_rate"]
+        assert old["win_rate"] == new["win_rate"] and old["equal_length_win_rate"] != new["lc_win_rate"]
+        assert "lc_win_rate" not in old and "equal_length_win_rate" not in new
     again = bench(
         *words, f"judge.calibration={path}", "do=rescore", f"out={tmp_path / 'o.csv'}", results=ran.results
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outer import outer
+from outer import outer, some_outer
 from safetensors.torch import load_file
 from tiny import copy_results, make_model, make_preferences, plans, smoke, smoke_cell
 from transformers import AutoModelForSequenceClassification
@@ -141,7 +141,7 @@ def test_draws_have_seeds_of_their_own_of_which_the_first_is_the_usual_one() -> 
     assert max(seeds) * 1_000_003 < 2**63  # what torch takes
 
 
-@pytest.mark.parametrize("manner", ["preference", "rating"])
+@pytest.mark.parametrize("manner", some_outer(["preference", "rating"], ["preference"]))
 def test_the_answer_is_the_best_of_n_samples_of_the_start_model_turn_by_turn(
     store: Store, manner: str
 ) -> None:

@@ -321,7 +321,7 @@ def training(name: str, folder: Path) -> tuple[Any, Any, dict[str, Path]]:
     "name",
     some_outer(
         ["dpo", "dpo lora", "simpo", "kto", "offline_ppo", "best_of_n", "conversations"],
-        ["dpo lora", "best_of_n", "conversations"],
+        ["dpo lora", "conversations"],
     ),
 )
 def test_gradient_checkpointing_computes_again_and_changes_no_number(name: str, tmp_path: Path) -> None:

@@ -688,9 +688,10 @@ def test_a_day_must_be_one(day: str, whole: Path, tmp_path: Path, problems: Call
             "SecurityError: access to attribute '__class__' of 'tuple' object is unsafe.",
             marks=MARKS,
         ),
-        (
+        pytest.param(
             "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
             "it took more than 2 s for a few short conv",
+            marks=MARKS,
         ),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import transformers.utils.chat_template_utils as renderer
 import trl
 from architectures import ARCHITECTURES, make_tokenizer
+from outer import MARKS, some_outer
 from tokenizers import Tokenizer
 
 from bench.models.templates import (
@@ -59,7 +60,7 @@ def written(template: Template, messages: list[dict[str, str]], opens: bool) -> 
         return str(error).split(" (line ")[0]
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", some_outer(SHIPPED, SHIPPED[::4]), ids=lambda path: path.stem)
 def test_a_dated_template_writes_what_it_writes_on_that_day_and_never_asks_the_clock(
     path: Path, monkeypatch: Any
 ) -> None:
@@ -136,7 +137,16 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("text", "why"), BROKEN.items(), ids=range(len(BROKEN)))
+PLAINLY_BROKEN = (0, 3, 7, 9, 10, 11)  # one of each kind of fault; CI tries them all
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param(*case, id=str(n), marks=() if n in PLAINLY_BROKEN else MARKS)
+        for n, case in enumerate(BROKEN.items())
+    ],
+)
 def test_a_template_that_cannot_be_used_fails_in_one_line(text: str, why: str) -> None:
     with pytest.raises(TemplateFailed, match=r"\w") as failed:
         try_template(Template(text), 60)

@@ -91,6 +91,7 @@ def test_the_gold_judge_has_two_clean_passports_and_is_judged_once(tmp_path: Pat
     )
 
 
+@outer
 def test_a_crooked_judge_over_http_is_found_out_and_an_interrupted_audit_goes_on(
     endpoint: Endpoint, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from bench.config import Expectation
 from bench.planning.cells import start_cell
 from bench.planning.inputs import CellPlan
 from bench.report import CellRow, Sweep, figures, flat_rows, pool, write_files
+from bench.report.analysis import other_numbers
 from bench.report.groups import Grid, row_words, verify
 from bench.report.rows import seedless
 from bench.report.tables import Table, comparison_table, latex, markdown
@@ -43,7 +44,7 @@ def _row(cell: CellPlan, rate: float) -> CellRow:
         "kl": 1.5,
     }
     missing = {"rating": "no judge is set (judge=none)"}
-    return CellRow(cell, None, True, metrics, missing, preferences, preferences, 100, [{"revision": "abc"}])
+    return CellRow(cell, None, True, metrics, missing, preferences, {}, 100, [{"revision": "abc"}])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_one_seed_shows_the_prompt_interval(rows: list[CellRow]) -> None:
     table = comparison_table(pool(one))
     assert table.rows[1][table.columns.index("win rate %")].startswith("45.0 [42.0, 48.0]")
     assert (
-        "Square brackets are 95 % intervals over prompts (bootstrap). One seed says nothing about another training."
+        "Square brackets are 95 % intervals over prompts. One seed says nothing about another training."
         in table.note_lines
     )
 
@@ -439,9 +440,21 @@ def _table(rates: dict[str, list[float]], *expected: Expectation) -> tuple[Table
         rate = rates.get(cell.cell.method.name, [0.4, 0.401, 0.402])[cell.cell.seed]
         own = 0.1 * (noise.permutation(len(ITEMS)) - (len(ITEMS) - 1) / 2) / len(ITEMS)
         values = dict(zip(ITEMS, (rate + own).tolist(), strict=True))
-        rows.append(replace(_row(cell, rate), preferences=values, lc=values))
+        rows.append(replace(_row(cell, rate), preferences=values, by_item={"rating": values}))
     grid = pool(rows)
     return comparison_table(grid, expected), grid
+
+
+def test_further_numbers_are_compared_as_the_win_rate_is() -> None:
+    table, grid = _table({"dpo": [0.5, 0.503, 0.501], "ipo": [0.45, 0.452, 0.449]})
+    assert grid.other_pairs == {"rating": grid.pairs} and len(grid.pairs) == 3
+    for group in grid.groups:
+        own = {"rating": group.against_start} if group.against_start else {}
+        assert group.others_against_start == own
+    lines = other_numbers(grid)
+    assert [line["family"] for line in lines] == ["start"] * 2 + ["pairs"] * 3
+    assert lines[0]["first"] == "dpo" and lines[0]["second"] == "start" and lines[0]["combined_value"] > 0.05
+    assert any(line.startswith("other_numbers.csv compares rating ") for line in table.note_lines)
 
 
 def test_planned_orders_are_a_family_of_their_own_and_later_ones_are_said_to_be_post_hoc() -> None:

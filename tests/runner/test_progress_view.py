@@ -15,15 +15,15 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tiny import plans
+from tiny import bench, plans
 
 from bench.commands.cell_states import cell_state
 from bench.commands.plan import print_plan
 from bench.commands.status import print_status
-from bench.forecast.stage_time import StageForecast
+from bench.forecast.stage_time import StageForecast, estimates, usual_s
 from bench.planning.to_do import make_plan
 from bench.report import Sweep
-from bench.runner.progress_view import LiveScreen, PlainScreen, make_screen, makespan_s
+from bench.runner.progress_view import LiveScreen, PlainScreen, clock, make_screen, makespan_s
 from bench.runner.slurm import JobState
 from bench.store.store import Store
 
@@ -178,6 +178,46 @@ def test_time_left_counts_workers_and_chains(sweep: Sweep, store: Store) -> None
     chain = sweep.cells[1].stages
     assert makespan_s(dict.fromkeys(chain, 1.0), 1000) == max(_depth(stage) for stage in chain)
     assert makespan_s({}, 2) == 0
+
+
+def test_time_left_goes_by_tokens_at_this_runs_speed(
+    sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine of half the usual speed: each stage takes twice its usual time, start-up not counted; the time that a running
+    stage has had is gone."""
+    now = [100.0]
+    monkeypatch.setattr("bench.runner.progress_view.time.monotonic", lambda: now[0])
+    plan = make_plan(sweep.cells, store)
+    screen = PlainScreen(Console(file=io.StringIO()), sweep, plan, estimates(plan.to_do, store), 2)
+    assert "about" not in screen._time_left()  # Nothing has run yet.
+    base, train = next(stage for stage in plan.to_do if stage.kind == "sft"), sweep.cells[1].roles["train"]
+    screen.stage_started(base)
+    now[0] += 60
+    screen.stage_ended(base, "done", worked_s=2 * usual_s(base))
+    assert screen._expected_s(train) == pytest.approx(2 * usual_s(train))
+    whole = makespan_s({stage: 2 * usual_s(stage) for stage in screen.left}, 2)
+    assert screen._time_left().endswith(f"about {clock(whole).strip()}")
+    screen.stage_started(train)
+    now[0] += 2 * usual_s(train)
+    less = {stage: 2 * usual_s(stage) for stage in screen.left} | {train: 0.0}
+    assert screen._time_left().endswith(f"about {clock(makespan_s(less, 2)).strip()}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("sweep_name", ["kto_beta", "length_bias", "displacement"])
+def test_the_forecast_holds_from_a_third_of_a_first_run_on(sweep_name: str, tmp_path: Path) -> None:
+    """Every line's time left ends within a quarter of the whole run from its true end."""
+    ran = bench(f"+sweep={sweep_name}", "scale=world_quick", results=tmp_path / "results", timeout_s=1000)
+    assert ran.code == 0, ran.err
+    lines = re.findall(r"^ *(\d+):(\d\d) .*about (\d+):(\d\d)$", ran.err, re.MULTILINE)
+    forecasts = [(60 * int(a) + int(b), 60 * int(c) + int(d)) for a, b, c, d in lines]
+    end = 1 + max(at for at, _ in forecasts)
+    worst = max(abs(at + left - end) / end for at, left in forecasts if at >= end / 3)
+    print(
+        f"{sweep_name}: {len(forecasts)} forecasts of a run of {end} s; after a third at most {worst:.0%} of it wrong"
+    )
+    assert worst <= 0.25
 
 
 def _depth(stage: Any) -> int:

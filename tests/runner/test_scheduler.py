@@ -22,7 +22,7 @@ from bench.cli.compose import BadConfig, open_command
 from bench.config import LocalLauncher
 from bench.planning.cells import plan_cell
 from bench.planning.inputs import CellPlan, all_stages
-from bench.runner.launcher import StageReport, chain_lengths
+from bench.runner.launcher import StageReport
 from bench.runner.local_pool import Pool
 from bench.runner.preflight import check_devices
 from bench.runner.scheduler import Scheduler
@@ -57,7 +57,14 @@ class Heard:
     def stage_started(self, stage: Stage) -> None:
         self.started.append(stage.label)
 
-    def stage_ended(self, stage: Stage, outcome: str, error: str = "", log: Path | None = None) -> None:
+    def stage_ended(
+        self,
+        stage: Stage,
+        outcome: str,
+        error: str = "",
+        log: Path | None = None,
+        worked_s: float | None = None,
+    ) -> None:
         self.ended.append((stage.label, outcome, error))
 
     def progress(self, stage: Stage, row: Mapping[str, float]) -> None: ...
@@ -84,10 +91,18 @@ class Command:
         pool = Pool(
             LocalLauncher(name="local", workers=self.workers, threads=1, stage_timeout_s=60.0, retries=1)
         )
-        ranks = chain_lengths(all_stages(cells), lambda stage: self.seconds.get(stage.label, 1.0))
+        seconds = {stage: self.seconds.get(stage.label, 1.0) for stage in all_stages(cells)}
         try:
             Scheduler(
-                Store(self.root), pool, self.screen, 1, self.failures, ranks, lambda: None, self.progressed
+                Store(self.root),
+                pool,
+                self.screen,
+                1,
+                self.failures,
+                seconds,
+                lambda: None,
+                self.progressed,
+                self.workers,
             ).run(cells)
         finally:
             pool.close()
@@ -120,12 +135,21 @@ def test_a_second_command_runs_nothing(root: Path) -> None:
     assert Command(root).run(fake("a", fake("b"))).screen.started == []
 
 
-def test_the_stage_with_the_longest_chain_behind_it_starts_first(root: Path) -> None:
-    """One worker: `long` (3 s) waits for `early`, `short` (1 s) for `late`, and `last` for nothing."""
+def test_the_cell_with_the_least_work_left_comes_first(root: Path) -> None:
+    """One worker, whose time is the same in any order: rows end one by one."""
     early, late = fake("early"), fake("late")
-    scores = [fake("last"), fake("short", late), fake("long", early)]
+    scores = [fake("long", early), fake("short", late), fake("last")]
     command = Command(root, seconds={"early": 1, "late": 1, "long": 3, "short": 1, "last": 0.5}).run(*scores)
-    assert command.screen.started == ["early", "long", "late", "short", "last"]
+    assert command.screen.started == ["last", "late", "short", "early", "long"]
+
+
+def test_a_chain_that_no_worker_may_wait_with_comes_before_all_cells(root: Path) -> None:
+    """Two workers: 4 s behind `early` are more than half of the 6.5 s of all, so it must not wait for the short cells."""
+    early = fake("early")
+    scores = [fake("a"), fake("b"), fake("long", early)]
+    seconds = {"early": 1, "long": 3, "a": 1, "b": 1.5}
+    command = Command(root, workers=2, seconds=seconds).run(*scores)
+    assert command.screen.started[:2] == ["early", "a"]
 
 
 def test_a_lost_stage_is_tried_once_more(root: Path) -> None:

@@ -118,18 +118,3 @@ def test_every_kind_that_loads_models_has_its_imports_named() -> None:
     for modules in worker.HEAVY_IMPORTS.values():
         for module in modules:
             assert importlib.util.find_spec(module) is not None
-
-
-def test_seconds_of_a_stage_leave_out_its_imports(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise the first stage of a worker would set the pace of all its likes in a forecast."""
-    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.5)\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(worker.HEAVY_IMPORTS, "fake", ("slow_to_import", "no_such_module"))
-    monkeypatch.setattr(stage_settings, "needs", lambda stage: "gpu")
-    stages = [fake("first"), fake("second")]
-    for stage in stages:
-        run(stage, store)
-    first, second = (store.manifest(stage).timings for stage in stages)
-    assert first["import_s"] >= 0.5 > first["wall_s"] and second["import_s"] < 0.25

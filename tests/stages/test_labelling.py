@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from endpoint import Answer, Endpoint, Said, fair
+from outer import outer
 from tiny import CELL, Ran, bench, copy_results, make_model, make_preferences, plans, smoke, write_rows
 
 from bench.records import Completion, Labelled, Verdict, read_jsonl
@@ -58,6 +59,7 @@ def why(results: Path) -> str:
     return bench("do=why", f"cell={cell.name}", results=results).out
 
 
+@outer
 def test_labels_of_a_judge_over_http_stop_at_their_budget_go_on_and_cost_what_was_forecast(
     endpoint: Endpoint, trained: Path, tmp_path: Path
 ) -> None:

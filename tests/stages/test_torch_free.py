@@ -522,7 +522,8 @@ def test_what_was_not_measured_says_why(room: Room, cell: dict[str, Path]) -> No
     }
     metrics, missing = result(room, inputs, beta=None)
     assert set(missing) == {
-        "win_rate", "lc_win_rate", "rating", "kl", "reward_accuracy", "reward_auc", "reward_chosen", "reward_rejected", "reward_margin",
+        "win_rate", "equal_length_win_rate", "rating", "kl",
+        "reward_accuracy", "reward_auc", "reward_chosen", "reward_rejected", "reward_margin",
         "shift_chosen", "shift_rejected", "repetition", "distinct",
     }  # fmt: skip
     assert missing["win_rate"] == missing["rating"] == "no judge is set (judge=none)"

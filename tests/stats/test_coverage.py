@@ -6,12 +6,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from bench.stats.estimates import _compare, _Crossed, holm, pooled_spread
+from bench.stats.estimates import (
+    _bootstrap_means,
+    _compare,
+    _Crossed,
+    holm,
+    percentile_interval,
+    pooled_spread,
+    win_rate,
+)
 
 N_ROWS = 9
 
@@ -106,7 +115,53 @@ def test_a_tables_intervals_cover_as_measured(name: str) -> None:
         assert LONG_RUN[name][0] < 6 and LONG_RUN[name][1] > 92.5 and LONG_RUN[name][2] > 95
 
 
+# Name -> (true rate, draws of preferences).
+RATES: dict[str, tuple[float, Callable[[np.random.Generator, int], np.ndarray]]] = {
+    "graded, U-shaped, 50 %": (0.5, lambda g, n: g.beta(0.6, 0.6, n)),
+    "graded, 2.4 %": (0.05 / 2.05, lambda g, n: g.beta(0.05, 2, n)),
+    "votes, 5 %": (0.05, lambda g, n: (g.random(n) < 0.05) * 1.0),
+    "votes, 0.5 %": (0.005, lambda g, n: (g.random(n) < 0.005) * 1.0),
+}
+ITEMS = 50, 100, 805
+RATES_LONG_RUN = {
+    "graded, U-shaped, 50 %": (94.4, 94.5, 94.8),
+    "graded, 2.4 %": (87.6, 91.0, 94.8),
+    "votes, 5 %": (96.7, 96.9, 94.3),
+    "votes, 0.5 %": (97.9, 90.7, 93.8),
+}
+
+
+def rates_covered(name: str, n_items: int, n_tables: int, seed: int, bootstrap: bool = False) -> float:
+    """Percent of 95 % intervals that hold the true rate; of the percentile bootstrap for comparison."""
+    (rate, draw), g, covered = RATES[name], np.random.default_rng(seed), 0
+    for _ in range(n_tables):
+        y = draw(g, n_items)
+        if bootstrap and 0 < y.mean() < 1:
+            low, high = percentile_interval(_bootstrap_means(y, g, 300))
+        else:
+            one = win_rate(y.tolist())
+            assert one is not None and one.low is not None and one.high is not None
+            low, high = one.low, one.high
+        covered += low <= rate <= high
+    return 100 * covered / n_tables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RATES)
+def test_the_interval_of_a_win_rate_covers_as_measured(name: str) -> None:
+    """Within 3.5 binomial standard errors of 1,000 tables."""
+    for n_items, expected in zip(ITEMS, RATES_LONG_RUN[name], strict=True):
+        error = math.sqrt(expected * (100 - expected) / 1000)
+        assert abs(rates_covered(name, n_items, 1000, seed=7) - expected) < 3.5 * error
+
+
 if __name__ == "__main__":
+    for title in RATES:
+        wilsons, resampled = (
+            [round(rates_covered(title, n, 1500 if of else 4000, 1, of), 1) for n in ITEMS]
+            for of in (False, True)
+        )
+        print(f"{title}: {wilsons}, bootstrap {resampled}", flush=True)
     for title, scenario in SCENARIOS.items():
         found = measure(scenario, 2000, seed=1)
         rates = f"{found.alarms:.1f}, {found.noisy:.1f}, {found.quiet:.1f}"

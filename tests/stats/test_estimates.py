@@ -24,6 +24,7 @@ from bench.stats.estimates import (
     pool,
     rating_mean,
     seed_difference,
+    wilson,
     win_rate,
 )
 
@@ -44,7 +45,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 def test_win_rate_by_hand():
     """1, 0.5, 0, unscored, 0.5: mean 2/4; squared deviations 0.25 + 0 + 0.25 + 0 over 3 = 1/6; SE = sqrt(1/6/4) = sqrt(1/24)."""
-    rate = win_rate([1, 0.5, 0, None, 0.5], rng())
+    rate = win_rate([1, 0.5, 0, None, 0.5])
     assert rate is not None
     assert (rate.value, rate.n, rate.n_unscored) == (0.5, 4, 1)
     assert rate.standard_error == pytest.approx(math.sqrt(1 / 24))
@@ -52,8 +53,8 @@ def test_win_rate_by_hand():
 
 
 def test_nothing_scored_has_no_win_rate():
-    assert win_rate([None, None], rng()) is None
-    assert win_rate([], rng()) is None
+    assert win_rate([None, None]) is None
+    assert win_rate([]) is None
     assert rating_mean({"q": [None]}) is None
     assert mean_estimate([None]) is None
     assert accuracy([None]) is None
@@ -61,7 +62,7 @@ def test_nothing_scored_has_no_win_rate():
 
 
 def test_one_item_has_no_interval():
-    rate = win_rate([1.0], rng())
+    rate = win_rate([1.0])
     assert rate is not None and (rate.value, rate.standard_error, rate.low, rate.high) == (
         1.0,
         None,
@@ -70,9 +71,9 @@ def test_one_item_has_no_interval():
     )
 
 
-def test_sure_wins_get_wilsons_interval_because_resampling_sees_no_spread():
+def test_sure_wins_get_wilsons_interval_at_their_number():
     """n = 20, all won: Wilson's lower bound is 1 / (1 + z^2 / n) = 20 / (20 + 3.8415)."""
-    rate = win_rate([1.0] * 20, rng())
+    rate = win_rate([1.0] * 20)
     assert rate is not None and rate.high == 1.0
     assert rate.low == pytest.approx(20 / (20 + 1.959964**2), abs=1e-6)
 
@@ -80,14 +81,14 @@ def test_sure_wins_get_wilsons_interval_because_resampling_sees_no_spread():
 @pytest.mark.parametrize("bad", [1.5, -0.1, float("nan")])
 def test_a_preference_outside_its_range_is_refused(bad):
     with pytest.raises(ValueError):
-        win_rate([0.5, bad], rng())
+        win_rate([0.5, bad])
 
 
 @settings(max_examples=40, deadline=None)
 @given(PREFERENCES)
 def test_swapping_sides_mirrors_the_win_rate(preferences):
-    ours = win_rate(preferences, rng(), n_resamples=20)
-    theirs = win_rate([None if p is None else 1 - p for p in preferences], rng(), n_resamples=20)
+    ours = win_rate(preferences)
+    theirs = win_rate([None if p is None else 1 - p for p in preferences])
     if ours is None or theirs is None:
         assert ours is theirs
         return
@@ -100,7 +101,7 @@ def test_swapping_sides_mirrors_the_win_rate(preferences):
 def test_order_of_items_never_matters_nor_do_unscored_ones(preferences, shuffler: random.Random):
     shuffled = [p for p in preferences if p is not None]
     shuffler.shuffle(shuffled)
-    ours, theirs = win_rate(preferences, rng(), n_resamples=50), win_rate(shuffled, rng(), n_resamples=50)
+    ours, theirs = win_rate(preferences), win_rate(shuffled)
     if ours is None or theirs is None:
         assert ours is theirs
         return
@@ -113,9 +114,20 @@ def test_order_of_items_never_matters_nor_do_unscored_ones(preferences, shuffler
     assert ours.n == theirs.n and ours.n_unscored == len(preferences) - len(shuffled)
 
 
+def test_a_win_rates_interval_is_wilsons_at_the_effective_number_of_items():
+    """Votes 1, 0, 0, 0: n_eff = 4 * (3/16) / (1/4) = 3. Ties are worth more: 1, 0, 0.5, 0.5 has n_eff 4 * (1/4) / (1/6) = 6."""
+    votes, ties = win_rate([1, 0, 0, 0]), win_rate([1, 0, 0.5, 0.5])
+    assert votes is not None and ties is not None
+    assert (votes.low, votes.high) == pytest.approx(wilson(0.75, 3))
+    assert (ties.low, ties.high) == pytest.approx(wilson(3, 6))
+    alike = win_rate([0.5] * 9)
+    assert alike is not None and (alike.low, alike.high) == (0.5, 0.5)
+
+
 def test_bootstrap_interval_agrees_with_scipys():
     y = rng(3).beta(0.6, 0.4, size=300)
-    rate = win_rate(y.tolist(), rng(), n_resamples=20_000)
+    values = {str(i): value for i, value in enumerate(y.tolist())}
+    rate = paired_difference(values, dict.fromkeys(values, 0.0), rng(), n_resamples=20_000)
     theirs = sps.bootstrap(
         (y,), np.mean, n_resamples=20_000, method="percentile", rng=rng(1), batch=2000
     ).confidence_interval

@@ -24,16 +24,16 @@ from bench.report.tables import EXPECTATIONS, FAIRNESS, FINDINGS, JUDGES
 SHOWN = 64  # Prompts of each set in a written page.
 FEWEST = 8
 # Most characters of the packed completions, so that a page of 50 cells stays below 3 MB.
-MOST = 2_000_000
+MOST = 1_700_000
 
 
-def render(analysis: Analysis, *, everything: bool = False, live: bool = False) -> str:
-    """The page as HTML. `everything`: with all prompts. `live`: it asks its server for changes."""
+def render(analysis: Analysis, *, live: str = "") -> str:
+    """The page as HTML. `live`: its version for a server that it asks for changes; it then holds all prompts."""
     table = analysis.full_table()
     parts = analysis.pooled.parts
     letters = {label: content.letters(part) for label, part in parts.items()}
     columns, cells = content.shown_table(table, letters)
-    samples, packed_samples = _samples(analysis, everything)
+    samples, packed_samples = _samples(analysis, everything=bool(live))
     done = sum(row.done for row in analysis.rows)
     data = {
         "parts": [
@@ -98,7 +98,7 @@ def render(analysis: Analysis, *, everything: bool = False, live: bool = False) 
     )
 
 
-def _samples(analysis: Analysis, everything: bool) -> tuple[list[dict[str, Any]], str]:
+def _samples(analysis: Analysis, *, everything: bool) -> tuple[list[dict[str, Any]], str]:
     """Each set's name and numbers of prompts, and the packed sets. The prompts are halved until they fit."""
     n = None if everything else SHOWN
     sets = sample_sets(analysis.rows, analysis.store, n)

@@ -5,24 +5,28 @@ Rates are in percent, as in the table. Error bars are 95 % intervals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.records import grouped
+from bench.planning.inputs import CellPlan
+from bench.records import grouped, read_progress
 from bench.report import figures
 from bench.report.analysis import Analysis
 from bench.report.findings import read_curve
 from bench.report.groups import Group, line_names
+from bench.store.store import Store
 from bench.training.training_record import TrainFacts
 
 if TYPE_CHECKING:
     import altair as alt
 
-POINTS = 150  # Most points of a training curve.
+# Most points of a training curve, and of all curves together, which share the page's size.
+POINTS, ALL_POINTS = 150, 2500
 # Metric -> (label, factor). Those of a table come first.
 OUTCOMES = {
     "win_rate": ("win rate, %", 100),
     "lc_win_rate": ("LC win rate, %", 100),
+    "equal_length_win_rate": ("equal-length, %", 100),
     "rating": ("rating, 1 to 10", 1),
     "reward_accuracy": ("reward accuracy, %", 100),
     "reward_margin": ("reward margin", 1),
@@ -191,8 +195,13 @@ def _colour(records: Sequence[Mapping[str, Any]]) -> alt.Color:
     domain = _domain(records)
     colours = iter(range(len(domain)))
     shown = [GREY if line.split()[0] == "start" else PALETTE[next(colours) % len(PALETTE)] for line in domain]
-    legend = alt.Legend(title=None, orient="bottom", columns=3, labelLimit=220, symbolLimit=60)
-    return alt.Color("line:N", scale=alt.Scale(domain=domain, range=shown), legend=legend)
+    return alt.Color("line:N", scale=alt.Scale(domain=domain, range=shown), legend=_legend())
+
+
+def _legend() -> alt.Legend:
+    import altair as alt
+
+    return alt.Legend(title=None, orient="bottom", columns=3, labelLimit=220, symbolLimit=60)
 
 
 def _domain(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -208,7 +217,7 @@ def _shape(records: Sequence[Mapping[str, Any]]) -> alt.Shape:
 
     domain = _domain(records)
     shapes = [SHAPES[k % len(SHAPES)] for k in range(len(domain))]
-    return alt.Shape("line:N", scale=alt.Scale(domain=domain, range=shapes), legend=None)
+    return alt.Shape("line:N", scale=alt.Scale(domain=domain, range=shapes), legend=_legend())
 
 
 def _spec(chart: Any) -> dict[str, Any]:
@@ -221,37 +230,45 @@ def _spec(chart: Any) -> dict[str, Any]:
 
 
 def training_records(analysis: Analysis) -> list[dict[str, Any]]:
-    """Points of every cell's training curve, at most POINTS for each.
+    """Points of every cell's training curve, at most POINTS for each; also of trainings that run now.
 
     `examples` counts the preference rows seen, since methods of pairs and of single completions take steps of
-    different size; None where an old store does not say how many rows a step has. `step` counts steps.
+    different size; None where the number of rows is not known. `step` counts steps.
     """
-    made = []
-    for group in analysis.pooled.groups:
-        for row in group.rows:
-            curve = read_curve(row.cell, analysis.store)
-            train = row.cell.roles.get("train")
-            if not curve or train is None:
-                continue
-            path = analysis.store.folder(train) / "facts.json"
-            rows_a_step = TrainFacts.read(path).batch_rows if path.is_file() else None
-            every = -(-len(curve) // POINTS)
-            for k in range(0, len(curve), every):
-                some = curve[k : k + every]
-                step = some[-1].get("step", k + len(some))
-                point = {
-                    "row": group.number,
-                    "line": group.name,
-                    "cell": row.cell.key[:8],
-                    "seed": row.cell.cell.seed,
-                    "step": step,
-                }
-                point["examples"] = None if rows_a_step is None else step * rows_a_step
-                for name in CURVES:
-                    if values := [one[name] for one in some if name in one]:
-                        point[name] = float(f"{sum(values) / len(values):.4g}")
-                made.append(point)
-    return made
+    most = max(20, min(POINTS, ALL_POINTS // max(1, len(analysis.rows))))
+    return [
+        {"row": group.number, "line": group.name, "cell": row.cell.key[:8], "seed": row.cell.cell.seed}
+        | point
+        for group in analysis.pooled.groups
+        for row in group.rows
+        for point in _points(row.cell, analysis.store, most)
+    ]
+
+
+def _points(cell: CellPlan, store: Store, most: int) -> Iterator[dict[str, Any]]:
+    """Means of each metric over some steps, at the last of them; `most` points."""
+    train = cell.roles.get("train")
+    if train is None:
+        return
+    curve = read_curve(cell, store) or read_progress(store.sidecar(train, "progress.jsonl"))
+    facts, data = store.folder(train) / "facts.json", None
+    if (preferences := cell.roles.get("preferences")) is not None:
+        data = store.status(preferences).manifest
+    rows_a_step = TrainFacts.read(facts).batch_rows if facts.is_file() else None
+    n_rows = data.counts.get("train") if data else None
+    every = -(-len(curve) // most) or 1
+    for k in range(0, len(curve), every):
+        some = curve[k : k + every]
+        step, epoch = some[-1].get("step", k + len(some)), some[-1].get("epoch")
+        point: dict[str, Any] = {"step": step, "examples": None}
+        if rows_a_step is not None:
+            point["examples"] = step * rows_a_step
+        elif epoch is not None and n_rows is not None:
+            point["examples"] = round(epoch * n_rows, 1)
+        for name in CURVES:
+            if values := [one[name] for one in some if name in one]:
+                point[name] = float(f"{sum(values) / len(values):.4g}")
+        yield point
 
 
 def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

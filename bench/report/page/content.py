@@ -29,6 +29,7 @@ MEANINGS = {
     "seeds": "Finished seeds. !: one seed lies far from the row's others.",
     "win rate": "Mean preference of the judge for the policy over its opponent; a tie is one half. *: highest, or not told apart from it.",
     "LC win rate": "Length-controlled win rate: the win rate that the policy would have at the opponent's length.",
+    "equal-length": "The win rate at the opponent's length, uncalibrated: not comparable with published LC win rates.",
     "rating": "Mean rating from 1 to 10.",
     "vs start": "Difference from the start model, paired by seed and prompt. ≈: it is not significant after correction.",
     "over seeds": "The difference from the start model with an interval over seeds alone.",

@@ -296,5 +296,34 @@ function differing(first, second) {
   return [left, right];
 }
 
+// Live ---------------------------------------------------------------------------------------------------------------
+// What the reader has chosen is kept over a reload of the page.
+const KEPT = ["search", "reference", ...FIELDS, "s-item"];
+function keep() {
+  saved("kept", JSON.stringify({ fields: Object.fromEntries(KEPT.map((id) => [id, $(id).value])), y: scrollY }));
+}
+function restore() {
+  const kept = JSON.parse(saved("kept") ?? "null");
+  sessionStorage.removeItem("kept");
+  for (const [id, value] of Object.entries(kept?.fields ?? {})) {
+    if (!value || ($(id).options && ![...$(id).options].some((option) => option.value === value))) continue;
+    $(id).value = value;
+    $(id).dispatchEvent(new Event(id === "search" ? "input" : "change"));
+  }
+  if (kept) scrollTo(0, kept.y);
+}
+async function follow() {
+  try {
+    const now = await (await fetch("state", { cache: "no-store" })).json();
+    $("state").textContent = now.state;
+    if (now.version !== data.live) { keep(); location.reload(); return; }
+  } catch { $("state").textContent = "the command do=view has ended; this page is as it was then"; }
+  setTimeout(follow, 3000);
+}
+
 applyTheme();
-const started = Promise.all([startTable(), startSamples(), startCharts()]).then(() => { openTarget(); root.dataset.ready = "yes"; });
+Promise.all([startTable(), startSamples(), startCharts()]).then(() => {
+  openTarget();
+  if (data.live) { restore(); follow(); }
+  root.dataset.ready = "yes";
+});
