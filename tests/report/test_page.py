@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import open_command
 from tiny import smoke, smoke_cell, smoke_cells
 
 from bench import report
+from bench.cli.compose import open_command
 from bench.commands import carry_out, view
 from bench.report import page, write
 from bench.report.analysis import Analysis, analyse

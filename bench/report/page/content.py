@@ -37,6 +37,7 @@ MEANINGS = {
     "over prompts": "The difference from the start model with an interval over prompts alone.",
     "SEs": "The difference from the start model divided by its standard error.",
     "p (Holm)": "Two-sided p of the difference from the start model, Holm-corrected over the table.",
+    "p (of these trainings)": "Two-sided p of the difference from the start model, of these trainings on other prompts, Holm-corrected.",
     "reward acc.": "Share of held-out pairs in which the chosen completion gained more log-probability than the rejected one.",
     "reward AUC": "Chance that a desirable held-out completion gained more log-probability than an undesirable one.",
     "KL nats": "KL divergence from the start model per completion, on the policy's own samples.",
