@@ -93,7 +93,8 @@ class Rescore(Settings):
     difficulties from the other rows of the table; null: neither, and no official length-controlled win rate.
     """
     out: str | None
-    """CSV file for the rows; null: the table is only printed."""
+    """CSV file for the rows; for recorded models, comparisons between them go beside it, to NAME_pairs.csv.
+    null: the table is only printed."""
     max_unscored: Probability
     """Largest share of unreadable or failed verdicts of a model, 0 to 1; a model with more is refused.
     FastChat's own retries leave at most 1 %, and a tenth missing can move an average by more than most

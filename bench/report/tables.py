@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 from rich.table import Table as RichTable
 
 from bench.config import FITTED, HELDOUT, MAX_CUT, Expectation, GoldJudge, JudgeSettings, JuryJudge
@@ -190,7 +191,7 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
                 f"{t:+.1f}" if g.against_start and (t := g.against_start.lead.t) is not None else MISSING
             ),
         ),
-        ("p (Holm)", lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
+        (_p_title(groups), lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
     ]
     preferred: list[Column] = [
         (f"win rate{against} %", partial(_best, partial(_percent, "win_rate"))),
@@ -214,6 +215,12 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
         ("length", partial(_number, "mean_length", 1, 1)),
     ]
     return columns, behind
+
+
+def _p_title(groups: Sequence[Group]) -> str:
+    """Name of the column with p. With one seed p says nothing about another training of the same method."""
+    one_seed = all(len(group.done) < 2 for group in groups)
+    return "p (of these trainings)" if one_seed else "p (Holm)"
 
 
 OPPONENTS = {
@@ -516,7 +523,7 @@ def _part_notes(groups: Sequence[Group], label: str) -> list[str]:
     scored = [row for row in done if "win_rate" in row.metrics]
     seeds = max((len(group.done) for group in groups), default=0)
     number = "first number" if label else "win rate" if scored else "rating"
-    contrast = _contrast_notes(number, seeds) if scored or any(row.ratings for row in done) else []
+    contrast = _contrast_notes(number, groups) if scored or any(row.ratings for row in done) else []
     if not scored:
         return [*_ratings_notes(done, seeds), *contrast]
     return [*_win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups)), *contrast]
@@ -543,18 +550,42 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
     ]
 
 
-def _contrast_notes(number: str, seeds: int) -> list[str]:
+def _contrast_notes(number: str, groups: Sequence[Group]) -> list[str]:
     """How differences and marks of a number are meant."""
+    seeds, p = max(len(group.done) for group in groups), _p_title(groups)
     interval, pooled = "Its 95 % interval is over prompts (paired bootstrap).", ""
     if seeds > 1:
         interval = "Its 95 % interval covers seeds and prompts together; the columns over seeds (t) and over prompts cover one alone."
-        pooled = " The variance between seeds is pooled over the rows."
+        pooled = f" The variance between seeds is pooled over the rows{_spread_words(groups)}."
     return [
         f"vs start is the {number} minus the start model's {number} on the same seeds and prompts. {interval}",
-        f"SEs is vs start divided by its standard error.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
+        f"SEs is vs start divided by its standard error.{pooled} {p} is its two-sided p-value, Holm-corrected over the table.",
         f"A * marks the highest {number} and every row that does not differ from it significantly. ≈ marks rows that do not differ "
         "significantly from the start model (both at 5 %, corrected).",
     ]
+
+
+NOISY = 3.0  # Times the pooled spread, from which on a row's own is printed.
+
+
+def _spread_words(groups: Sequence[Group]) -> str:
+    """The pooled spread between seeds of vs start, and the spread of rows with three times as much."""
+    by_seed = {
+        group.number: np.array(list(group.against_start.per_seed.values()))
+        for group in groups
+        if group.against_start and group.against_start.n_seeds > 1
+    }
+    pooled = estimates.pooled_spread(list(by_seed.values()), screened=True)
+    if pooled is None:
+        return ""
+    own = {number: float(values.std(ddof=1)) for number, values in by_seed.items()}
+    noisy = [
+        f"row {number} {_points(sd, groups[0])}".replace("+", "")
+        for number, sd in own.items()
+        if sd > NOISY * pooled.sd
+    ]
+    words = f", sd {_points(pooled.sd, groups[0])} points".replace("+", "")
+    return words + (f" (three times as much or more: {', '.join(noisy)})" if noisy else "")
 
 
 def _sum(rows: Sequence[CellRow], metric: str) -> int:

@@ -102,12 +102,14 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
         ),
     )
     out.write(folder / "pairs.csv", csv_text(analysis.pairs))
-    if others := other_numbers(pooled):
-        out.write(folder / "other_numbers.csv", csv_text(others))
-    else:
-        out.remove(folder / "other_numbers.csv")
-    if compared:
-        out.write(folder / "published.csv", csv_text(published.csv_lines(compared)))
+    for name, lines in {
+        "other_numbers.csv": other_numbers(pooled),
+        "published.csv": published.csv_lines(compared),
+    }.items():
+        if lines:
+            out.write(folder / name, csv_text(lines))
+        else:
+            out.remove(folder / name)
     out.write(folder / "cells.parquet", _parquet(analysis.flat))
     out.write(folder / "plan.json", json.dumps(_plan(sweep), indent=1))
     for row in rows:
@@ -231,6 +233,7 @@ MATTERS = (
     "win rate %",
     "vs start",
     "p (Holm)",
+    "p (of these trainings)",
     "rating",
     "KL nats",
     "length",

@@ -460,6 +460,19 @@ def test_further_numbers_are_compared_as_the_win_rate_is() -> None:
     assert any(line.startswith("other_numbers.csv compares rating ") for line in table.note_lines)
 
 
+def test_one_seed_says_that_p_is_of_these_trainings_and_several_print_their_spread(
+    rows: list[CellRow],
+) -> None:
+    one = comparison_table(pool([row for row in rows if row.cell.cell.seed == 0]))
+    assert "p (of these trainings)" in one.columns and "p (Holm)" not in one.columns
+    assert any("p (of these trainings) is its two-sided p-value" in line for line in one.note_lines)
+    rates = {name: [0.5, 0.502, 0.504] for name in ("dpo", "ipo", "hinge", "simpo")}
+    several, _ = _table(rates | {"kto": [0.3, 0.5, 0.4]})
+    (line,) = [line for line in several.note_lines if "pooled over the rows" in line]
+    number = several.rows[column(several, "method").index("kto")][0]
+    assert f"pooled over the rows, sd 0.1 points (three times as much or more: row {number} 10.0)." in line
+
+
 def test_planned_orders_are_a_family_of_their_own_and_later_ones_are_said_to_be_post_hoc() -> None:
     rates = {"dpo": [0.5, 0.503, 0.501], "ipo": [0.45, 0.452, 0.449], "kto": [0.402, 0.4, 0.4]}
     planned = Expectation(better={"method": "dpo"}, worse={"method": "ipo"})
