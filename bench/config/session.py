@@ -370,6 +370,9 @@ class Session(Settings):
     max_cut: Probability = MAX_CUT
     """Largest share of a row's judged completions that may be cut at their longest length; a table with more
     says so above its numbers."""
+    columns: Annotated[tuple[str, ...], AsList] | None = None
+    """Columns of table.tex in their order, by name or its beginning, as in columns=[method,beta,win rate,KL];
+    null: all."""
     max_cells: Count
     """Largest number of cells of a command; one that asks for more is refused before any cell is made."""
 

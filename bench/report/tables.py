@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -789,7 +788,7 @@ def markdown(title: str, command: str, table: Table) -> str:
         f"`{command}`",
         *(part for line in table.above for part in ("", f"**{line}**")),
     ]
-    for part in _for_paper(table):
+    for part in for_paper(table):
         lines += ["", _line(part.columns), _line(["---"] * len(part.columns)), *map(_line, part.rows)]
     for heading, notes in table.notes.items():
         lines += ["", f"### {heading}", "", *(f"- {_escaped(note)}" for note in notes)]
@@ -800,7 +799,7 @@ def markdown(title: str, command: str, table: Table) -> str:
 DETAILS = ("over seeds", "over prompts", "SEs", "length")
 
 
-def _for_paper(table: Table) -> list[Table]:
+def for_paper(table: Table) -> list[Table]:
     """The table, and with several evaluations a second one with the details of each."""
     names = [table.placed(column) for column in table.columns]
     details = [k for k, (label, name) in enumerate(names) if label and name in DETAILS]
@@ -824,47 +823,3 @@ def _escaped(note: str) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def latex(table: Table) -> str:
-    """Booktabs tabulars with the lines under the table as comments."""
-    escape = {
-        "%": r"\%",
-        "&": r"\&",
-        "_": r"\_",
-        "#": r"\#",
-        "≈": r"$\approx$",
-        "*": r"$^{*}$",
-        "†": r"$^{\dagger}$",
-        "<": "$<$",
-    }
-
-    def tex(text: str) -> str:
-        return "".join(escape.get(letter, letter) for letter in text)
-
-    lines = [f"% {line}" for line in table.above]
-    for heading, notes in table.notes.items():
-        lines += [f"% {heading}", *(f"% - {note}" for note in notes)]
-    for part in _for_paper(table):
-        lines += [
-            rf"\begin{{tabular}}{{rl{'r' * (len(part.columns) - 2)}}}",
-            r"\toprule",
-            *_tex_labels(part, tex),
-        ]
-        lines += [" & ".join(tex(part.placed(column)[1]) for column in part.columns) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(tex, row)) + r" \\" for row in part.rows]
-        lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, ""])
-
-
-def _tex_labels(table: Table, tex: Callable[[str], str]) -> list[str]:
-    """A line with the labels of the evaluations over their columns, and the rules under it."""
-    if not table.evaluations:
-        return []
-    heads, rules, place = [], [], 1
-    for label, columns in itertools.groupby(table.columns, lambda column: table.placed(column)[0]):
-        n = len(list(columns))
-        heads.append(rf"\multicolumn{{{n}}}{{c}}{{{tex(label)}}}")
-        rules += [rf"\cmidrule(lr){{{place}-{place + n - 1}}}"] if label else []
-        place += n
-    return [" & ".join(heads) + r" \\", " ".join(rules)]

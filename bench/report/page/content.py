@@ -15,6 +15,7 @@ from bench.report.findings import Finding
 from bench.report.groups import Grid, Group, row_words, verify
 from bench.report.rows import ALPHA, CellRow
 from bench.report.tables import HOW_TO_READ, MISSING, Table
+from bench.scoring import reasons
 from bench.store.keys import Stage
 from bench.store.store import Store
 from bench.training.training_record import TrainFacts
@@ -49,6 +50,9 @@ MEANINGS = {
 }  # fmt: skip
 # A number with its interval, as bench/report/tables.py writes it.
 NUMBER = re.compile(r"^([+-]?\d[\d.]*)(?: ?\[([+-]?[\d.]+), ([+-]?[\d.]+)\])?")
+LINK = re.compile(
+    r"\[passport\.html\]\(([^()]+)\)"
+)  # As passport_lines writes it; splits a line around its address.
 INTERVAL = re.compile(r"^\[([+-]?[\d.]+), ([+-]?[\d.]+)\]")
 
 
@@ -356,10 +360,14 @@ def row_details(analysis: Analysis) -> list[dict[str, Any]]:
             "name": group.name,
             "findings": _findings(group, analysis.findings),
             "unlike": _unlike(group, analysis),
-            "missing": [
-                f"{name}: {why}"
-                for name, why in {k: w for row in group.rows for k, w in row.missing.items()}.items()
-            ],
+            "missing": list(
+                dict.fromkeys(
+                    f"{name}: {why}"
+                    for row in group.rows
+                    for name, why in row.missing.items()
+                    if why not in (reasons.BY_EVALUATION if row.evaluations else reasons.BY_DESIGN)
+                )
+            ),
             "cells": [
                 {
                     "key": row.cell.key,
