@@ -28,7 +28,7 @@ from bench.config.world import LocalModel, NoModel, World, WorldModel
 
 
 class Transformers(Settings):
-    """Completions by transformers' generate(), batched by length."""
+    """Completions by transformers, batched by length. Rows that have ended leave their batch."""
 
     name: Literal["transformers"]
     batch_size: Count

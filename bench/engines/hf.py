@@ -9,6 +9,7 @@ loses its updates. At a learning rate of 5e-7, 100 steps changed 1 % of weights 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +19,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.generation.logits_process import TopPLogitsWarper
 from transformers.utils import is_flash_attn_2_available
 
 from bench.config import Decoding, Loading
@@ -306,6 +314,7 @@ class TransformersEngine:
         self.model: Any = load_model(path, dtype, loading, base)
         self.dtype, self.batch_size = dtype, batch_size
         self.ends = check_fit(path, self.model, self.tokenizer)
+        self.takes = inspect.signature(self.model.forward).parameters
         self._scores = False  # Whether the model is already prepared for `logps`.
 
     def generate(
@@ -342,29 +351,46 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _batch(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[DrawnCompletion]:
-        width = max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.model.device)
-        mask = torch.tensor(
-            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.model.device
-        )
-        sampling: dict[str, Any] = {"do_sample": False}
-        if decoding.temperature:
-            sampling = {
-                "do_sample": True,
-                "temperature": decoding.temperature,
-                "top_p": decoding.top_p,
-                "top_k": 0,
+        """Completions of one batch. A row that has ended leaves the batch."""
+        width, pad, where = max(map(len, prompts)), self.tokenizer.pad_token_id, self.model.device
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=where)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=where)
+        ends = torch.tensor(sorted(self.ends), device=where)
+        cache = DynamicCache(config=self.model.config)
+        places = mask.cumsum(-1).sub(1).clamp(min=0)  # padding has any place
+        rows, written = list(range(len(prompts))), [list[int]() for _ in prompts]
+        for _ in range(decoding.max_new_tokens):
+            others = {
+                name: value
+                for name, value in (("position_ids", places), ("logits_to_keep", 1))
+                if name in self.takes
             }
-        limits: dict[str, Any] = {
-            "max_new_tokens": decoding.max_new_tokens,
-            "eos_token_id": sorted(self.ends),
-            "pad_token_id": pad,
-        }
-        if self.vocabulary.suppressed:
-            limits["suppress_tokens"] = self.vocabulary.suppressed
-        out = self.model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **limits, **sampling)
-        return [self.vocabulary.to_completion(row) for row in out[:, width:].tolist()]
+            out = self.model(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **others
+            )
+            tokens = self._choose(out.logits[:, -1].float(), decoding)
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                written[row].append(token)
+            going = (~torch.isin(tokens, ends)).nonzero()[:, 0]
+            if len(going) == 0:
+                break
+            if len(going) < len(rows):
+                rows = [rows[place] for place in going.tolist()]
+                tokens, mask, places = tokens[going], mask[going], places[going]
+                cache.batch_select_indices(going)
+            ids, places = tokens[:, None], places[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        return [self.vocabulary.to_completion(row) for row in written]
+
+    def _choose(self, logits: torch.Tensor, decoding: Decoding) -> torch.Tensor:
+        """The next token of each row (B,), from logits (B, V)."""
+        logits[:, self.vocabulary.suppressed] = -torch.inf
+        if not decoding.temperature:
+            return logits.argmax(-1)
+        logits /= decoding.temperature
+        if decoding.top_p < 1:
+            logits = TopPLogitsWarper(decoding.top_p)(None, logits)
+        return torch.multinomial(logits.softmax(-1), 1)[:, 0]
 
     def logps(self, rows: Sequence[Ids], progress: Progress = silent) -> list[float]:
         """Summed log-probability (nats) of each row's completion given its prompt, in the rows' order.

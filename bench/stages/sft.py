@@ -17,7 +17,6 @@ from trl import SFTConfig, SFTTrainer
 
 from bench.config import Settings
 from bench.engines.adapters import save_model
-from bench.engines.fused_head import add_fused_lm_head
 from bench.engines.hf import check_fit, in_float32, load_model
 from bench.models.model_size import checkpoints
 from bench.models.templates import read_template
@@ -59,12 +58,9 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
     model = new_model(settings, tokenizer)  # type: ignore[arg-type]
     rows = read_jsonl(run.inputs["corpus"] / "rows.jsonl", Text)
     steps = settings.pretraining.steps
-
-    def progress(step: int, loss: float) -> None:
-        run.progress(step, steps, loss=loss)
-
-    add_fused_lm_head(model)
-    pretrain(model, tokenizer, rows, settings.pretraining, progress, fused=True)
+    pretrain(
+        model, tokenizer, rows, settings.pretraining, lambda step, loss: run.progress(step, steps, loss=loss)
+    )
     save_model(model, tokenizer, run.out / "model")
     return Outcome({"steps": steps, "parameters": model.num_parameters()})
 

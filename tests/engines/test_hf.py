@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import architectures
 from tiny import make_model, smoke_cell, smoke_folder
 
 from bench.config import Decoding
@@ -345,3 +346,49 @@ def test_a_batch_without_labels_gives_a_zero_that_has_gradients(start: Path) -> 
     loss = model(input_ids=ids, labels=torch.full_like(ids, -100), fused_lm_head=True).loss
     loss.backward()
     assert loss.item() == 0 and all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
+
+
+# Beside transformers' generate() --------------------------------------------------------------------------------------
+
+
+def by_transformers(engine: TransformersEngine, prompt: list[int], decoding: Decoding) -> list[int]:
+    """Ids of one completion by generate(), up to its end."""
+    sampling = {"do_sample": bool(decoding.temperature), "temperature": decoding.temperature or None}
+    ids = torch.tensor([prompt])
+    out = engine.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=decoding.max_new_tokens,
+        eos_token_id=sorted(engine.ends),
+        pad_token_id=engine.tokenizer.pad_token_id,
+        suppress_tokens=engine.vocabulary.suppressed or None,
+        top_p=decoding.top_p,
+        top_k=0,
+        **sampling,
+    )
+    return engine.vocabulary.to_completion(out[0, len(prompt) :].tolist()).ids
+
+
+@pytest.mark.parametrize("decoding", [PLAIN, PLAIN.model_copy(update={"temperature": 0.7, "top_p": 0.8})])
+def test_a_row_alone_gets_the_draws_of_transformers(
+    start: Path, prompts: list[list[int]], decoding: Decoding
+) -> None:
+    engine = TransformersEngine(start, "float32", 1)
+    engine.vocabulary.suppressed = [5, 6]
+    for prompt in prompts[:8]:
+        (drawn,) = engine.generate([prompt], decoding, 3)
+        torch.manual_seed(3 * 1_000_003)
+        assert drawn.ids == by_transformers(engine, prompt, decoding)
+
+
+@pytest.mark.parametrize("name", sorted(architectures.ARCHITECTURES))
+def test_rows_that_leave_their_batch_change_no_greedy_token_of_the_others(name: str, tmp_path: Path) -> None:
+    """In a batch of prompts of several lengths, where rows end at different tokens, for every architecture."""
+    engine = TransformersEngine(architectures.make(name, tmp_path), "float32", 8)
+    prompts = [list(range(10, 10 + n)) for n in (3, 9, 5, 7, 4, 6, 12, 8)]
+    decoding = GREEDY.model_copy(update={"max_new_tokens": 10})
+    free = engine.generate(prompts, decoding, 0)
+    engine.ends |= {free[0].ids[2], free[1].ids[5]}
+    drawn = engine.generate(prompts, decoding, 0)
+    assert len({len(one.ids) for one in drawn}) > 1
+    assert [one.ids for one in drawn] == [by_transformers(engine, prompt, decoding) for prompt in prompts]

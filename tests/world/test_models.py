@@ -5,7 +5,16 @@ import torch
 
 from bench.config import Pretraining, SftTraining, World, WorldModel
 from bench.world.corpus import base_rows
-from bench.world.models import EncodedRow, MuonAdamW, collate, encode, new_model, ordered_batches, pretrain
+from bench.world.models import (
+    EncodedRow,
+    MuonAdamW,
+    collate,
+    completion_loss,
+    encode,
+    new_model,
+    ordered_batches,
+    pretrain,
+)
 from bench.world.tokenizer import new_tokenizer
 
 STEPS, BATCH = 4, 8
@@ -63,21 +72,6 @@ def test_pretraining_moves_every_weight_the_same_way_twice(
     assert heard == [STEPS, STEPS]
 
 
-def test_the_fused_head_gives_the_loss_of_transformers(settings: WorldModel, world: World, tokenizer) -> None:
-    from bench.engines.fused_head import add_fused_lm_head
-
-    losses: list[float] = []
-    for fused in (False, True):
-        model = new_model(settings, tokenizer)
-        if fused:
-            add_fused_lm_head(model)
-        rows = base_rows(world, STEPS * BATCH, seed=0)
-        pretrain(
-            model, tokenizer, rows, settings.pretraining, lambda step, loss: losses.append(loss), fused=fused
-        )
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0] > 1
-
-
 def test_pretraining_ends_at_a_loss_that_is_not_finite(settings: WorldModel, world: World, tokenizer) -> None:
     model = new_model(settings, tokenizer)
     with torch.no_grad():
@@ -117,14 +111,24 @@ def test_encoded_rows_end_in_eos_after_the_prompt(world: World, tokenizer) -> No
         assert tokenizer.decode(row.input_ids[row.n_prompt :]) == f" {text.completion}<eos>"
 
 
-def test_a_schedule_reaches_both_optimizers(settings: WorldModel, tokenizer) -> None:
-    """Accelerate replaces param_groups by copies; a rate of 0 set there must stop all weights."""
+def test_a_rate_of_zero_stops_all_weights(settings: WorldModel, tokenizer) -> None:
     model = new_model(settings, tokenizer)
-    optimizer = MuonAdamW(model, 5e-3)
-    optimizer.load_state_dict(optimizer.state_dict())
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
-    optimizer.step()
+    MuonAdamW(model).step(0.0)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_the_loss_and_its_gradients_are_those_of_transformers(
+    settings: WorldModel, world: World, tokenizer
+) -> None:
+    """On a batch with padding; transformers masks it and scores every place."""
+    batch = collate(encode(tokenizer, base_rows(world, BATCH, seed=0)), tokenizer.pad_token_id)
+    assert (batch["attention_mask"] == 0).any()
+    ours, theirs = new_model(settings, tokenizer), new_model(settings, tokenizer)
+    loss, expected = completion_loss(ours, batch), theirs(**batch).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    loss.backward()
+    expected.backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-7)
