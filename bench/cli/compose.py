@@ -497,8 +497,9 @@ class _Opening:
             self.problems.append(f"{place} must be {what}, got {short(members)} ({where.of(place)})")
             judge["judges"] = "???"  # one report is enough
             return
-        judge["judges"] = dict(members or {})  # copied, because all points share the command line's value
         suite, unused = judge_facts(judge) is SuiteJudge, dict(shared)
+        # Copied, because all points share the command line's value.
+        judge["judges"] = self._spliced(members or {}) if suite else dict(members or {})
         for label, own in judge["judges"].items():
             key = f"{place}.{label}"
             choice = own.get("judge") if isinstance(own, dict) else own
@@ -522,6 +523,19 @@ class _Opening:
                 judge["judges"][label] = self._member(judge, section, settings, key)
         for name in unused if suite else ():
             self.problems.append(_unshared(name, judge["judges"], where))
+
+    def _spliced(self, members: Tree) -> Tree:
+        """The evaluations of a suite; those of a suite among them stand in its place."""
+        spliced: Tree = {}
+        for label, own in members.items():
+            choice = own.get("judge") if isinstance(own, dict) and len(own) == 1 else own
+            inner = self._section("judge", choice) if choice in self._options("judge") else None
+            if inner is None or judge_facts(inner) is not SuiteJudge or not isinstance(inner["judges"], dict):
+                spliced[label] = own
+                continue
+            shared = {key: inner[key] for key in inner.keys() - SuiteJudge.model_fields}
+            spliced |= {name: shared | one for name, one in inner["judges"].items() if name not in members}
+        return spliced
 
     def _member(self, jury: Tree, section: Tree, settings: Tree, place: str) -> Tree:
         """The section of a jury's member, with the items and decoding of the jury."""
@@ -564,6 +578,11 @@ class _Opening:
                 section is not None and section["kind"] == "local"
             ):  # the same rows, by the reader of TRL's forms
                 section = self._section("data", "dataset")
+            if section is not None and isinstance(section.get("sources"), dict):
+                parts = ", ".join(str(one["data"]) for one in section["sources"].values())
+                text = f"{place} must be one dataset, got the mixture {choice}: name its sources, {parts}"
+                self.problems.append(f"{text} ({where.of(place)})")
+                continue
             if section is None or section["kind"] != "dataset":
                 known = [name for name in self._options("data") if not name.startswith(("world", "mixture"))]
                 self.problems.append(unknown("source", choice, known, where.of(place)))

@@ -243,7 +243,7 @@ class Files:
                 words = ", ".join(f"{label} {of_source.form}" for label, of_source in shown.items())
                 self.problems.append(
                     f"the sources of a mixture must be all paired or all unpaired, got {words}; "
-                    f"set data.form=unpaired ({where.of(SOURCES)})"
+                    f"set data.form=unpaired, for a method that learns from unpaired rows ({where.of(SOURCES)})"
                 )
             self._check_form(cell, mixture.form or (forms.pop() if len(forms) == 1 else None), where)
             messages |= any(of_source.messages for of_source in shown.values())

@@ -73,7 +73,6 @@ def overview(width: int | None = None) -> str:
         f"  +sweep (a question in a file): kto_beta and {n_sweeps - 1} more; bench help sweep lists them"
     )
     lines += [
-        "",
         "More: bench help GROUP, bench help GROUP.CHOICE, bench help COMMAND; bench --cfg job prints every setting and its value;",
     ]
     lines += ["bench --version; bench --hydra-help explains Hydra's own flags, such as --shell-completion."]

@@ -94,6 +94,11 @@ def in_words(
             pass  # its values have faults of their own
         case "too_short" | "string_too_short":
             yield key, f"{key} must not be empty, {came}"
+        case "model_attributes_type" if key in GROUPS:
+            yield (
+                key,
+                f"{key} must be its settings, {came}; a choice stands under axes, axes: {{{key}: {detail['input']}}}",
+            )
         case "tuple_type":
             yield key, f"{key} must be a list, {came}; one value is written {key}=[{detail['input']}]"
         case _ if path and path[-1].isdecimal() and isinstance(inner := detail["input"], list):

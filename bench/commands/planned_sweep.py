@@ -22,7 +22,9 @@ def sweep_of(opened: CheckedCommand) -> report.Sweep:
     if opened.replaced or not opened.sweep:  # a name that no other set of cells has
         name += f"-{hash_key(sorted(cell.key for cell in cells))[:8]}"
     of_file = (opened.expectations, opened.axes, opened.published)
-    return report.Sweep(name, opened.title, opened.command, cells, *of_file, opened.session.max_cut)
+    return report.Sweep(
+        name, opened.title, opened.command, cells, *of_file, opened.session.max_cut, opened.session.columns
+    )
 
 
 def with_start_cells(cells: Sequence[CellPlan], sources: Sequence[Sources]) -> list[CellPlan]:

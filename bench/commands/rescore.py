@@ -10,11 +10,15 @@ the package.
 
 With `judgements=FILE.jsonl` it takes FastChat's judgements, one row a model: FastChat's averages over all
 rows, and ours over the last row of each question.
+
+Both kinds of files also give paired comparisons between their models, by item or question.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -33,10 +37,18 @@ from bench.judges.formats import alpaca_eval, mt_bench
 from bench.output_files import os_reason, write_user_file
 from bench.planning.inputs import CellPlan, single
 from bench.records import Result, Verdict, grouped, read_items
+from bench.scoring.by_item import ratings
 from bench.scoring.calibration import fitted, fitted_on, recalibrated
 from bench.scoring.numbers import score
-from bench.stats.estimates import Estimate, Unmeasured, rating_mean
-from bench.stats.length_control import LC_WORDS, Calibration, LcWinRate, lc_name, lc_of_verdicts
+from bench.stats.estimates import ByItem, Estimate, Unmeasured, compare_table, rating_mean
+from bench.stats.length_control import (
+    LC_WORDS,
+    Calibration,
+    LcWinRate,
+    contributions_of_verdicts,
+    lc_name,
+    lc_of_verdicts,
+)
 from bench.store.keys import Stage
 from bench.store.stage_settings import ScoreSettings
 from bench.store.store import Store, Unsound
@@ -70,6 +82,7 @@ class Rescores:
     rows: list[Line]
     columns: Columns
     notes: list[str] = field(default_factory=list)
+    pairs: list[Line] = field(default_factory=list)  # Comparisons between models.
 
     @property
     def refused(self) -> bool:
@@ -117,21 +130,32 @@ def show(rescores: Rescores, do: Rescore) -> bool:
     refused = [f"REFUSED {row['model']}: {row['reason']}" for row in rescores.rows if row["refused"]]
     notes = {report.HOW_TO_READ: rescores.notes + refused}
     report.print_table(f"{do.judgements}", report.Table(list(rescores.columns), cells, notes))
+    if rescores.pairs:
+        shown = rescores.pairs[:SHOWN_PAIRS]
+        texts = [[value(row) for value in PAIRED_COLUMNS.values()] for row in shown]
+        left = len(rescores.pairs) - len(shown)
+        more = [f"{left} more comparisons go to NAME_pairs.csv with out=NAME.csv."] if left else []
+        how_to_read = {report.HOW_TO_READ: [*PAIRED_NOTES, *more]}
+        report.print_table(
+            "Differences between models", report.Table(list(PAIRED_COLUMNS), texts, how_to_read)
+        )
     names = list(dict.fromkeys(name for row in rescores.rows for name in row))
-    return _write_rows(
-        do, [{name: row.get(name) for name in names if name != "refused"} for row in rescores.rows]
-    )
+    rows = [{name: row.get(name) for name in names if name != "refused"} for row in rescores.rows]
+    return _write_rows(do, rows, rescores.pairs)
 
 
-def _write_rows(do: Rescore, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Write the rows to `out`, if it is set; returns False if they could not be written."""
-    if do.out:
+def _write_rows(do: Rescore, rows: Sequence[Line], pairs: Sequence[Line] = ()) -> bool:
+    """Write the rows to `out`, if it is set, and pairs beside it; returns False if they could not be written."""
+    if not do.out:
+        return True
+    files = {do.out: rows} | ({str(Path(do.out).with_suffix("")) + "_pairs.csv": pairs} if pairs else {})
+    for (path, lines), what in zip(files.items(), ("rows", "pairs"), strict=False):
         try:
-            write_user_file(user_path(do.out), report.csv_text(rows))
+            write_user_file(user_path(path), report.csv_text(lines))
         except OSError as error:
-            say(f"not written: {do.out}: {os_reason(error)}")
+            say(f"not written: {path}: {os_reason(error)}")
             return False
-        say(f"rows     {do.out}")
+        say(f"{what:8} {path}")
     return True
 
 
@@ -162,6 +186,58 @@ def _bracketed(name: str, digits: int) -> Callable[[Line], str]:
     return text
 
 
+# Comparisons between models -------------------------------------------------------------------------------------------
+
+SHOWN_PAIRS = 30
+Numbers = Mapping[str, ByItem]  # Values by item, by name of the number.
+
+
+def _paired(models: Mapping[str, Numbers], judge: str, factor: float = 1) -> list[Line]:
+    """Comparisons between all models of one judge, first less second; p is corrected over one number's pairs.
+
+    Pairs in the order of the first number, the higher model first.
+    """
+    names = list(dict.fromkeys(name for numbers in models.values() for name in numbers))
+    lines = []
+    for name in names:
+        values = {model: numbers[name] for model, numbers in models.items() if name in numbers}
+        order = sorted(values, key=lambda model: -_mean(values[model]))
+        pairs = {(a, b): ({0: values[a]}, {0: values[b]}) for a, b in itertools.combinations(order, 2)}
+        for (first, second), compared in compare_table(pairs).items():
+            if compared is None:
+                continue
+            lead = compared.lead
+            parts = {part: getattr(lead, part) for part in ("value", "standard_error", "low", "high")}
+            lines.append(
+                {"number": name, "first": first, "second": second, "judge": judge}
+                | {part: None if one is None else factor * one for part, one in parts.items()}
+                | {"p": lead.p, "p_holm": compared.p_holm}
+                | {"n_items": compared.n_items, "n_dropped": compared.n_dropped}
+            )
+    return lines
+
+
+def _mean(values: ByItem) -> float:
+    scored = [value for value in values.values() if value is not None]
+    return statistics.fmean(scored) if scored else 0.0
+
+
+PAIRED_COLUMNS: Columns = {
+    "number": itemgetter("number"),
+    "first": itemgetter("first"),
+    "second": itemgetter("second"),
+    "difference": _bracketed("value", 2),
+    "p (Holm)": _number("p_holm", 4),
+    "items": _number("n_items", 0),
+    "dropped": _number("n_dropped", 0),
+    "judge": itemgetter("judge"),
+}
+PAIRED_NOTES = [
+    "The difference is first less second, paired by item (the turns of a question together), with 95 % intervals over items (t).",
+    "p is two-sided, Holm-corrected over the pairs of one number and judge. Items without a verdict on either side are dropped.",
+]
+
+
 # AlpacaEval's layout --------------------------------------------------------------------------------------------------
 
 
@@ -184,15 +260,29 @@ def _alpaca_eval(folder: Path, do: Rescore) -> Rescores:
     models, refused = _read(_read_models, folder, reference)
     lc = _lc_name(do)
     rows = [_refused_row(path, reason, lc) for path, reason in refused.items()]
+    items: dict[str, dict[str, Numbers]] = {}  # By annotator and model.
     for model in models:
         own = _fitted_without(model, models) if do.calibration == FITTED else calibration
         rows.append(_alpaca_eval_row(model, reference, path, own, do.max_unscored))
+        if not rows[-1]["refused"]:
+            items.setdefault(model.annotations.annotator, {})[model.name] = _items(model, lc, own)
     columns: Columns = {
         "model": itemgetter("model"),
         f"{LC_WORDS[lc]} %": _bracketed(lc, 2),
         **OFFICIAL_COLUMNS,
     }
-    return Rescores(rows, columns, _alpaca_eval_notes(rows, do))
+    pairs = [line for judge, of_judge in items.items() for line in _paired(of_judge, judge, 100)]
+    return Rescores(rows, columns, _alpaca_eval_notes(rows, do), pairs)
+
+
+def _items(model: _Annotated, lc: str, calibration: Calibration | Unmeasured | None) -> Numbers:
+    """The model's numbers by item."""
+    verdicts = model.by_item
+    preferences = {"win_rate": {v.item_id: v.preference for v in verdicts}}
+    if isinstance(calibration, Unmeasured):
+        return preferences
+    controlled = contributions_of_verdicts(verdicts, calibration)
+    return preferences if isinstance(controlled, Unmeasured) else preferences | {lc: controlled}
 
 
 def _lc_name(do: Rescore) -> str:
@@ -362,13 +452,29 @@ def _fastchat(path: Path, do: Rescore) -> Rescores:
             )
             for model, judge in groups
         ]
-        return Rescores(lines, SINGLE_COLUMNS, _fastchat_notes(lines))
+        rated: dict[str, dict[str, Numbers]] = {}
+        for line in lines:
+            if not line["refused"]:
+                own = [r for r in singles if (r.model, r.verdict.judge) == (line["model"], line["judge"])]
+                items = ratings(mt_bench.last_ratings(own))
+                rated.setdefault(line["judge"], {})[line["model"]] = {"rating": items}
+        return Rescores(lines, SINGLE_COLUMNS, _fastchat_notes(lines), _of_judges(rated))
     names = dict.fromkeys((model, row.judge) for row in pairs for model in row.models)
     lines = [
         _pair_row(model, judge, [r for r in pairs if model in r.models and r.judge == judge], do.max_unscored)
         for model, judge in names
     ]
-    return Rescores(lines, PAIR_COLUMNS, _fastchat_notes(lines))
+    preferred: dict[str, dict[str, Numbers]] = {}
+    for line in lines:
+        if not line["refused"]:
+            model, judge = line["model"], line["judge"]
+            own_pairs = [r for r in pairs if model in r.models and r.judge == judge]
+            preferred.setdefault(judge, {})[model] = {"pairwise_win_rate": _by_question(own_pairs, model)}
+    return Rescores(lines, PAIR_COLUMNS, _fastchat_notes(lines), _of_judges(preferred))
+
+
+def _of_judges(models: Mapping[str, Mapping[str, Numbers]]) -> list[Line]:
+    return [line for judge, of_judge in models.items() for line in _paired(of_judge, judge)]
 
 
 def _single_row(model: str, judge: str, rows: Sequence[mt_bench.Rated], max_unscored: float) -> Line:
@@ -401,8 +507,15 @@ def _single_row(model: str, judge: str, rows: Sequence[mt_bench.Rated], max_unsc
     }
 
 
-def _by_question(verdicts: Sequence[Verdict]) -> dict[str, list[float | None]]:
-    return grouped((verdict.item_id, verdict.rating) for verdict in verdicts)
+def _by_question(rows: Sequence[mt_bench.Compared], model: str) -> dict[str, float | None]:
+    """Mean preference for the model on each question, over its turns and opponents; None without a verdict."""
+    of_question = grouped(
+        (row.question, mt_bench.preference_for(row, model)) for row in mt_bench.last_comparisons(rows)
+    )
+    return {
+        question: statistics.fmean(scored) if (scored := [p for p in some if p is not None]) else None
+        for question, some in of_question.items()
+    }
 
 
 def _pair_row(model: str, judge: str, rows: Sequence[mt_bench.Compared], max_unscored: float) -> Line:

@@ -358,4 +358,5 @@ class ChosenSft(Settings):
     source: Literal["chosen"]
     """Source of the rows: conversations of a public dataset, or the chosen completions of the cell's data."""
     training: SftEpochs
-    """Settings of the fine-tuning; the defaults are Archangel's, but for its optimizer (RMSprop)."""
+    """Settings of the fine-tuning; the defaults are Archangel's, but for its optimizer (RMSprop), its constant
+    rate and its clipping at 10."""

@@ -86,6 +86,8 @@ class JudgeSettings(Settings):
     """Whether it has judges of its own, by label (`judges`)."""
     manner_in_name: ClassVar[bool] = False
     """Whether tables name its manner of verdict with it, since it could give another."""
+    cites: ClassVar[tuple[str, ...]] = ()
+    """Its papers: keys of bench/papers/references.bib."""
 
     @property
     def gives(self) -> tuple[Manner, ...]:
@@ -247,6 +249,7 @@ class AlpacaEvalJudge(LanguageJudge):
     """Preferences over a fixed opponent, with the prompts and parsers of an annotator of the alpaca-eval
     package."""
 
+    cites = ("dubois2024alpaca",)
     name: Literal["alpaca_eval"]
     annotator: str = Field(min_length=1)
     """Annotator of the alpaca-eval package by name (evaluators_configs), or a folder of that layout."""
@@ -266,6 +269,7 @@ class MtBenchJudge(LanguageJudge):
     answer_tokens = 1024
     manner_in_name = True
 
+    cites = ("zheng2023judging",)
     name: Literal["mt_bench"]
     mode: Literal["single", "pairwise"]
     """Kind of verdict: single (a rating of 1 to 10 for each turn), or pairwise (both orders, a win needs
@@ -294,6 +298,7 @@ class ArenaHardJudge(LanguageJudge):
     item_files = ("items", "baseline")
     answer_tokens = 4096
 
+    cites = ("li2024arena",)
     name: Literal["arena_hard"]
     prompts: str | None
     """YAML file with system_prompt and prompt_template ({QUESTION}, {ANSWER_A}, {ANSWER_B}) as Arena-Hard has
@@ -347,6 +352,7 @@ class PairRankerJudge(ModelJudge):
 
     classifier = "PairRM, or a sequence classifier of one output"
 
+    cites = ("jiang2023blender",)
     name: Literal["pair_ranker"]
     template: str
     """Text that the classifier reads, with {prompt}, {first} and {second}, as it was trained. PairRM ignores
@@ -373,6 +379,7 @@ class JuryJudge(JudgeSettings):
     answer_tokens = 2048
     of_several = True
 
+    cites = ("verga2024juries",)
     name: Literal["jury"]
     judges: dict[str, Annotated[Member, Field(discriminator="name")]]
     """Members by label (letters and digits): `judge`, a file of this folder, and the settings to change. Each

@@ -74,6 +74,8 @@ class MethodSettings(Settings):
     """Whether its loss has a reference model."""
     curve_has_z0: ClassVar[bool] = False
     """Whether `kl` of its curve is KTO's reference point."""
+    cites: ClassVar[tuple[str, ...]] = ()
+    """Its papers: keys of bench/papers/references.bib."""
 
     @classmethod
     def needs_pairs(cls) -> bool:
@@ -156,6 +158,7 @@ class Written(MethodSettings):
 
 
 class Dpo(Training):
+    cites = ("rafailov2023dpo",)
     name: Literal["dpo"]
     beta: Positive
     """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5. A small beta lets the policy move further
@@ -168,6 +171,7 @@ class Dpo(Training):
 
 
 class Ipo(Training):
+    cites = ("azar2023ipo",)
     name: Literal["ipo"]
     beta: Positive
     """The paper's tau, strength of the KL penalty; usual 0.01 to 1. With per-token means 0.1 asks for a
@@ -183,6 +187,7 @@ class Kto(Training):
     with_partners = True
     curve_has_z0 = True
 
+    cites = ("ethayarajh2024kto",)
     name: Literal["kto"]
     learning_rate: Positive
     """Peak learning rate; usual 5e-7 to 5e-6 for models of 7B, 1e-3 for the world's models. The authors
@@ -215,6 +220,7 @@ class Kto(Training):
 
 
 class Cdpo(Training):
+    cites = ("mitchell2023cdpo",)
     name: Literal["cdpo"]
     beta: Positive
     """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5."""
@@ -227,6 +233,7 @@ class Cdpo(Training):
 
 
 class Robust(Training):
+    cites = ("chowdhury2024robust",)
     name: Literal["robust"]
     beta: Positive
     """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5."""
@@ -238,6 +245,7 @@ class Robust(Training):
 
 
 class IpoSummed(Training):
+    cites = ("azar2023ipo",)
     name: Literal["ipo_summed"]
     beta: Positive
     """The paper's tau, strength of the KL penalty; usual 0.01 to 1."""
@@ -247,6 +255,7 @@ class IpoSummed(Training):
 
 
 class Hinge(Training):
+    cites = ("liu2023rso",)
     name: Literal["hinge"]
     beta: Positive
     """One over the margin in nats; usual 0.1, a margin of 10."""
@@ -258,6 +267,7 @@ class Hinge(Training):
 class Slic(Training):
     has_reference = False
 
+    cites = ("zhao2023slic",)
     name: Literal["slic"]
     delta: Positive
     """Margin between the two summed log-probabilities, in nats; usual 1."""
@@ -268,6 +278,7 @@ class Slic(Training):
 class Simpo(Training):
     has_reference = False
 
+    cites = ("meng2024simpo",)
     name: Literal["simpo"]
     beta: Positive
     """Scale of the difference of log-probabilities per token; usual 2 to 10. It is larger than DPO's beta
@@ -280,6 +291,7 @@ class Simpo(Training):
 class Orpo(Training):
     has_reference = False
 
+    cites = ("hong2024orpo",)
     name: Literal["orpo"]
     learning_rate: Positive
     """Peak learning rate; usual 5e-6 to 8e-6 for models of 7B, 1e-3 for the world's models."""
@@ -290,6 +302,7 @@ class Orpo(Training):
 class Cpo(Training):
     has_reference = False
 
+    cites = ("xu2024cpo",)
     name: Literal["cpo"]
     beta: Positive
     """Scale of the difference of summed log-probabilities; usual 0.1."""
@@ -301,6 +314,7 @@ class KtoPair(Training):
     spreads = False
     couples_rows = True
 
+    cites = ("ethayarajh2024kto",)
     name: Literal["kto_pair"]
     beta: Positive
     """Strength of the KL penalty, dimensionless; usual 0.01 to 0.5."""
@@ -313,6 +327,7 @@ class SftChosen(Training):
     feedback = "chosen"
     has_reference = False
 
+    cites = ("rafailov2023dpo",)
     name: Literal["sft_chosen"]
     learning_rate: Positive
     """Peak learning rate; usual 2e-5 for models of 7B, 1e-3 for the world's models. Archangel has 5e-7."""
@@ -324,6 +339,7 @@ class BestOfN(Training):
     chooses = True
     whole = "a reward model, which is trained whole"
 
+    cites = ("ouyang2022instruct", "rafailov2023dpo")
     name: Literal["best_of_n"]
     learning_rate: Positive
     """Peak learning rate of the reward model; 9e-6 for InstructGPT's 6B, 1e-3 to 3e-3 for the world's models.
@@ -347,6 +363,7 @@ class Csft(Training):
     whole = "embeddings of its control tokens, which an adapter does not hold"
     has_reference = False
 
+    cites = ("korbak2023pretraining",)
     name: Literal["csft"]
     learning_rate: Positive
     """Peak learning rate; usual 2e-5 for models of 7B, 1e-3 for the world's models. Archangel has 5e-7."""
@@ -358,6 +375,7 @@ class OfflinePpo(Training):
     couples_rows = True
     looks_first = True
 
+    cites = ("ethayarajh2024kto",)
     name: Literal["offline_ppo"]
     clip: Annotated[float, Field(gt=0, lt=1)]
     """Bound of the ratios to the reference, clipped to [clip, 1 / clip]; usual 0.5 (the released code) or
@@ -485,6 +503,7 @@ JudgingReference = Literal["start", "previous", "base"]
 class IterativeDpo(Loop):
     without_labels = "method.seed_training=null"
 
+    cites = ("xu2023cringe", "kim2024spa")
     name: Literal["iterative_dpo"]
     iteration: Annotated[int, Field(ge=0)]
     """Iteration of the policy to judge; 0: before the first sampling. An axis method.iteration=0,1,2 shares
@@ -583,6 +602,7 @@ def unread(loops: Sequence[IterativeDpo]) -> list[Misfit]:
 class Spa(Loop):
     without_labels = "method.seed_training=null"
 
+    cites = ("kim2024spa",)
     name: Literal["spa"]
     iteration: Annotated[int, Field(ge=0)]
     """Iteration of the policy to judge; 0: DPO on the labels alone. An axis method.iteration=0,1,2 shares all
@@ -634,6 +654,7 @@ class Spin(Loop):
     demonstrates = True
     starts_at = 0
 
+    cites = ("chen2024spin",)
     name: Literal["spin"]
     iteration: Annotated[int, Field(ge=0)]
     """Iteration of the policy to judge; 0: the first training."""
@@ -685,6 +706,7 @@ class SelfRewarding(Loop):
     texts = ("ift", "eft")
     models = {"prompt_writer": "a causal LM", "reward_model": "a reward model"}
 
+    cites = ("yuan2024self",)
     name: Literal["self_rewarding"]
     iteration: Annotated[int, Field(ge=0)]
     """Iteration of the policy to judge: 0 is the start model, 1 is SFT on instructions and evaluations, from

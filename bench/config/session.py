@@ -81,7 +81,8 @@ class Rescore(Settings):
     difficulties from the other rows of the table; null: neither, and no official length-controlled win rate.
     """
     out: str | None
-    """CSV file for the rows; null: the table is only printed."""
+    """CSV file for the rows; for recorded models, comparisons between them go beside it, to NAME_pairs.csv.
+    null: the table is only printed."""
     max_unscored: Probability
     """Largest share of unreadable or failed verdicts of a model, 0 to 1; a model with more is refused.
     FastChat's own retries leave at most 1 %, and a tenth missing can move an average by more than most
@@ -369,6 +370,9 @@ class Session(Settings):
     max_cut: Probability = MAX_CUT
     """Largest share of a row's judged completions that may be cut at their longest length; a table with more
     says so above its numbers."""
+    columns: Annotated[tuple[str, ...], AsList] | None = None
+    """Columns of table.tex in their order, by name or its beginning, as in columns=[method,beta,win rate,KL];
+    null: all."""
     max_cells: Count
     """Largest number of cells of a command; one that asks for more is refused before any cell is made."""
 

@@ -58,12 +58,15 @@ Counts = Mapping[str, int]
 
 
 class NotHere(ValueError):
-    """Rows of datasets of the hub that are not on this machine; `repos`: by label in a mixture, else by ""."""
+    """Rows of datasets of the hub that are not on this machine.
 
-    def __init__(self, repos: Mapping[str, str]) -> None:
+    `repos`: all datasets, by label in a mixture, else by ""; `away`: labels of those that are not here.
+    """
+
+    def __init__(self, repos: Mapping[str, str], away: Sequence[str]) -> None:
         self.repos = repos
-        are = "are" if len(repos) > 1 else "is"
-        super().__init__(f"{' and '.join(repos.values())} {are} not on this machine")
+        are = "are" if len(away) > 1 else "is"
+        super().__init__(f"{' and '.join(repos[label] for label in away)} {are} not on this machine")
 
     def recorded(self) -> dict[str, Mapping[str, int]] | None:
         """Recorded rows by split, of each dataset by label; None where one has none."""
@@ -121,12 +124,9 @@ class ScratchData:
         sources = {role: source for role, source in stage.inputs.items() if isinstance(source, Source)}
         if any(is_away(source) for role, source in sources.items() if role in inputs):
             # A mixture is counted by its recorded rows as soon as one of its sources is away.
-            rows = {
-                role.partition("/")[2]: str(source.path)
-                for role, source in sources.items()
-                if role != TOKENIZER
-            }
-            raise NotHere(rows)
+            rows = {role.partition("/")[2]: source for role, source in sources.items() if role != TOKENIZER}
+            away = [label for label, source in rows.items() if is_away(source)]
+            raise NotHere({label: str(source.path) for label, source in rows.items()}, away)
         out = self.root / stage.key
         out.mkdir()
         if self.stand_in is not None and writes:
@@ -199,7 +199,7 @@ def _away(error: NotHere) -> str:
     for rows in (error.recorded() or {}).values():
         known.update(rows)
     what = " and ".join(f"{n:,} {split} rows" for split, n in known.items())
-    counted = f"{what} as recorded in conf/" if known else "its rows are not counted"
+    counted = f"at most {what} as recorded in conf/" if known else "the rows are not counted"
     return f"{error}: {counted}; what is dropped, and overlap with the judge's items, is not known"
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import html as escaping
 import io
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from bench.report.figures import COLOURS, drawing
+from bench.report.page import templates
 from bench.report.tables import Notes, print_titled
 
 if TYPE_CHECKING:
@@ -34,6 +33,22 @@ class Line:
     meaning: str
     number: Number
     plain: bool = False  # Not a share.
+
+    @property
+    def bar(self) -> dict[str, float | None] | None:
+        """Places of value, interval and zero on a line of 160 pixels from 0 to 100 %, or from -100 % where the
+        share is negative. None for a number that is no share."""
+        if self.plain:
+            return None
+        value, low, high = (self.number[part] for part in ("value", "low", "high"))
+        start = -1.0 if min(value, low if low is not None else value) < 0 else 0.0
+
+        def x(share: float | None) -> float | None:
+            if share is None:
+                return None
+            return round(4 + 152 * (min(1.0, max(start, share)) - start) / (1 - start), 1)
+
+        return {"value": x(value), "low": x(low), "high": x(high), "zero": x(0.0)}
 
     @property
     def cells(self) -> list[str]:
@@ -110,117 +125,10 @@ def markdown(page: Page) -> str:
 
 # HTML -----------------------------------------------------------------------------------------------------------------
 
-CSS = """
-:root { --ink: #1f2933; --soft: #66727f; --line: #e3e7ec; --good: #00795c; --bad: #b83a00; --bar: #0072B2; }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; color: var(--ink); background: #f5f7f9;
-  margin: 0; }
-main { max-width: 1060px; margin: 0 auto; padding: 32px 20px 48px; }
-header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 6px 16px; margin-bottom: 18px; }
-h1 { font-size: 26px; margin: 0; overflow-wrap: anywhere; }
-h1 small { display: block; color: var(--soft); font-size: 14px; font-weight: 400; }
-h2 { font-size: 16px; margin: 0 0 8px; }
-.badge { margin-left: auto; padding: 4px 14px; border-radius: 999px; color: #fff; font-weight: 600; background: var(--good); }
-.badge.bad { background: var(--bad); }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 16px 20px; margin-bottom: 16px; }
-section.faults { border-left: 5px solid var(--bad); } section.clean { border-left: 5px solid var(--good); }
-ul { margin: 0; padding-left: 20px; } p { margin: 0; }
-table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; table-layout: fixed; }
-th.w { width: 152px; } th.v { width: 74px; } th.i { width: 116px; } th.n { width: 48px; } th.m { width: 58px; }
-th { text-align: left; color: var(--soft); font-weight: 500; font-size: 13px; }
-th, td { padding: 5px 10px 5px 0; border-top: 1px solid var(--line); vertical-align: middle; } tr:first-child th { border-top: 0; }
-.r { text-align: right; white-space: nowrap; } td.why, td.says { color: var(--soft); font-size: 13px; } td.what { white-space: nowrap; }
-th.bar { width: 185px; } td.bar { padding-left: 10px; } td.bar svg { display: block; }
-.mark { font-size: 12px; font-weight: 600; color: var(--good); } .mark.FAULT { color: var(--bad); } tr.FAULT td.what { color: var(--bad);
-  font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 12px 20px; }
-.figures svg { width: 100%; height: auto; }
-figure { margin: 0; } figcaption { color: var(--soft); font-size: 13px; }
-code { background: #eef1f4; border-radius: 4px; padding: 1px 5px; font-size: 13px; overflow-wrap: anywhere; }
-footer { color: var(--soft); font-size: 13px; }
-@media (max-width: 700px) { td.bar, td.says, th.says, th.bar { display: none; } .figures { grid-template-columns: 1fr; } }
-"""
-
 
 def html(page: Page) -> str:
     """The whole page as one file, without scripts, fonts or pictures from elsewhere."""
-    text = escaping.escape
-    n = len(page.faults)
-    badge = f'<span class="badge{" bad" if n else ""}">{f"{n} fault" + "s" * (n > 1) if n else "no fault found"}</span>'
-    faults = "".join(f"<li>The judge {_quoted(fault)}.</li>" for fault in page.faults)
-    wrong = f'<section class="faults"><h2>Faults</h2><ul>{faults}</ul></section>'
-    if not n:
-        wrong = '<section class="clean"><h2>Faults</h2><p>No fault was found.</p></section>'
-    drawn = "".join(
-        f"<figure><figcaption>{text(CAPTIONS[name])}</figcaption>{svg}</figure>"
-        for name, svg in page.figures.items()
-    )
-    parts = [
-        f"<section><h2>{text(section.title)}</h2>{_table(section)}</section>" for section in page.sections
-    ]
-    facts = "".join(f"<li>{text(fact)}</li>" for fact in page.facts)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Judge passport: {text(page.name)}</title><style>{CSS}</style></head>
-<body><main>
-<header><h1><small>Judge passport</small>{text(page.name)}</h1>{badge}</header>
-{wrong}
-{f'<section><h2>At a glance</h2><div class="figures">{drawn}</div></section>' if drawn else ""}
-{"".join(parts)}
-<section><h2>Judge</h2><ul>{facts}</ul></section>
-<footer><p>Make this page again with <code>{text(page.command)}</code>. {ONE_JUDGE}</p></footer>
-</main></body></html>
-"""
-
-
-def _quoted(fault: str) -> str:
-    return re.sub("`(.*?)`", r"<code>\1</code>", escaping.escape(fault))
-
-
-def _table(section: Section) -> str:
-    text = escaping.escape
-    rows = []
-    for line in section.lines:
-        if "value" not in line.number:
-            rows.append(
-                f'<tr><td class="what">{text(line.what)}</td><td class="why" colspan="6">{text(line.meaning)}</td></tr>'
-            )
-            continue
-        mark = f'<span class="mark {line.mark}">{line.mark}</span>'
-        numbers = "".join(f'<td class="r">{text(cell)}</td>' for cell in (line.value, line.interval, line.n))
-        rows.append(
-            f'<tr class="{line.mark}"><td class="what">{text(line.what)}</td>{numbers}<td class="bar">{_bar(line)}</td>'
-            f'<td>{mark}</td><td class="says">{text(line.meaning)}</td></tr>'
-        )
-    head = "".join(
-        f'<th class="r {width}">{word}</th>' for width, word in (("v", "value"), ("i", "95 %"), ("n", "n"))
-    )
-    head = f'<th class="w"></th>{head}<th class="bar"></th><th class="m"></th><th class="says"></th>'
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _bar(line: Line) -> str:
-    """SVG of a share and its interval on a line from 0 to 100 %, or from -100 % where it is negative.
-
-    Empty for a number that is no share.
-    """
-    if line.plain:
-        return ""
-    value, low, high = (line.number[part] for part in ("value", "low", "high"))
-    start = -1.0 if min(value, low if low is not None else value) < 0 else 0.0
-
-    def x(share: float) -> float:
-        return 4 + 152 * (min(1.0, max(start, share)) - start) / (1 - start)
-
-    colour = "var(--bad)" if line.mark == "FAULT" else "var(--bar)"
-    zero = f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="3" y2="15" stroke="#b8c0c8"/>'
-    ends = ""
-    if low is not None:
-        ends = f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="9" y2="9" stroke="{colour}" stroke-width="3" opacity=".45"/>'
-    return (
-        f'<svg width="160" height="18" role="img"><line x1="4" x2="156" y1="9" y2="9" stroke="#dfe4e9"/>{zero}{ends}'
-        f'<circle cx="{x(value):.1f}" cy="9" r="4" fill="{colour}"/></svg>'
-    )
+    return templates.render("passport.html.j2", page=page, captions=CAPTIONS, one_judge=ONE_JUDGE)
 
 
 # Figures --------------------------------------------------------------------------------------------------------------

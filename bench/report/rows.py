@@ -38,6 +38,8 @@ class Sweep:
     published: Mapping[str, Any] = field(default_factory=dict)  # Its rows beside published tables.
     max_cut: float = MAX_CUT  # Largest share of cut completions that needs no words above the table.
 
+    columns: Sequence[str] | None = None  # Of table.tex, by the beginnings of their names; None: all.
+
     @property
     def title(self) -> str:
         return self.question[:1].upper() + self.question[1:] or f"python -m bench {self.command}"

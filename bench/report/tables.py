@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 from rich.table import Table as RichTable
 
 from bench.config import FITTED, HELDOUT, MAX_CUT, Expectation, GoldJudge, JudgeSettings, JuryJudge
@@ -191,7 +191,7 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
                 f"{t:+.1f}" if g.against_start and (t := g.against_start.lead.t) is not None else MISSING
             ),
         ),
-        ("p (Holm)", lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
+        (_p_title(groups), lambda g: _p_words(g.against_start.p_holm if g.against_start else None)),
     ]
     preferred: list[Column] = [
         (f"win rate{against} %", partial(_best, partial(_percent, "win_rate"))),
@@ -215,6 +215,12 @@ def _evaluation_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Col
         ("length", partial(_number, "mean_length", 1, 1)),
     ]
     return columns, behind
+
+
+def _p_title(groups: Sequence[Group]) -> str:
+    """Name of the column with p. With one seed p says nothing about another training of the same method."""
+    one_seed = all(len(group.done) < 2 for group in groups)
+    return "p (of these trainings)" if one_seed else "p (Holm)"
 
 
 OPPONENTS = {
@@ -517,7 +523,7 @@ def _part_notes(groups: Sequence[Group], label: str) -> list[str]:
     scored = [row for row in done if "win_rate" in row.metrics]
     seeds = max((len(group.done) for group in groups), default=0)
     number = "first number" if label else "win rate" if scored else "rating"
-    contrast = _contrast_notes(number, seeds) if scored or any(row.ratings for row in done) else []
+    contrast = _contrast_notes(number, groups) if scored or any(row.ratings for row in done) else []
     if not scored:
         return [*_ratings_notes(done, seeds), *contrast]
     return [*_win_rate_notes(scored, seeds, any(len(group.done) == 1 for group in groups)), *contrast]
@@ -544,18 +550,42 @@ def _win_rate_notes(scored: Sequence[CellRow], seeds: int, some_with_one_seed: b
     ]
 
 
-def _contrast_notes(number: str, seeds: int) -> list[str]:
+def _contrast_notes(number: str, groups: Sequence[Group]) -> list[str]:
     """How differences and marks of a number are meant."""
+    seeds, p = max(len(group.done) for group in groups), _p_title(groups)
     interval, pooled = "Its 95 % interval is over prompts (paired bootstrap).", ""
     if seeds > 1:
         interval = "Its 95 % interval covers seeds and prompts together; the columns over seeds (t) and over prompts cover one alone."
-        pooled = " The variance between seeds is pooled over the rows."
+        pooled = f" The variance between seeds is pooled over the rows{_spread_words(groups)}."
     return [
         f"vs start is the {number} minus the start model's {number} on the same seeds and prompts. {interval}",
-        f"SEs is vs start divided by its standard error.{pooled} p (Holm) is its two-sided p-value, Holm-corrected over the table.",
+        f"SEs is vs start divided by its standard error.{pooled} {p} is its two-sided p-value, Holm-corrected over the table.",
         f"A * marks the highest {number} and every row that does not differ from it significantly. ≈ marks rows that do not differ "
         "significantly from the start model (both at 5 %, corrected).",
     ]
+
+
+NOISY = 3.0  # Times the pooled spread, from which on a row's own is printed.
+
+
+def _spread_words(groups: Sequence[Group]) -> str:
+    """The pooled spread between seeds of vs start, and the spread of rows with three times as much."""
+    by_seed = {
+        group.number: np.array(list(group.against_start.per_seed.values()))
+        for group in groups
+        if group.against_start and group.against_start.n_seeds > 1
+    }
+    pooled = estimates.pooled_spread(list(by_seed.values()), screened=True)
+    if pooled is None:
+        return ""
+    own = {number: float(values.std(ddof=1)) for number, values in by_seed.items()}
+    noisy = [
+        f"row {number} {_points(sd, groups[0])}".replace("+", "")
+        for number, sd in own.items()
+        if sd > NOISY * pooled.sd
+    ]
+    words = f", sd {_points(pooled.sd, groups[0])} points".replace("+", "")
+    return words + (f" (three times as much or more: {', '.join(noisy)})" if noisy else "")
 
 
 def _sum(rows: Sequence[CellRow], metric: str) -> int:
@@ -743,7 +773,7 @@ def markdown(title: str, command: str, table: Table) -> str:
         f"`{command}`",
         *(part for line in table.above for part in ("", f"**{line}**")),
     ]
-    for part in _for_paper(table):
+    for part in for_paper(table):
         lines += ["", _line(part.columns), _line(["---"] * len(part.columns)), *map(_line, part.rows)]
     for heading, notes in table.notes.items():
         lines += ["", f"### {heading}", "", *(f"- {_escaped(note)}" for note in notes)]
@@ -754,7 +784,7 @@ def markdown(title: str, command: str, table: Table) -> str:
 DETAILS = ("over seeds", "over prompts", "SEs", "length")
 
 
-def _for_paper(table: Table) -> list[Table]:
+def for_paper(table: Table) -> list[Table]:
     """The table, and with several evaluations a second one with the details of each."""
     names = [table.placed(column) for column in table.columns]
     details = [k for k, (label, name) in enumerate(names) if label and name in DETAILS]
@@ -778,47 +808,3 @@ def _escaped(note: str) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def latex(table: Table) -> str:
-    """Booktabs tabulars with the lines under the table as comments."""
-    escape = {
-        "%": r"\%",
-        "&": r"\&",
-        "_": r"\_",
-        "#": r"\#",
-        "≈": r"$\approx$",
-        "*": r"$^{*}$",
-        "†": r"$^{\dagger}$",
-        "<": "$<$",
-    }
-
-    def tex(text: str) -> str:
-        return "".join(escape.get(letter, letter) for letter in text)
-
-    lines = [f"% {line}" for line in table.above]
-    for heading, notes in table.notes.items():
-        lines += [f"% {heading}", *(f"% - {note}" for note in notes)]
-    for part in _for_paper(table):
-        lines += [
-            rf"\begin{{tabular}}{{rl{'r' * (len(part.columns) - 2)}}}",
-            r"\toprule",
-            *_tex_labels(part, tex),
-        ]
-        lines += [" & ".join(tex(part.placed(column)[1]) for column in part.columns) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(tex, row)) + r" \\" for row in part.rows]
-        lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, ""])
-
-
-def _tex_labels(table: Table, tex: Callable[[str], str]) -> list[str]:
-    """A line with the labels of the evaluations over their columns, and the rules under it."""
-    if not table.evaluations:
-        return []
-    heads, rules, place = [], [], 1
-    for label, columns in itertools.groupby(table.columns, lambda column: table.placed(column)[0]):
-        n = len(list(columns))
-        heads.append(rf"\multicolumn{{{n}}}{{c}}{{{tex(label)}}}")
-        rules += [rf"\cmidrule(lr){{{place}-{place + n - 1}}}"] if label else []
-        place += n
-    return [" & ".join(heads) + r" \\", " ".join(rules)]

@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 
 from bench.output_files import OutputFiles
 from bench.records import grouped
-from bench.report import figures, findings, page, published
+from bench.report import figures, findings, page, paper, published
 from bench.report.analysis import Analysis, analyse, comparison_columns, labelled, other_numbers
 from bench.report.completions import samples
 from bench.report.groups import Grid, Group, method_name, pool
@@ -29,7 +29,6 @@ from bench.report.tables import (
     OPPONENTS,
     Table,
     comparison_table,
-    latex,
     markdown,
     print_titled,
 )
@@ -60,8 +59,8 @@ class Paths:
 def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     """Write the files of a sweep and each cell's findings.json; the same rows give the same bytes.
 
-    A sweep has table.md .csv .tex, differences.csv, pairs.csv, other_numbers.csv, published.csv, cells.parquet, plan.json,
-    fairness.json, findings.md, figures/, completions/ and report.html.
+    A sweep has table.md .csv .tex, methods.tex, references.bib, differences.csv, pairs.csv, other_numbers.csv,
+    published.csv, cells.parquet, plan.json, fairness.json, findings.md, figures/, completions/ and report.html.
     """
     folder, out = results / "sweeps" / sweep.name, OutputFiles(results)
     analysis = analyse(sweep, rows, results)
@@ -76,7 +75,9 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
     )
     text = markdown(sweep.title, f"python -m bench {sweep.command}", written) + published.markdown(compared)
     out.write(folder / "table.md", text)
-    out.write(folder / "table.tex", latex(written))
+    out.write(folder / "table.tex", paper.latex(written, sweep))
+    out.write(folder / "methods.tex", paper.methods(sweep))
+    out.write(folder / "references.bib", paper.references(sweep))
     out.write(
         folder / "fairness.json",
         json.dumps(analysis.certificate.to_json(analysis.facts), indent=1, ensure_ascii=False),
@@ -101,19 +102,22 @@ def write_files(sweep: Sweep, rows: Sequence[CellRow], results: Path) -> Paths:
         ),
     )
     out.write(folder / "pairs.csv", csv_text(analysis.pairs))
-    if others := other_numbers(pooled):
-        out.write(folder / "other_numbers.csv", csv_text(others))
-    else:
-        out.remove(folder / "other_numbers.csv")
-    if compared:
-        out.write(folder / "published.csv", csv_text(published.csv_lines(compared)))
+    for name, lines in {
+        "other_numbers.csv": other_numbers(pooled),
+        "published.csv": published.csv_lines(compared),
+    }.items():
+        if lines:
+            out.write(folder / name, csv_text(lines))
+        else:
+            out.remove(folder / name)
     out.write(folder / "cells.parquet", _parquet(analysis.flat))
     out.write(folder / "plan.json", json.dumps(_plan(sweep), indent=1))
     for row in rows:
         if sample := samples(row, store):
             out.write(folder / "completions" / f"{row.cell.name}.md", sample)
     drawn = _write_figures(out, pooled, sweep.title, folder / "figures")
-    return Paths(folder, drawn, shown, out.lines(), *_write_page(analysis, folder / "report.html"))
+    unwritten = [*out.lines(), *paper.unknown_columns(written, sweep)]
+    return Paths(folder, drawn, shown, unwritten, *_write_page(analysis, folder / "report.html"))
 
 
 def _write_page(analysis: Analysis, path: Path) -> tuple[Path | None, str]:
@@ -229,6 +233,7 @@ MATTERS = (
     "win rate %",
     "vs start",
     "p (Holm)",
+    "p (of these trainings)",
     "rating",
     "KL nats",
     "length",

@@ -142,6 +142,16 @@ def test_a_wrong_suite_is_said_at_the_door(problems: Problems, words: tuple[str,
     assert any(said in problem for problem in found), found
 
 
+def test_the_evaluations_of_a_suite_in_a_list_stand_in_its_place(problems: Problems) -> None:
+    found = problems("judge=[alignment_suite,gold]")
+    missing = [one.partition(" ")[0] for one in found if "must be set" in one]
+    assert missing == [
+        f"judge.judges.{key}"
+        for key in ("mt_bench.items", "mt_bench.references", "arena_hard.items", "arena_hard.baseline")
+    ]
+    assert any("judge.model must be set" in one for one in problems("judge=[open_suite,gold]"))
+
+
 def test_each_evaluation_must_fit_the_data(problems: Problems, model_folder: Path, pairs_file: Path) -> None:
     found = problems(*BOTH, f"model={model_folder}", "data=local", f"data.path={pairs_file}")
     assert any("needs its data, got data=local; leave gold out (judge.judges.gold" in one for one in found), (

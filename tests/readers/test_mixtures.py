@@ -240,6 +240,10 @@ def test_pairs_become_judged_completions_where_that_is_asked(
         (("data.sources={a: {data: shpp}}",), "unknown source 'shpp'"),
         (("data.sources={a: {data: world}}",), "unknown source 'world'"),
         (("data.sources={a: {data: mixture}}",), "unknown source 'mixture'"),
+        (
+            ("data.sources={a: {data: archangel_mix}}",),
+            "data.sources.a must be one dataset, got the mixture archangel_mix: name its sources, hh_rlhf, shp, oasst1",
+        ),
         (("data.sources={a: {data: shp, fraction: 0.5}}",), "data.sources.a.fraction cannot differ"),
         (("data.sources={a: {data: shp, capp: 5}}",), "data.sources.a.capp"),
         (("data.sources={a: {data: shp, cap: 0}}",), "data.sources.a.cap must be"),

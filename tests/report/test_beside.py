@@ -239,6 +239,7 @@ def test_a_sweep_with_published_tables_writes_both_sides(tmp_path: Path) -> None
     part = {"kto_v1_table3_extended": V1 | {"kto_one_output": "no such row"}}
     sweep = Sweep("s", "Which?", "+sweep=s", [row.cell for row in rows], published=part)
     paths = write_files(sweep, rows, tmp_path)
+    assert paths.page_fault == ""
     with (paths.folder / "published.csv").open() as file:
         lines = {f"{line['better']} over {line['worse']}": line for line in csv.DictReader(file)}
     kto = lines["kto over dpo"]

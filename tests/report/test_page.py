@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import open_command
 from tiny import smoke, smoke_cell, smoke_cells
 
 from bench import report
+from bench.cli.compose import open_command
 from bench.commands import carry_out, view
 from bench.report import page, write
 from bench.report.analysis import Analysis, analyse
@@ -211,7 +211,10 @@ def column(tab: Any, name: str) -> list[str]:
 def test_the_table_has_the_numbers_of_table_csv(opened: Opened, results: Path) -> None:
     tab = opened()
     rows = list(csv.DictReader((results / "sweeps/smoke/table.csv").open()))
-    for name, shown, factor in (("win_rate", "win rate %", 100), ("lc_win_rate", "LC win rate %", 100)):
+    for name, shown, factor in (
+        ("win_rate", "win rate %", 100),
+        ("equal_length_win_rate", "equal-length %", 100),
+    ):
         expected = [
             f"{factor * float(row[name]):.1f} [{factor * float(row[f'{name}_low']):.1f}, {factor * float(row[f'{name}_high']):.1f}]"
             for row in rows
@@ -226,10 +229,10 @@ def test_the_table_has_the_numbers_of_table_csv(opened: Opened, results: Path) -
 @pytest.mark.browser
 def test_sorting_searching_and_choosing_columns(opened: Opened) -> None:
     tab = opened()
-    tab.get_by_role("columnheader", name="length").click()
+    tab.get_by_role("columnheader", name="length length").click()
     lengths = [float(text) for text in column(tab, "length")]
     assert lengths == sorted(lengths)
-    head = tab.get_by_role("columnheader", name="length")
+    head = tab.get_by_role("columnheader", name="length length")
     assert head.get_attribute("aria-sort") == "ascending"
     head.locator("[tabindex]").first.focus()
     tab.keyboard.press("Enter")

@@ -20,12 +20,15 @@ from bench.planning.inputs import CellPlan
 from bench.report import CellRow, Sweep, figures, flat_rows, pool, write_files
 from bench.report.analysis import other_numbers
 from bench.report.groups import Grid, row_words, verify
+from bench.report.paper import escaped, latex
 from bench.report.rows import seedless
-from bench.report.tables import Table, comparison_table, latex, markdown
+from bench.report.tables import Table, comparison_table, markdown
 from bench.report.write import columns_that_fit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+SWEEP = Sweep("question", "Which?", "+sweep=question", [])
 
 ITEMS = [f"item{i}" for i in range(40)]
 
@@ -351,15 +354,15 @@ def test_lines_under_a_table_are_grouped_by_heading(rows: list[CellRow]) -> None
     text = markdown("t", "c", more)
     assert "\n### Judges\n\n- A judge.\n\n### Findings\n\n- Row 2 has no finding.\n" in text
     assert "- A \\* marks the highest win rate" in text
-    assert "% Findings\n% - Row 2 has no finding.\n" in latex(more)
+    assert "% Findings\n% - Row 2 has no finding.\n" in latex(more, SWEEP)
 
 
 def test_markdown_and_latex_escape_what_they_must() -> None:
     table = comparison_table(pool([_row(cell, 0.5) for cell in plans("method=dpo")]))
     table = replace(table, rows=[["a|b_c", *row[1:]] for row in table.rows])
     assert "a\\|b_c" in markdown("t", "c", table)
-    assert "a|b\\_c" in latex(table)
-    assert "\\%" in latex(table)
+    assert "a\\textbar{}b\\_c" in latex(table, SWEEP)
+    assert "\\%" in latex(table, SWEEP)
 
 
 @pytest.mark.parametrize("sweep", ["length_bias", "halos", "imbalance", "seed_fraction"])
@@ -380,7 +383,7 @@ def test_completions_cut_too_often_are_said_above_the_numbers(rows: list[CellRow
     assert line.startswith(f"CUT: in row {last} 8 % of the judged completions were cut")
     lines = markdown("T", "c", table).split("\n")
     assert lines.index(f"**{line}**") < next(i for i, text in enumerate(lines) if text.startswith("| row"))
-    assert latex(table).startswith(f"% {line}")
+    assert rf"\item {escaped(line)}" in latex(table, SWEEP)
     assert comparison_table(pool(cut), max_cut=0.1).above == []
     first = replace(
         rows[0], metrics=dict(rows[0].metrics) | {"unfinished": 0.25}
@@ -455,6 +458,19 @@ def test_further_numbers_are_compared_as_the_win_rate_is() -> None:
     assert [line["family"] for line in lines] == ["start"] * 2 + ["pairs"] * 3
     assert lines[0]["first"] == "dpo" and lines[0]["second"] == "start" and lines[0]["combined_value"] > 0.05
     assert any(line.startswith("other_numbers.csv compares rating ") for line in table.note_lines)
+
+
+def test_one_seed_says_that_p_is_of_these_trainings_and_several_print_their_spread(
+    rows: list[CellRow],
+) -> None:
+    one = comparison_table(pool([row for row in rows if row.cell.cell.seed == 0]))
+    assert "p (of these trainings)" in one.columns and "p (Holm)" not in one.columns
+    assert any("p (of these trainings) is its two-sided p-value" in line for line in one.note_lines)
+    rates = {name: [0.5, 0.502, 0.504] for name in ("dpo", "ipo", "hinge", "simpo")}
+    several, _ = _table(rates | {"kto": [0.3, 0.5, 0.4]})
+    (line,) = [line for line in several.note_lines if "pooled over the rows" in line]
+    number = several.rows[column(several, "method").index("kto")][0]
+    assert f"pooled over the rows, sd 0.1 points (three times as much or more: row {number} 10.0)." in line
 
 
 def test_planned_orders_are_a_family_of_their_own_and_later_ones_are_said_to_be_post_hoc() -> None:

@@ -8,15 +8,11 @@ HTML, because completions and replies are written by models.
 from __future__ import annotations
 
 import json
-from functools import cache
-from importlib import resources
 from typing import Any
-
-import jinja2
 
 from bench.report import published
 from bench.report.analysis import Analysis
-from bench.report.page import content, scripts
+from bench.report.page import content, scripts, templates
 from bench.report.page.charts import charts
 from bench.report.page.samples import sample_sets
 from bench.report.tables import EXPECTATIONS, FAIRNESS, FINDINGS, JUDGES
@@ -29,7 +25,7 @@ MOST = 1_700_000
 
 def render(analysis: Analysis, *, live: str = "") -> str:
     """The page as HTML. `live`: its version for a server that it asks for changes; it then holds all prompts."""
-    table = analysis.full_table()
+    table = analysis.full_table(link=True)
     parts = analysis.pooled.parts
     letters = {label: content.letters(part) for label, part in parts.items()}
     columns, cells = content.shown_table(table, letters)
@@ -51,7 +47,8 @@ def render(analysis: Analysis, *, live: str = "") -> str:
         "cells": [{"row": line["row"], "name": line["name"], "seed": line["seed"]} for line in analysis.flat],
         "live": live,
     }
-    return _template("page.html.j2").render(
+    return templates.render(
+        "page.html.j2",
         title=analysis.sweep.title,
         name=analysis.sweep.name,
         command=f"python -m bench {analysis.sweep.command}".strip(),
@@ -63,7 +60,7 @@ def render(analysis: Analysis, *, live: str = "") -> str:
         columns=columns,
         rows=list(zip(analysis.pooled.groups, cells, strict=True)),
         reading=content.how_to_read(table),
-        judges=table.notes.get(JUDGES, ()),
+        judges=[content.LINK.split(line) for line in table.notes.get(JUDGES, ())],
         fairness=table.notes.get(FAIRNESS, ()),
         findings=table.notes.get(FINDINGS, ()),
         published=[
@@ -86,8 +83,7 @@ def render(analysis: Analysis, *, live: str = "") -> str:
         samples=samples,
         licences=scripts.LICENCES,
         live=live,
-        css=_text("page.css"),
-        js=_text("page.js"),
+        js=templates.text("page.js"),
         data=_json(data),
         packed={
             "charts": scripts.packed(_json(charts(analysis))),
@@ -99,12 +95,12 @@ def render(analysis: Analysis, *, live: str = "") -> str:
 
 
 def _samples(analysis: Analysis, *, everything: bool) -> tuple[list[dict[str, Any]], str]:
-    """Each set's name and numbers of prompts, and the packed sets. The prompts are halved until they fit."""
+    """Each set's name and numbers of prompts, and the packed sets. There are fewer prompts where they would not fit."""
     n = None if everything else SHOWN
     sets = sample_sets(analysis.rows, analysis.store, n)
     packed = scripts.packed(_json(sets))
     while n and n > FEWEST and len(packed) > MOST:
-        n //= 2
+        n = max(FEWEST, int(0.95 * n * MOST / len(packed)))
         for one in sets:
             one["items"] = one["items"][:n]
             one["texts"] = [texts and texts[:n] for texts in one["texts"]]
@@ -116,16 +112,3 @@ def _json(value: Any) -> str:
     """JSON that can stand in a script element: it holds no `<`, so none of its texts can end the element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _text(name: str) -> str:
-    return (resources.files(__name__) / name).read_text(encoding="utf-8")
-
-
-@cache
-def _template(name: str) -> jinja2.Template:
-    loader = jinja2.FunctionLoader(_text)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(name)

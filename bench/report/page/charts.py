@@ -300,9 +300,9 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             opacity=alt.condition(picked, alt.value(0.9), alt.value(0.08)),
             tooltip=tips,
         )
-        .add_params(chosen, picked, alt.selection_interval(bind="scales"))
+        .add_params(chosen, picked, alt.selection_interval(bind="scales", zoom="wheel![event.shiftKey]"))
     )
-    about = "Each line is one training. Click a name in the legend to see it alone; drag and scroll to zoom."
+    about = "Each line is one training. Click a name in the legend to see it alone; drag to move, hold Shift and scroll to zoom."
     if not counted:
         about += " Some stored trainings do not say how many rows a step has, so steps are drawn, which differ in size between methods."
     return {"title": "Training curves", "about": about, "spec": spec}

@@ -15,6 +15,7 @@ from bench.report.findings import Finding
 from bench.report.groups import Grid, Group, row_words, verify
 from bench.report.rows import ALPHA, CellRow
 from bench.report.tables import HOW_TO_READ, MISSING, Table
+from bench.scoring import reasons
 from bench.store.keys import Stage
 from bench.store.store import Store
 from bench.training.training_record import TrainFacts
@@ -36,6 +37,7 @@ MEANINGS = {
     "over prompts": "The difference from the start model with an interval over prompts alone.",
     "SEs": "The difference from the start model divided by its standard error.",
     "p (Holm)": "Two-sided p of the difference from the start model, Holm-corrected over the table.",
+    "p (of these trainings)": "Two-sided p of the difference from the start model, of these trainings on other prompts, Holm-corrected.",
     "reward acc.": "Share of held-out pairs in which the chosen completion gained more log-probability than the rejected one.",
     "reward AUC": "Chance that a desirable held-out completion gained more log-probability than an undesirable one.",
     "KL nats": "KL divergence from the start model per completion, on the policy's own samples.",
@@ -48,6 +50,9 @@ MEANINGS = {
 }  # fmt: skip
 # A number with its interval, as bench/report/tables.py writes it.
 NUMBER = re.compile(r"^([+-]?\d[\d.]*)(?: ?\[([+-]?[\d.]+), ([+-]?[\d.]+)\])?")
+LINK = re.compile(
+    r"\[passport\.html\]\(([^()]+)\)"
+)  # As passport_lines writes it; splits a line around its address.
 INTERVAL = re.compile(r"^\[([+-]?[\d.]+), ([+-]?[\d.]+)\]")
 
 
@@ -355,10 +360,14 @@ def row_details(analysis: Analysis) -> list[dict[str, Any]]:
             "name": group.name,
             "findings": _findings(group, analysis.findings),
             "unlike": _unlike(group, analysis),
-            "missing": [
-                f"{name}: {why}"
-                for name, why in {k: w for row in group.rows for k, w in row.missing.items()}.items()
-            ],
+            "missing": list(
+                dict.fromkeys(
+                    f"{name}: {why}"
+                    for row in group.rows
+                    for name, why in row.missing.items()
+                    if why not in (reasons.BY_EVALUATION if row.evaluations else reasons.BY_DESIGN)
+                )
+            ),
             "cells": [
                 {
                     "key": row.cell.key,
