@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -34,6 +34,7 @@ from bench.config import (
     Expectation,
     GoldJudge,
     IterativeDpo,
+    Kind,
     MixtureSource,
     PublicRows,
     Scale,
@@ -103,11 +104,14 @@ class _Opening:
     sweep: str | None = None
     sweep_file: str = "the command line"
     in_sweep: frozenset[str] = frozenset()
-    kind: str | None = None  # of the command's scale: world, or real
     parts: sweeps.Parts = field(default_factory=sweeps.Parts)
     files: Files = field(init=False)
     _had: set[str] = field(default_factory=set)  # method's keys of the command line that a point has
     _lacking: dict[str, dict[str, str]] = field(default_factory=dict)  # the others: problem by method
+    _kinds: dict[str, str] = field(default_factory=dict)  # the first scale of each kind: world, real
+    _of_scale: dict[str, dict[str, list[Any]]] = field(
+        default_factory=dict
+    )  # by scale: the axis's values with it
     _composed: dict[tuple[str, ...], tuple[Tree, dict[str, str]] | None] = field(default_factory=dict)
     _known: dict[str, list[str]] = field(default_factory=dict)
 
@@ -125,17 +129,9 @@ class _Opening:
             )
         of_session = {key: values[0] for key, values in given.items() if is_session(key)}
         of_cells = {key: values for key, values in given.items() if not is_session(key)}
-        base = self._point(
-            of_session
-            | {
-                key: values[0]
-                for key, values in of_cells.items()
-                if key in GROUPS
-                and len(values) == 1
-                and (key != sweeps.LABELLING_JUDGE or "method" in of_cells)  # the sweep may name its method
-            }
-        )
-        grids = self._grids(*base) if base else []
+        bases = self._bases(of_session, of_cells)
+        base = next(iter(bases), None)
+        grids = self._grids(bases)
         session = self._session(*base) if base else None
         if session and session.results_problem:
             self.problems.append(session.results_problem)
@@ -148,7 +144,11 @@ class _Opening:
         cells: dict[Cell, None] = {}
         cell_points = self._cell_points(grids, of_cells, session.max_cells if session else MAX_CELLS)
         for point in cell_points:
-            if (composed := self._point({**of_session, **point})) and (cell := self._cell(*composed)):
+            if (composed := self._point({**of_session, **point})) is None:
+                continue
+            if sweeps.COMPLETIONS not in point and not self._of_one_kind(*composed):
+                break
+            if cell := self._cell(*composed):
                 cells[cell] = None
         for key, lacking in self._lacking.items():  # a sweep's methods differ in their settings
             if key not in self._had and lacking:
@@ -299,18 +299,66 @@ class _Opening:
     def _is_choice(self, group: str, choice: Any) -> bool:
         return choice in self._options(group) or sweeps.is_path(group, choice)
 
-    def _grids(self, tree: Tree, where: Where) -> list[sweeps.Grid]:
-        """The sweep file's grids. An axis may read the scale preset by interpolation."""
-        self.kind = str(tree["scale"].get("kind"))
-        if lacking := self.parts.lacking(self.kind, where.choices["scale"], self.sweep_file):
-            self.problems.append(lacking)
+    def _bases(
+        self, of_session: Mapping[str, Any], of_cells: Mapping[str, Sequence[Any]]
+    ) -> list[tuple[Tree, Where]]:
+        """The command as composed without its axes, once for each of its scales, which models can bring."""
+        chosen = {
+            key: values[0]
+            for key, values in of_cells.items()
+            if key in GROUPS
+            and len(values) == 1
+            and (key != sweeps.LABELLING_JUDGE or "method" in of_cells)  # the sweep may name its method
+        }
+        own = self.parts.choices()
+        axes = (
+            {key: values}
+            for key in ("scale", "model")
+            for values in (of_cells.get(key), own.get(key, [])[:1])
+            if values
+        )
+        bases: dict[str, tuple[Tree, Where]] = {}
+        for key, values in next(axes, {"model": [None]}).items():
+            for value in values:
+                if base := self._point({**of_session, **chosen} | ({key: value} if value else {})):
+                    scale = base[1].choices["scale"]
+                    bases.setdefault(scale, base)
+                    self._of_scale.setdefault(scale, {}).setdefault(key, []).append(value)
+        return list(bases.values())
+
+    def _of_one_kind(self, tree: Tree, where: Where) -> bool:
+        """Whether a scale is of the same kind as the command's others; it is reported."""
+        brought = "" if where.is_given("scale") else f" (with model={where.choices['model']})"
+        self._kinds.setdefault(str(tree["scale"].get("kind")), f"scale={where.choices['scale']}{brought}")
+        if len(self._kinds) == 1:
+            return True
+        of_world, of_real = (self._kinds[kind] for kind in get_args(Kind))
+        self._report(
+            f"{of_world} is for the controlled world, and {of_real} for pretrained models: run one command for each"
+        )
+        return False
+
+    def _grids(self, bases: Sequence[tuple[Tree, Where]]) -> list[sweeps.Grid]:
+        """The sweep file's grids. An axis may read the scale preset by interpolation, so they are read for
+        each of the command's scales."""
+        several = len(bases) > 1 or self.parts.of_kind
+        if several and not all(self._of_one_kind(*base) for base in bases):
             return []
-        try:
-            config = sweeps.resolved({key: tree[key] for key in ("axes", "grids", "scale") if key in tree})
-            grids = sweeps.read_grids(config, self.sweep_file)
-        except (sweeps.BadSweep, OmegaConfBaseException) as error:
-            self.problems.append(one_line(error))
-            return [{}]
+        grids: list[sweeps.Grid] = []
+        for tree, where in bases:
+            kind, scale = str(tree["scale"].get("kind")), where.choices["scale"]
+            if lacking := self.parts.lacking(kind, scale, self.sweep_file):
+                self.problems.append(lacking)
+                return []
+            try:
+                config = sweeps.resolved(
+                    {key: tree[key] for key in ("axes", "grids", "scale") if key in tree}
+                )
+                own = sweeps.read_grids(config, self.sweep_file)
+            except (sweeps.BadSweep, OmegaConfBaseException) as error:
+                self.problems.append(one_line(error))
+                return [{}]
+            grids += sweeps.replace_axes(own, self._of_scale[scale]) if len(bases) > 1 else own
         self.in_sweep |= {key for grid in grids for key in grid}
         return grids
 
@@ -354,10 +402,6 @@ class _Opening:
             return None
         tree, choices = copy.deepcopy(composed[0]), composed[1]
         kind = str(tree["scale"].get("kind"))
-        if self.kind not in (None, kind) and self.parts.of_kind:
-            text = f"{self.sweep_file} has settings of its own for pretrained models"
-            self._report(f"{text}: use scales of one kind, got scale={choices['scale']} too")
-            return None
         tree = self.parts.merged(tree, kind)
         if isinstance(judges := tree.get("judge"), list):  # a part's evaluations of every cell
             if "judge" not in groups:

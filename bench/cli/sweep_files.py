@@ -320,6 +320,16 @@ class Parts:
             part = part | {EXPECT: [*tree[EXPECT], *part[EXPECT]]}
         return merged(tree, part)
 
+    def choices(self) -> dict[str, list[str]]:
+        """Choices of groups in the axes for every scale, where no interpolation gives them."""
+        grids = self.common.get("grids") or [self.common.get("axes")]
+        choices: dict[str, list[str]] = {}
+        for grid in grids if isinstance(grids, list) else []:
+            for key in grid.keys() & set(CELL_GROUPS) if isinstance(grid, dict) else ():
+                some = grid[key] if isinstance(grid[key], list) else [grid[key]]
+                choices.setdefault(key, []).extend(c for c in some if isinstance(c, str) and "${" not in c)
+        return choices
+
     def lacking(self, kind: str, scale: str, where: str) -> str | None:
         """Why the file has nothing to run at scales of this kind; None if it has."""
         axes = {other for other, part in self.of_kind.items() if any(key in part for key in AXES)}

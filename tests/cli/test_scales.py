@@ -91,7 +91,10 @@ def test_mistakes_in_a_part_are_told_with_their_place(
         ("axes: {data: world_habits}", "scale=zephyr_7b model.path=DIR", "is for pretrained models, and data=world_habits (data in "),
         ("axes: {seed: [0]}", "scale=llm", "scale=llm is for pretrained models, and model=world_medium and data=world for "),
         ("axes: {seed: [0]}", "scale=llm model=DIR", "scale=llm is for pretrained models, and data=world for the"),
-        ("real: {seed: 1}\naxes: {seed: [0]}", "scale=world,llm model=DIR data=world", "has settings of its own for pretrained models: "),
+        ("real: {seed: 1}\naxes: {seed: [0]}", "scale=world,llm model=DIR data=world", "world, and scale=llm for pretrained models"),
+        ("axes: {seed: [0]}", "scale=zephyr_7b,world_quick", "scale=world_quick is for the controlled world, and scale=zephyr_7b for"),
+        ("axes: {scale: [world, zephyr_7b]}", "", "world, and scale=zephyr_7b for pretrained models: run one"),
+        ("axes: {seed: [0]}", "model=world_small,mistral_7b data=world", "and scale=zephyr_7b (with model=mistral_7b) for p"),
     ],
 )  # fmt: skip
 def test_a_scale_that_a_sweep_cannot_have_is_one_line(
@@ -100,6 +103,32 @@ def test_a_scale_that_a_sweep_cannot_have_is_one_line(
     flag = write_sweep(tmp_path, text)
     found = problems(flag, "+sweep=mine", *words.replace("DIR", str(model_folder)).split())
     assert len(found) == 1 and told in found[0], found
+
+
+@pytest.mark.usefixtures("_nothing_here")
+def test_several_scales_of_a_kind_have_each_its_own_cells(
+    opened: Open, problems: Problems, tmp_path: Path
+) -> None:
+    """Also where models bring them; an axis that reads the scale has each scale's own values."""
+    text = "axes: {model: '${scale.models}', method: dpo}\nreal: {method: {num_train_epochs: 2.0}}"
+    flag, plan = write_sweep(tmp_path, text), ("do=plan", f"results={tmp_path}")
+    cells = opened(flag, "+sweep=mine", "scale=zephyr_7b,llama3_8b", *plan).cells
+    assert [cell.model.name for cell in cells] == ["zephyr_7b_sft", "llama3_8b_sft"]
+    assert [cell.method.num_train_epochs for cell in cells] == [2, 2]  # type: ignore[union-attr]
+    both, *alone = (
+        opened("+sweep=pref_tuning", f"scale={scales}", *plan).cells
+        for scales in ("zephyr_7b,openhermes", "zephyr_7b", "openhermes")
+    )
+    assert set(both) == {*alone[0], *alone[1]} and len(both) == 60
+    write_sweep(tmp_path, "axes: {seed: [0]}\nreal: {axes: {method: [dpo, ipo]}}")
+    words = (flag, "+sweep=mine", "data=ultrafeedback_binarized", *plan)
+    of_models = opened(*words, "model=mistral_7b,openhermes_2_5").cells
+    assert [(cell.model.name, cell.method.name) for cell in of_models] == [
+        (model, method) for model in ("mistral_7b", "openhermes_2_5") for method in ("dpo", "ipo")
+    ]
+    write_sweep(tmp_path, "axes: {scale: [phi_2, phi_3_medium], method: dpo}\nreal: {seed: 7}")
+    cells = opened(flag, "+sweep=mine", *plan).cells
+    assert [(cell.model.name, cell.seed) for cell in cells] == [("phi_2_sft", 7), ("phi_3_medium", 7)]
 
 
 # Every sweep at every scale -------------------------------------------------------------------------------------------

@@ -119,7 +119,7 @@ def test_the_worlds_prompts_have_the_worlds_length_at_any_scale(
     model = Path(own[0].removeprefix("model="))
     words = [word for word in judged_by(judge, model, tmp_path) if not word.startswith("judge.items")]
     of_world = ("data=world", "method=dpo", f"results={tmp_path}", *words, "judge.items=null")
-    cells = generated(*of_world, own[0], "scale=world,llm")
+    cells = generated(*of_world, own[0], "scale=world") + generated(*of_world, own[0], "scale=llm")
     cells += generated(*of_world, "model=world_small")
     long = 2048 if judge == "alpaca_eval_gpt4" else 48  # the published annotator's length stands in its file
     for stages in cells:
