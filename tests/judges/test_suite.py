@@ -435,7 +435,7 @@ def test_the_table_has_the_evaluations_side_by_side(swept: Swept) -> None:
     ]
     assert page.count("vs start is the first number") == 1 and page.count("These facts are equal") <= 2
     tex = (folder / "table.tex").read_text()
-    assert r"\multicolumn{5}{c}{mt\_bench}" in tex and r"\cmidrule(lr)" in tex
+    assert r"\multicolumn{7}{c}{mt\_bench}" in tex and r"\cmidrule(lr)" in tex
     with (folder / "differences.csv").open() as file:
         assert [row["evaluation"] for row in csv.DictReader(file)] == [
             "alpaca_eval",
