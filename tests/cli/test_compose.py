@@ -604,12 +604,30 @@ def test_several_models_have_a_folder_each(
     problems: Problems, opened: Open, model_folder: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(model_folder, tmp_path / "other")
-    (problem,) = problems("model=zephyr_7b_sft,mistral_7b", f"model.path={model_folder}", "data=world")
-    assert problem == (
-        f"model.path={model_folder} would be one model under 2 names (zephyr_7b_sft, mistral_7b): name each one's folder, "
-        "model=zephyr_7b_sft:DIR1,mistral_7b:DIR2"
-    )
-    cells = opened(f"model=zephyr_7b_sft:{model_folder},mistral_7b:{other}", "data=world", "method=dpo").cells
+    both = f"model=zephyr_7b_sft:{model_folder},mistral_7b:{other}"
+    for words, names in (
+        (("model=zephyr_7b_sft,mistral_7b", f"model.path={model_folder}"), "zephyr_7b_sft, mistral_7b"),
+        ((both.replace(str(other), str(model_folder)),), "zephyr_7b_sft, mistral_7b"),
+        (("scale=zephyr_7b,openhermes", f"model.path={model_folder}"), "zephyr_7b_sft, openhermes_2_5"),
+        (
+            ("+sweep=spa_models", f"model.path={model_folder}"),
+            "phi_2_sft, llama3_8b_instruct, phi_3_medium",
+        ),
+    ):
+        (problem,) = problems(*words, "data=world")
+        own = ",".join(f"{name}:DIR{n}" for n, name in enumerate(names.split(", "), 1))
+        assert problem == (
+            f"model.path={model_folder} would be one model under {names.count(',') + 1} names ({names}): name each "
+            f"one's folder instead, model={own}"
+        )
+    cells = opened(
+        both.replace("mistral_7b", "openhermes_2_5"), "scale=zephyr_7b,openhermes", "data=world"
+    ).cells
+    assert [(cell.model.name, cell.model.path) for cell in cells] == [
+        ("zephyr_7b_sft", str(model_folder)),
+        ("openhermes_2_5", str(other)),
+    ]
+    cells = opened(both, "data=world", "method=dpo").cells
     assert [(cell.model.name, cell.model.path) for cell in cells] == [
         ("zephyr_7b_sft", str(model_folder)),
         ("mistral_7b", str(other)),
