@@ -690,8 +690,20 @@ class _Opening:
             self.problems.append(why)
         return why is not None
 
+    def _of_hub_in_world(self, tree: Tree, where: Where) -> str | None:
+        """Why the controlled world's rates must not train a pretrained model of the hub; None for others."""
+        model = tree["model"]
+        if tree["scale"].get("kind") != "world" or not model.get("hub") or model.get("path"):
+            return None
+        text = f"scale={where.choices['scale']} has the rates of the controlled world's tiny models, and"
+        way_out = "leave scale out, or take a scale of pretrained models (scale=llm)"
+        return f"{text} model={where.choices['model']} is one of the hub: {way_out}"
+
     def _cell(self, tree: Tree, where: Where) -> Cell | None:
         """The cell of a composed config, or None; all its problems are reported."""
+        if why := self._of_hub_in_world(tree, where):
+            self._report(why)
+            return None
         if why := self._in_toy_world(tree, where):
             self._report(why)
             if tree["model"].get("kind") == "world":
