@@ -18,6 +18,7 @@ of a key from the environment is refused.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import gzip
 import hashlib
 import importlib.metadata
@@ -32,6 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import TypeAdapter
 
@@ -250,6 +252,7 @@ def write(
         report.write_files(again, rows, root)
         # A report writes files for cells' folders, and a bundle has none.
         shutil.rmtree(root / "cells", ignore_errors=True)
+        _write_json(root / "ro-crate-metadata.json", _crate(root, sweep.title, words["command"]))
         warnings = _search_for_secrets(root, results)
         size = _archive(root, out)
     done = sum(row.done for row in rows)
@@ -266,6 +269,44 @@ def write(
         *warnings,
         f"again    tar xzf {out.name} && python -m bench do=report results={root.name}",
     ]
+
+
+def _crate(root: Path, title: str, command: str) -> dict[str, Any]:
+    """The archive as a research object (RO-Crate 1.1): its files, and the program that made them.
+
+    It is dated by the newest file of its stages, so that the same results give the same bytes. It names no
+    licence, because none is known.
+    """
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    made = max(
+        file["mtime_ns"]
+        for path in root.glob("store/*/*/manifest.json")
+        for file in read_object(path)["files"].values()
+    )
+    day = datetime.datetime.fromtimestamp(made / 1e9, datetime.UTC).date().isoformat()
+    program = {"@id": "#bench", "@type": "SoftwareApplication", "name": "bench"}
+    program["softwareVersion"] = str(environment()["revision"])
+    run = {"@id": "#run", "@type": "CreateAction", "instrument": {"@id": "#bench"}, "result": {"@id": "./"}}
+    graph: list[dict[str, Any]] = [
+        {
+            "@id": "ro-crate-metadata.json",
+            "@type": "CreativeWork",
+            "conformsTo": {"@id": "https://w3id.org/ro/crate/1.1"},
+            "about": {"@id": "./"},
+        },
+        {
+            "@id": "./",
+            "@type": "Dataset",
+            "name": title,
+            "description": "Tables of a bench sweep, and the files from which they are computed.",
+            "datePublished": day,
+            "hasPart": [{"@id": quote(path)} for path in paths],
+        },
+        program,
+        {**run, "description": f"python -m bench {command}"},
+        *({"@id": quote(path), "@type": "File", "name": path} for path in paths),
+    ]
+    return {"@context": "https://w3id.org/ro/crate/1.1/context", "@graph": graph}
 
 
 def _stages(cells: Sequence[CellPlan], store: Store, root: Path) -> int:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import HfApi
 
 from bench.cli.compose import BadConfig, CheckedCommand
-from bench.commands import OK, why
+from bench.commands import OK, push, why
 from bench.commands.bundle import nameless, nameless_command
 from bench.config import Export, SuiteJudge, judge_facts, method_facts, user_path
 from bench.models.tokenize import model_folder
@@ -53,14 +54,15 @@ class Exported:
     model: Manifest  # manifest of the stage that trained the model
     lineage: Sequence[str]
     command: str | None  # command of the cell's sweep; None where no report has been written
+    licence: str | None = None  # of the base model, where it is to be uploaded and the hub names one
 
     @property
     def method(self) -> str:
         return str(self.config["method"]["name"])
 
 
-def export(do: Export, results: Path, store: Store) -> list[str]:
-    """Write the folder; returns lines about it, for the screen.
+def export(do: Export, results: Path, store: Store, api: HfApi | None = None) -> list[str]:
+    """Write the folder, and upload it where that is wanted; returns lines about it, for the screen.
 
     Raises BadConfig if there is no model to export, Unsound if its stage is damaged or the folder cannot be
     written.
@@ -95,16 +97,40 @@ def export(do: Export, results: Path, store: Store) -> list[str]:
             f"DAMAGED  {folder}: {' '.join(str(error).split())}. Run do=report of its sweep to write it again"
         ) from error
     lineage = list(why.lines(why.lineage(folder, store)))
-    exported = Exported(folder.name, written.key, config, result, manifest, lineage, command)
+    page = _page(written.key, results) if do.push_page else None
+    wanted = do.push or do.push_data or do.push_page
+    api = (api or HfApi()) if wanted else None
+    licence = push.licence_of(_hub_base(config), api) if api else None
+    exported = Exported(folder.name, written.key, config, result, manifest, lineage, command, licence)
     try:
         _write(exported, model_folder(place), out)
     except OSError as error:
         raise Unsound(f"not written: {error.filename or out}: {error.strerror or error}") from error
-    return [
+    lines = [
         f"{folder.name}: {', '.join(sorted(path.name for path in out.iterdir()))}",
         f"model    {out}",
         f"card     {out / 'README.md'}",
     ]
+    if api:
+        about = _description(exported, adapter=(out / "adapter_config.json").exists())
+        data = push.data_folder(written.stages, folder.name, about, store) if do.push_data else None
+        try:
+            lines += push.upload(do, out, data, page, api)
+        finally:
+            for made in filter(None, (data, page)):
+                shutil.rmtree(made, ignore_errors=True)
+    return lines
+
+
+def _page(key: str, results: Path) -> Path:
+    """A folder with the page of the first sweep that holds the cell. Raises BadConfig where it has none."""
+    for path in sorted((results / "sweeps").glob("*/report.html")):
+        with contextlib.suppress(BadFile, KeyError, TypeError):
+            if any(cell["key"] == key for cell in read_object(path.with_name("plan.json"))["cells"]):
+                return push.page_folder(path, path.parent.name)
+    raise BadConfig(
+        [f"no sweep in {results / 'sweeps'} has both this cell and a report.html: run do=report of it"]
+    )
 
 
 def _write(exported: Exported, model: Path, out: Path) -> None:
@@ -195,6 +221,7 @@ def _header(exported: Exported, adapter: bool) -> dict[str, Any]:
     task = "text-classification" if reward else "text-generation"
     header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": task}
     header["tags"] = ["preference-alignment", exported.method, *(["reward-model"] if reward else [])]
+    header |= {"license": exported.licence} if exported.licence else {}
     header |= {"base_model": hub} if (hub := _hub_base(exported.config)) else {}
     header |= {"datasets": [data["hub"]]} if data.get("hub") and not data.get("path") else {}
     values = [

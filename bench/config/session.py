@@ -44,6 +44,10 @@ class Why(Settings):
     """Key or name of the cell, as in table.csv."""
 
 
+# OWNER/NAME, as the hub allows it.
+Repository = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", max_length=96)]
+
+
 class Export(Settings):
     """Writes a cell's model as a folder with a model card. Its keys need no `do.`: `do=export cell=KEY
     out=DIR`."""
@@ -53,6 +57,14 @@ class Export(Settings):
     """Key or name of the cell, as in table.csv."""
     out: str | None
     """New or empty folder for the model."""
+    push: Repository | None
+    """Repository of the Hugging Face hub for the model, OWNER/NAME; null: nothing is uploaded."""
+    push_data: Repository | None
+    """Repository for a dataset of the cell's labels, completions and verdicts, OWNER/NAME; null: none."""
+    push_page: Repository | None
+    """Repository for a static Space with the page of the cell's sweep, OWNER/NAME; null: none."""
+    private: bool
+    """Whether repositories that a push makes are private."""
 
 
 class Bundle(Settings):
@@ -118,7 +130,12 @@ FITTED = "fitted"  # A calibration: item difficulties from the other rows of the
 
 # Keys of a command that are typed without `do.`.
 VERB_KEYS = frozenset(
-    Rescore.model_fields | Why.model_fields | Audit.model_fields | PlanVerb.model_fields | View.model_fields
+    Rescore.model_fields
+    | Why.model_fields
+    | Audit.model_fields
+    | PlanVerb.model_fields
+    | View.model_fields
+    | Export.model_fields
 ) - {"name"}
 
 

@@ -12,6 +12,7 @@ from bench.config.base import (
     AsList,
     Category,
     Count,
+    LaterField,
     Misfit,
     Name,
     Positive,
@@ -105,12 +106,16 @@ class Pretraining(Settings):
 
 
 class SftTraining(Settings):
-    """The start stage: supervised fine-tuning of the base model on demonstrations."""
+    """Supervised fine-tuning in a number of steps: the world's start stage, and iteration 1 of
+    self_rewarding."""
 
     steps: Count
     """Optimizer steps."""
     batch_size: Count
-    """Demonstrations of one step."""
+    """Demonstrations of one forward and backward pass."""
+    gradient_accumulation_steps: Annotated[Count, LaterField()] = 1
+    """Forward and backward passes of one optimizer step. More of smaller batches take less memory and learn
+    the same: a step's demonstrations depend on their number alone."""
     learning_rate: Positive
     """Peak learning rate; 1e-3 for the world's models."""
 

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bench.config import Adapter, Hardware, LocalModel, WorldModel
+from bench.config import Adapter, Hardware, LocalModel, SftEpochs, SftTraining, WorldModel
 from bench.forecast.row_counts import NotHere, ScratchData, learnt, model_folder, sample
 from bench.forecast.stage_time import n_completions, of_choices, passes, token_bound
 from bench.models import recorded
@@ -113,6 +113,7 @@ class Sizes:
     hardware: Hardware
     counted: bool = False  # Whether the model's tokenizer counted some rows.
     uncounted: dict[str, None] = field(default_factory=dict)  # Why some stages could not be sized.
+    refused: dict[str, None] = field(default_factory=dict)  # Why devices cannot share some trainings.
     _known: dict[Stage, Sized | None] = field(default_factory=dict)
     _means: dict[tuple[str, Path | None], float] = field(default_factory=dict)
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
@@ -150,14 +151,16 @@ class Sizes:
     def _work(self, cell: CellPlan, stage: Stage) -> Work:
         settings, inputs = stage.settings, stage.inputs
         match settings:
-            case BaseSettings() | SftSettings():
+            case BaseSettings() | SftSettings() | ConversationSft(training=SftTraining()):
                 return Work(trained=token_bound(stage), context=settings.max_length)
-            case ConversationSft() if "demonstrations" in inputs:  # Half of the completions are chosen ones.
-                n, mean = self._rows(cell, _stage(inputs["demonstrations"]), ("train",), settings.max_length)
-                return Work(trained=n / 2 * mean * settings.training.num_train_epochs, context=mean)
-            case ConversationSft():
-                n, mean = self._conversations(cell, _stage(inputs["conversations"]), settings.max_length)
-                return Work(trained=n * mean * settings.training.num_train_epochs, context=mean)
+            case ConversationSft(training=SftEpochs() as sft):
+                if "demonstrations" in inputs:  # Half of the completions are chosen ones.
+                    demonstrations = _stage(inputs["demonstrations"])
+                    n, mean = self._rows(cell, demonstrations, ("train",), settings.max_length)
+                    n /= 2
+                else:
+                    n, mean = self._conversations(cell, _stage(inputs["conversations"]), settings.max_length)
+                return Work(trained=n * mean * sft.num_train_epochs, context=mean)
             case TrainSettings() | RewardModelSettings():
                 n, mean = self._rows(cell, stage, ("train",), settings.max_length)
                 tokens = n * mean * settings.method.num_train_epochs
@@ -294,8 +297,9 @@ class Sizes:
                 or getattr(settings, "training", None)
                 or settings.pretraining
             )
+            devices, sharding = (gpu.devices, gpu.sharding) if isinstance(settings, Spread) else (1, "none")
             twice = _paired(stage) or getattr(training, "with_partners", False)
-            sequences = _at_once(settings, training, gpu.devices) * (2 if twice else 1)
+            sequences = self._at_once(training, devices) * (2 if twice else 1)
             optimizer = getattr(training, "optimizer", SFT_OPTIMIZER)
             of_batch: dict[str, Any] = {
                 "optimizer": optimizer,
@@ -304,7 +308,7 @@ class Sizes:
                 "checkpointing": checkpointing,
             }
             memory = training_memory(
-                shape, dtype=dtype, sharding=gpu.sharding, devices=gpu.devices, **of_batch, **held
+                shape, dtype=dtype, sharding=sharding, devices=devices, **of_batch, **held
             )
             weights = 4 * adapter or shape.parameters * BYTES[dtype]
             if "reference_model" in stage.inputs:
@@ -322,6 +326,18 @@ class Sizes:
             memory = scoring_memory(shape, sequences=settings.batch_size, length=longest, **held)
         return Sized(work, flops, seconds / 3600, memory, weights, checkpointing, adapter)
 
+    def _at_once(self, training: Any, devices: int) -> int:
+        """Rows of a batch on one device.
+
+        All rows for a training on one device, or a batch that devices cannot share.
+        """
+        if devices > 1:
+            try:
+                return share_of(training, devices).batch_size
+            except ValueError as error:
+                self.refused[str(error)] = None
+        return training.batch_size
+
 
 def _adapter(stage: Stage) -> Adapter | None:
     """Adapter that a stage trains, or that of the model that it reads."""
@@ -330,17 +346,6 @@ def _adapter(stage: Stage) -> Adapter | None:
         stage.settings if stage.kind == "train" else model.settings if isinstance(model, Stage) else None
     )
     return getattr(settings, "adapter", None)
-
-
-def _at_once(settings: Any, training: Any, devices: int) -> int:
-    """Rows of a batch on one device.
-
-    All rows for a training on one device, or a batch that devices cannot share.
-    """
-    if isinstance(settings, Spread):
-        with contextlib.suppress(ValueError):
-            return share_of(training, devices).batch_size
-    return training.batch_size
 
 
 def _stage(source: Stage | Source) -> Stage:

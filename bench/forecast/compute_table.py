@@ -82,6 +82,7 @@ def report(
         for folder in sorted(folders)
     ]
     lines += [f"not counted: {why}" for why in sizes.uncounted]
+    lines += [f"refused when it runs: {why}" for why in sizes.refused]
     lines += _measured_lines(
         {stage: sized for stage, sized in every.items() if stage.kind == "train" and stage not in waiting},
         store,

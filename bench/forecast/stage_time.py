@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from bench.config import Settings
+from bench.config import Settings, SftTraining
 from bench.store.keys import Source, Stage, keyed_settings
 from bench.store.stage_settings import (
     SETTINGS,
     BaseSettings,
     ChoiceData,
     ChosenData,
+    ConversationSft,
     DemonstratedData,
     FilePromptData,
     GenerateSettings,
@@ -168,8 +169,8 @@ def token_bound(stage: Stage) -> int:
     match settings:
         case BaseSettings():
             return settings.pretraining.steps * settings.pretraining.batch_size * settings.max_length
-        case SftSettings():
-            return settings.training.steps * settings.training.batch_size * settings.max_length
+        case SftSettings(training=sft) | ConversationSft(training=SftTraining() as sft):
+            return sft.steps * sft.batch_size * sft.gradient_accumulation_steps * settings.max_length
         case SampleSettings():
             return n_completions(inputs["items"]) * settings.draws * settings.decoding.max_new_tokens
         case GenerateSettings():

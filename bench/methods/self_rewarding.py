@@ -43,13 +43,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from bench.config import Cell, Decoding, Dpo, SeedTraining, SelfRewarding, SftChosen, Training, WorldData
+from bench.config import (
+    Cell,
+    Decoding,
+    Dpo,
+    SeedTraining,
+    SelfRewarding,
+    SftChosen,
+    Training,
+    WorldData,
+    WorldModel,
+)
 from bench.methods import iterations
 from bench.planning import pieces
 from bench.planning.inputs import Ground, Policy
 from bench.store.keys import Input, Stage
 from bench.store.stage_settings import (
     SELF_JUDGE_READING,
+    ConversationSft,
     DemonstrationData,
     JudgeQuestionData,
     KeptEvaluationData,
@@ -111,9 +122,13 @@ def _training(cell: Cell, settings: SelfRewarding) -> Dpo | SftChosen:
 def _tuned(
     cell: Cell, ground: Ground, settings: SelfRewarding, texts: Mapping[str, Stage], label: str
 ) -> Stage:
-    training = SftSettings(
-        training=settings.first_training, max_length=pieces.max_length(cell), seed=cell.seed
-    )
+    of_cell = pieces.training_settings(cell)
+    training: SftSettings | ConversationSft
+    if isinstance(cell.model, WorldModel):
+        usual = {name: of_cell[name] for name in ("max_length", "seed")}
+        training = SftSettings(training=settings.first_training, **usual)
+    else:
+        training = ConversationSft(training=settings.first_training, **of_cell)
     return stage("sft", training, {"model": ground.start, **texts}, label)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from bench.records import grouped
 from bench.report.rows import ALPHA, CellRow, seedless
 from bench.stats import estimates
 from bench.stats.contrasts import FarSeed, equivalence_p, far_seeds
+from bench.stats.matched_kl import MatchedKl, Point, at_matched_kl
 
 ItemsOf = Callable[[CellRow], estimates.ByItem]
 
@@ -328,6 +330,61 @@ def _verified(expectation: Expectation, pooled: Grid) -> Verified:
         equal = expectation.margin if equivalence is not None and equivalence < ALPHA else None
         return Verified(first, second, lead, comparison.p_holm, "", expectation.post_hoc, equal)
     return Verified(first, second, why="one of the two rows was not judged, or not by the same judge")
+
+
+class Matched(NamedTuple):
+    """Two methods at equal KL, first less second; p is corrected over all pairs of methods."""
+
+    first: str
+    second: str
+    at: MatchedKl
+    p_holm: float | None
+
+
+def matched_kl(groups: Sequence[Group]) -> list[Matched]:
+    """Win rates of methods with several betas at equal KL.
+
+    Methods are compared where their cells differ in settings of the method alone, over the seeds and prompts
+    that all their cells have.
+    """
+    sides: dict[tuple[str, str], dict[str, list[Group]]] = {}
+    for group in groups:
+        if (
+            group.is_trained
+            and group.done
+            and all("kl" in row.metrics and row.preferences for row in group.done)
+        ):
+            flat = settings(group.cell)
+            shared = json.dumps({key: value for key, value in flat.items() if not key.startswith("method.")})
+            own = json.dumps(
+                {k: v for k, v in flat.items() if k.startswith("method.") and k != "method.beta"}
+            )
+            name = re.sub(r" beta \S+", "", group.name)
+            sides.setdefault((shared, name), {}).setdefault(own, []).append(group)
+    found: list[Matched] = []
+    for ((world, first), ours), ((other, second), theirs) in itertools.combinations(sides.items(), 2):
+        if world != other or len(ours) > 1 or len(theirs) > 1:
+            continue
+        (one,), (two,) = ours.values(), theirs.values()
+        rows = [{row.cell.cell.seed: row for row in group.done} for group in (*one, *two)]
+        seeds = sorted(set.intersection(*map(set, rows)))
+        scored = [row.preferences for of in rows for seed, row in of.items() if seed in seeds]
+        items = sorted(
+            item for item in (scored[0] if scored else ()) if all(s.get(item) is not None for s in scored)
+        )
+        if not seeds or len(items) < 2:
+            continue
+        points = [
+            Point(
+                np.array([of[seed].metrics["kl"] for seed in seeds]),
+                np.array([[of[seed].preferences[item] for item in items] for seed in seeds], dtype=float),
+            )
+            for of in rows
+        ]
+        if (at := at_matched_kl(points[: len(one)], points[len(one) :])) is not None:
+            found.append(Matched(first, second, at, None))
+    adjusted = estimates.holm([one.at.difference.p for one in found])
+    return [one._replace(p_holm=p) for one, p in zip(found, adjusted, strict=True)]
 
 
 def far_seeds_of(groups: Sequence[Group]) -> dict[int, FarSeed]:

@@ -17,6 +17,7 @@ from bench.report.groups import (
     Group,
     Verified,
     far_seeds_of,
+    matched_kl,
     method_name,
     row_words,
     settings,
@@ -139,7 +140,10 @@ def comparison_table(
         label: [_expected(one, seeds, part.groups[0]) for one in verify(expectations, part)]
         for label, part in pooled.parts.items()
     }
-    alone = {label: _far_notes(part.groups, far[label]) for label, part in pooled.parts.items()}
+    alone = {
+        label: [*_far_notes(part.groups, far[label]), *_matched_notes(part.groups)]
+        for label, part in pooled.parts.items()
+    }
     notes = _notes(pooled) | {EXPECTATIONS: together(verified), FINDINGS: together(alone)}
     shown = [[row[i] for i in kept] for row in cells]
     above = [line for label, part in pooled.parts.items() for line in _cut(part.groups, max_cut, label)]
@@ -467,6 +471,17 @@ def _far_notes(groups: Sequence[Group], far: Mapping[int, FarSeed]) -> list[str]
         if lines
         else []
     )
+
+
+def _matched_notes(groups: Sequence[Group]) -> list[str]:
+    """Lines on methods compared at equal KL; none where fewer than two methods have several betas."""
+    seeds = max((len(group.done) for group in groups), default=0)
+    about = "seeds and prompts together" if seeds > 1 else "prompts alone, of these trainings"
+    return [
+        f"At equal KL ({at.low_kl:.2f} to {at.high_kl:.2f} nats, averaged, linear between betas): {first} less {second} "
+        f"{_signed(at.difference, groups[0])} percentage points, p {_p_words(p)} (Holm over pairs of methods; over {about})."
+        for first, second, at, p in matched_kl(groups)
+    ]
 
 
 def together(lines: Mapping[str, Sequence[str]]) -> list[str]:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from bench.config import Settings
+from bench.config import Settings, SftEpochs, SftTraining
 from bench.engines.adapters import save_model
 from bench.engines.hf import check_fit, in_float32, load_model
 from bench.models.model_size import checkpoints
@@ -66,35 +66,9 @@ def _base(settings: BaseSettings, run: StageRun) -> Outcome:
 
 
 def _start(settings: SftSettings, run: StageRun) -> Outcome:
-    tokenizer = load_tokenizer(run.inputs["model"])
-    model = load_model(run.inputs["model"], "float32")
-    check_fit(run.inputs["model"], model, tokenizer)
-    rows = [
-        row
-        for role in TEXTS
-        if role in run.inputs
-        for row in read_jsonl(run.inputs[role] / "rows.jsonl", Text)
-    ]
-    examples = _learnt_completions(rows, tokenizer, settings.max_length)
-    arguments = {
-        **common_arguments(run.out, seed=settings.seed, dtype="float32"),
-        "max_steps": settings.training.steps,
-        "learning_rate": settings.training.learning_rate,
-        "per_device_train_batch_size": settings.training.batch_size,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": settings.training.steps // 10,
-        "max_length": settings.max_length,
-    }
-    recorder = Recorder(run.progress)
-    batch_size = settings.training.batch_size
-    train_and_save(
-        _trainer(model, tokenizer, examples, arguments, batch_size, recorder),
-        tokenizer,
-        run,
-        recorder,
-        "float32",
-    )
-    return Outcome({"rows": len(rows), "tokens": recorder.tokens}, recorder.recorded_files)
+    usual = {name: getattr(settings, name) for name in ("training", "max_length", "seed")}
+    done = train(ConversationSft(dtype="float32", **usual), run)
+    return Outcome({name: done.counts[name] for name in ("rows", "tokens")}, done.recorded_files)
 
 
 def train(settings: ConversationSft, run: StageRun) -> Outcome:
@@ -110,17 +84,16 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
     checkpointing = checkpoints(settings.gradient_checkpointing, model.num_parameters())
     arguments = {
         **common_arguments(run.out, seed=settings.seed, dtype=settings.dtype, checkpointing=checkpointing),
+        **_duration(training),
         "learning_rate": training.learning_rate,
-        "num_train_epochs": training.num_train_epochs,
         "per_device_train_batch_size": share.batch_size,
         "gradient_accumulation_steps": share.accumulation,
         "dataloader_drop_last": devices > 1,  # Otherwise one device would wait for rows that others have.
         "lr_scheduler_type": "cosine",
-        "warmup_steps": min(training.warmup_ratio, ALL_STEPS),  # a share of all steps, in [0, 1)
         "max_length": settings.max_length,
     }
     recorder = Recorder(run.progress)
-    trainer = _trainer(model, tokenizer, examples, arguments, training.batch_size, recorder)
+    trainer = _trainer(model, tokenizer, examples, arguments, _alike(training), recorder)
     if not train_and_save(trainer, tokenizer, run, recorder, settings.dtype):
         return Outcome({})
     counts = {
@@ -135,12 +108,33 @@ def train(settings: ConversationSft, run: StageRun) -> Outcome:
     return Outcome(counts, recorder.recorded_files)
 
 
+def _duration(training: SftEpochs | SftTraining) -> dict[str, float]:
+    """Arguments for the length of a training and of its warm-up."""
+    if isinstance(training, SftTraining):
+        return {"max_steps": training.steps, "warmup_steps": training.steps // 10}
+    # Warm-up is a share of all steps, in [0, 1).
+    return {
+        "num_train_epochs": training.num_train_epochs,
+        "warmup_steps": min(training.warmup_ratio, ALL_STEPS),
+    }
+
+
+def _alike(training: SftEpochs | SftTraining) -> int:
+    """Number of examples of like length that follow each other: a batch, or all of a step, which accumulation
+    then does not change."""
+    if isinstance(training, SftTraining):
+        return training.batch_size * training.gradient_accumulation_steps
+    return training.batch_size
+
+
 def _examples(
     settings: ConversationSft, inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[int, list[SftExample]]:
     """(number of rows, examples). Conversations whose first assistant message starts beyond max_length give none."""
     if "demonstrations" in inputs:
-        texts = list(read_jsonl(inputs["demonstrations"] / "rows.jsonl", Text))
+        texts = [
+            row for role in TEXTS if role in inputs for row in read_jsonl(inputs[role] / "rows.jsonl", Text)
+        ]
         return len(texts), _learnt_completions(texts, tokenizer, settings.max_length)
     rows = list(read_jsonl(inputs["conversations"] / "rows.jsonl", Conversation))
     check_conversations(read_template(model_folder(inputs["model"])), rows)
@@ -183,16 +177,13 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[SftExample],
     arguments: dict[str, Any],
-    batch_size: int,
+    alike: int,
     recorder: Recorder,
 ) -> Any:
-    """TRL's SFTTrainer over prepared examples.
-
-    A batch over all devices has `batch_size` examples of like length.
-    """
+    """TRL's SFTTrainer over prepared examples: each `alike` of them have a like length."""
 
     class Trainer(SFTTrainer):
-        order = LengthBatches([len(example.input_ids) for example in examples], batch_size, arguments["seed"])
+        order = LengthBatches([len(example.input_ids) for example in examples], alike, arguments["seed"])
 
         def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthBatches:
             return self.order

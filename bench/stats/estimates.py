@@ -340,7 +340,7 @@ def rating_mean(ratings_by_item: Mapping[str, Sequence[float | None]]) -> Estima
 # ---- comparisons ----------------------------------------------------------------------------------------------------
 
 
-def _difference(
+def t_difference(
     value: float, standard_error: float | None, df: float, n_items: int, n_dropped: int
 ) -> Difference:
     """t test of a mean of item-wise differences.
@@ -377,7 +377,7 @@ def paired_difference(
     if d.size == 0:
         return None
     n_dropped = len(a.keys() | b.keys()) - int(d.size)
-    result = _difference(float(d.mean()), _standard_error(d), d.size - 1, int(d.size), n_dropped)
+    result = t_difference(float(d.mean()), _standard_error(d), d.size - 1, int(d.size), n_dropped)
     if not result.standard_error:
         return result
     low, high = percentile_interval(_bootstrap_means(d, rng, n_resamples))
@@ -434,7 +434,7 @@ def _combined(d: Array, spread: SeedSpread | None, n_dropped: int) -> Difference
     n_seeds, n_items = d.shape
     value = float(d.mean())
     if _no_spread(d):
-        return _difference(float(d[0, 0]), 0.0, n_items - 1, n_items, n_dropped)
+        return t_difference(float(d[0, 0]), 0.0, n_items - 1, n_items, n_dropped)
     squares = _mean_squares(d)
     seed, seed_df, residual = squares.seed, float(n_seeds - 1), squares.residual
     # The larger of the two is used, with its own degrees of freedom: the pooled one alone raises false alarms
@@ -450,7 +450,7 @@ def _combined(d: Array, spread: SeedSpread | None, n_dropped: int) -> Difference
             seed**2 / seed_df + prompt**2 / prompt_df + residual**2 / ((n_seeds - 1) * prompt_df)
         )
         df = min(max(df, min(seed_df, prompt_df)), prompt_df)
-    return _difference(value, math.sqrt(total / (n_seeds * n_items)), df, n_items, n_dropped)
+    return t_difference(value, math.sqrt(total / (n_seeds * n_items)), df, n_items, n_dropped)
 
 
 class _Crossed(NamedTuple):
@@ -499,7 +499,7 @@ def _compare(crossed: _Crossed, spread: SeedSpread | None) -> Comparison:
     d, n_dropped = crossed.d, crossed.n_dropped
     n_seeds, n_items = d.shape
     by_item, by_seed = d.mean(axis=0), d.mean(axis=1)
-    prompts = _difference(float(d.mean()), _standard_error(by_item), n_items - 1, n_items, n_dropped)
+    prompts = t_difference(float(d.mean()), _standard_error(by_item), n_items - 1, n_items, n_dropped)
     squares = _mean_squares(d) if n_seeds > 1 and n_items > 1 else None
     return Comparison(
         combined=_combined(d, spread, n_dropped) if squares else None,

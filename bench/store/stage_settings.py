@@ -413,7 +413,7 @@ class BaseSettings(Settings):
 
 
 class SftSettings(Settings):
-    """Supervised fine-tuning of a base model into the start model."""
+    """Supervised fine-tuning of a model of the controlled world, in float32 and on one device."""
 
     stage: Literal["start"] = "start"
     training: SftTraining
@@ -422,11 +422,11 @@ class SftSettings(Settings):
 
 
 class ConversationSft(Settings):
-    """Supervised fine-tuning of a base model's folder: on conversations, with loss on every assistant turn, or
-    on demonstrations, with loss on their completions."""
+    """Supervised fine-tuning of a pretrained model: on conversations, with loss on every assistant turn, or on
+    demonstrations and evaluations, with loss on their completions."""
 
     stage: Literal["conversations"] = "conversations"
-    training: SftEpochs
+    training: SftEpochs | SftTraining
     max_length: Count
     dtype: Dtype
     seed: int

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from bench.config import ClusterLauncher, Session, SftEpochs, Training
+from bench.config import ClusterLauncher, Session, SftEpochs, SftTraining, Training
 from bench.machine import visible_gpus
 from bench.store.keys import Stage
 from bench.store.stage_settings import ConversationSft, RewardModelSettings, TrainSettings
 
 # Settings of a training that several devices may share.
 Spread = TrainSettings | RewardModelSettings | ConversationSft
+Learning = Training | SftEpochs | SftTraining
 
 
 class Share(NamedTuple):
@@ -24,12 +25,12 @@ class Share(NamedTuple):
     accumulation: int  # Number of passes.
 
 
-def learning(settings: Spread) -> Training | SftEpochs:
-    """Settings of a training: batch size, learning rate, epochs."""
+def learning(settings: Spread) -> Learning:
+    """Settings of a training: batch size, learning rate, epochs or steps."""
     return settings.training if isinstance(settings, ConversationSft) else settings.method
 
 
-def share_of(method: Training | SftEpochs, devices: int) -> Share:
+def share_of(method: Learning, devices: int) -> Share:
     """A device's share of a step; the step as a whole has the same rows as on one device.
 
     Each batch is divided among the devices if that is possible; otherwise the whole step is divided. If the
@@ -57,7 +58,8 @@ def share_of(method: Training | SftEpochs, devices: int) -> Share:
             f"got {size}. Set method.batch_size={max(2, -(-size // devices)) * devices} or use fewer devices."
         )
     if size * accumulation % devices:
-        where = "method" if isinstance(method, Training) else "sft.training"
+        in_steps = "method.first_training" if isinstance(method, SftTraining) else "sft.training"
+        where = "method" if isinstance(method, Training) else in_steps
         step = f"{where}.batch_size={size} x {where}.gradient_accumulation_steps={accumulation}"
         raise ValueError(
             f"a training step of {step} rows cannot be divided evenly among accelerate.devices={devices}. "
@@ -115,7 +117,7 @@ def spread_faults(session: Session, stages: Sequence[Stage]) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def check_rows(n: int, method: Training | SftEpochs, devices: int) -> None:
+def check_rows(n: int, method: Learning, devices: int) -> None:
     """Raises ValueError if there are too few rows for one batch on each of several devices.
 
     Several devices drop a batch that is not full.

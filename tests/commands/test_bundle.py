@@ -106,6 +106,21 @@ def test_the_archive_says_what_it_is_and_names_no_folder_of_its_author(
     assert any(line.startswith("torch==") for line in told["distributions"])
 
 
+def test_the_archive_is_a_research_object_that_lists_its_files(
+    bundled: Ran, place: Path, tmp_path: Path
+) -> None:
+    root = extract(place / "smoke.tar.gz", tmp_path)
+    crate = json.loads((root / "ro-crate-metadata.json").read_text(encoding="utf-8"))
+    entities = {one["@id"]: one for one in crate["@graph"]}
+    files = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert {one["@id"] for one in entities["./"]["hasPart"]} == files - {"ro-crate-metadata.json"}
+    assert all(part["@id"] in entities for part in entities["./"]["hasPart"])
+    assert entities["ro-crate-metadata.json"]["about"] == {"@id": "./"}
+    assert (
+        entities["./"]["datePublished"].startswith("20") and "+sweep=smoke" in entities["#run"]["description"]
+    )
+
+
 def test_the_same_results_give_the_same_bytes(bundled: Ran, place: Path) -> None:
     again = bench("+sweep=smoke", "do=bundle", f"out={place / 'again.tar.gz'}", results=bundled.results)
     assert again.code == 0, again.err

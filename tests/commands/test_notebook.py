@@ -70,7 +70,8 @@ def test_the_table_has_the_numbers_of_table_md(loaded: LoadedSweep) -> None:
         if row.method == "start":
             assert shown["vs start"] == "-" and pd.isna(row.vs_start) and pd.isna(row.kl)
         else:
-            assert shown["p (Holm)"] == f"{row.vs_start_p_holm:.4f}" and shown["KL nats"] == f"{row.kl:.2f}"
+            p = shown["p (of these trainings)"]
+            assert p == f"{row.vs_start_p_holm:.4f}" and shown["KL nats"] == f"{row.kl:.2f}"
             assert shown["vs start"].startswith(f"{100 * row.vs_start:+.1f} [{100 * row.vs_start_low:+.1f}, ")
 
 

@@ -19,8 +19,9 @@ from bench.commands import why
 from bench.config import prompt_ranges
 from bench.forecast.compute import Sizes
 from bench.forecast.stage_time import token_bound
+from bench.models import recorded
 from bench.models.hub import read_config
-from bench.models.model_size import read_shape
+from bench.models.model_size import Memory, read_shape
 from bench.planning.inputs import CellPlan
 from bench.readers.prompts import read_prompts
 from bench.readers.rows import BadRows
@@ -41,7 +42,7 @@ from bench.runner.worker import describe, run_stage
 from bench.stages import data, label
 from bench.store.keys import Source, Stage
 from bench.store.stage_run import Progress, StageRun
-from bench.store.stage_settings import LoopPairData, NextPromptData, RankLabels
+from bench.store.stage_settings import ConversationSft, LoopPairData, NextPromptData, RankLabels
 from bench.store.store import Store
 
 Problems = Callable[..., list[str]]
@@ -255,6 +256,41 @@ def test_self_rewarding_learns_from_ones_own_files_and_another_model_writes_its_
     assert work[by_writer[0]].flops < 1e-3 * work[stages["iteration 2 samples"]].flops  # its own size
     (request, *_) = read_items(made(stages["iteration 2 requests for prompts"], tmp_path))
     assert "ift " in request.turns[0] and "please name" not in request.turns[0]
+
+
+def test_sft_of_self_rewarding_is_planned_as_it_trains(
+    room: Path, tmp_path: Path, opened: Callable[..., CheckedCommand]
+) -> None:
+    """M1 and the model that judges for its evaluations: spread, checkpointed and in passes, as any SFT."""
+    loop = ["method.new_prompts=self_instruct", "method.n_prompts=4", "method.iteration=1"]
+    words = own(room, *SELF, *loop, "model.dtype=bfloat16", "accelerate=fsdp")
+
+    def memory(checkpointing: bool, devices: int, passes: int = 2) -> tuple[list[Memory], list[str]]:
+        steps = f"method.first_training.gradient_accumulation_steps={passes}"
+        more = [steps, f"model.gradient_checkpointing={checkpointing}", f"accelerate.devices={devices}"]
+        cell = plans(*words, *more)[-1]
+        sizes = Sizes(Store(tmp_path), opened(*words, *more).session.hardware)
+        work = sizes.of(cell, read_shape(llama_70b))
+        sizes.close()
+        trained = [labelled(cell)[name] for name in ("SFT baseline", "iteration 1 policy (self_rewarding)")]
+        for stage in trained:
+            sft = stage.settings
+            assert isinstance(sft, ConversationSft)
+            assert (sft.dtype, sft.gradient_checkpointing, sft.seed) == ("bfloat16", checkpointing, 0)
+            assert work[stage].work.trained == 2 * 4 * passes * 256
+        return [work[stage].memory for stage in trained], list(sizes.refused)
+
+    llama_70b = recorded.sizes("meta-llama/Llama-2-70b-hf")
+    assert llama_70b is not None
+    plain, kept, split = memory(False, 2), memory(True, 2), memory(True, 8)
+    assert plain[1] == kept[1] == split[1] == []
+    for a, b, c in zip(plain[0], kept[0], split[0], strict=True):
+        assert a.activations / b.activations == pytest.approx(34 * 80 / (2 * 80 + 34))
+        assert b.activations == 2 * c.activations  # two rows at once, and one
+        for part in ("weights", "gradients", "optimizer"):
+            assert getattr(a, part) == getattr(b, part) == 4 * getattr(c, part)
+    _, refused = memory(True, 8, passes=1)
+    assert "method.first_training.batch_size=4 x method.first_training.gradient" in refused[0]
 
 
 @pytest.mark.parametrize("source", ["file", "sft"])

@@ -473,6 +473,18 @@ def test_one_seed_says_that_p_is_of_these_trainings_and_several_print_their_spre
     assert f"pooled over the rows, sd 0.1 points (three times as much or more: row {number} 10.0)." in line
 
 
+def test_methods_with_several_betas_are_compared_at_equal_kl() -> None:
+    """DPO's frontier is 10 points above KTO's; dpo reaches 1 to 4 nats, kto 2 to 6: 2 to 4 are shared."""
+    reached = {("dpo", 0.1): 4.0, ("dpo", 1.0): 1.0, ("kto", 0.1): 6.0, ("kto", 1.0): 2.0}
+    rows = []
+    for cell in plans("method=dpo,kto", "method.beta=0.1,1", "seed=0,1,2"):
+        kl = reached.get((cell.cell.method.name, getattr(cell.cell.method, "beta", 0.0)), 0.0)
+        one = _row(cell, 0.3 + 0.02 * kl + 0.1 * (cell.cell.method.name == "dpo"))
+        rows.append(replace(one, metrics={**one.metrics, "kl": kl}))
+    lines = [line for line in comparison_table(pool(rows)).note_lines if line.startswith("At equal KL")]
+    assert len(lines) == 1 and "(2.00 to 4.00 nats" in lines[0] and "dpo less kto +10.0" in lines[0]
+
+
 def test_planned_orders_are_a_family_of_their_own_and_later_ones_are_said_to_be_post_hoc() -> None:
     rates = {"dpo": [0.5, 0.503, 0.501], "ipo": [0.45, 0.452, 0.449], "kto": [0.402, 0.4, 0.4]}
     planned = Expectation(better={"method": "dpo"}, worse={"method": "ipo"})

@@ -21,10 +21,12 @@ import yaml
 from outer import some_outer
 from safetensors.torch import load_file
 from tiny import ROOT, smoke_cell, smoke_folder
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from bench.cli.compose import CheckedCommand
-from bench.config import Accelerate, Adapter, Loading, RefinedDpo, SftEpochs, Training
-from bench.records import read_rows
+from bench.config import Accelerate, Adapter, Loading, RefinedDpo, SftEpochs, SftTraining, Training
+from bench.records import Text, read_rows, write_jsonl
 from bench.stages import sft as sft_stage
 from bench.stages import train as train_stage
 from bench.store.stage_run import Progress, StageRun
@@ -62,9 +64,17 @@ def tuning() -> ConversationSft:
     return ConversationSft(training=epochs, max_length=192, dtype="float32", seed=0)
 
 
+def first_training(batch_size: int = 8, accumulation: int = 2) -> ConversationSft:
+    """SFT on demonstrations and evaluations, as iteration 1 of self_rewarding: six steps, with 16 rows in the usual ones."""
+    training = SftTraining(
+        steps=6, batch_size=batch_size, gradient_accumulation_steps=accumulation, learning_rate=1e-3
+    )
+    return ConversationSft(training=training, max_length=192, dtype="float32", seed=0)
+
+
 def stage_run(root: Path, name: str, how: Accelerate | None, method: str = "dpo", n: int = 96) -> StageRun:
     """96 rows: six steps of 16, none of them short. Of `sft` they are conversations: the prompts and the better answers."""
-    train = smoke_cell("dpo" if method == "sft" else method, 0.1).roles["train"]
+    train = smoke_cell("dpo" if method in ("sft", "first") else method, 0.1).roles["train"]
     inputs = {role: smoke_folder(stage) for role, stage in train.inputs.items()}  # type: ignore[arg-type]
     if not (root / "rows").exists():
         shutil.copytree(inputs["preferences"], root / "rows")
@@ -76,10 +86,15 @@ def stage_run(root: Path, name: str, how: Accelerate | None, method: str = "dpo"
             for pair in pairs
         ]
         (root / "rows" / "rows.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+        for role, some in (("demonstrations", pairs[::2]), ("evaluations", pairs[1::2])):
+            (root / role).mkdir()
+            write_jsonl(root / role / "rows.jsonl", [Text(p.id, p.prompt, p.chosen) for p in some])
     (root / name).mkdir()
     progress = Progress(root / f"{name}.progress")
     if method == "sft":
         inputs = {"model": inputs["model"], "conversations": root / "rows"}
+    elif method == "first":
+        inputs = {"model": inputs["model"]} | {r: root / r for r in ("demonstrations", "evaluations")}
     else:
         inputs |= {"preferences": root / "rows", "reference_model": inputs["model"]}  # the latter for SPA
     return StageRun(inputs, root / name, progress, "key", root / "work", accelerate=how)
@@ -158,11 +173,44 @@ def test_devices_share_the_same_step() -> None:
         match=r"7 rows do not fill one batch of 8 rows over 2 devices. Use more rows or fewer devices",
     ):
         check_rows(7, tuning().training, 2)
+    assert share_of(first_training().training, 4) == (2, 2)
+    with pytest.raises(
+        ValueError,
+        match=r"first_training.batch_size=8 x method.first_training.gradient_accumulation_steps=2 rows cannot be",
+    ):
+        share_of(first_training().training, 3)
     with pytest.raises(
         ValueError,
         match=r"batch_size=8 x sft.training.gradient_accumulation_steps=2 rows cannot be divided evenly",
     ):
         share_of(tuning().training, 3)
+
+
+def test_a_step_in_more_passes_holds_fewer_rows_at_once_and_has_the_same_loss(tmp_path: Path) -> None:
+    """Both kinds of rows are read, three steps an epoch, the last one short; `checkpointed` goes forward twice."""
+    curves, rows = {}, {}
+    for name, batch, passes in (("whole", 16, 1), ("parted", 8, 2), ("checkpointed", 8, 2)):
+        config = first_training(batch, passes).model_copy(
+            update={"gradient_checkpointing": name == "checkpointed"}
+        )
+        run, seen = stage_run(tmp_path, name, None, "first", n=40), []
+
+        def saw(module: torch.nn.Module, inputs: Any, seen: list[int] = seen) -> None:
+            if isinstance(module, LlamaMLP) and torch.is_grad_enabled():
+                seen.append(len(inputs[0]))
+
+        hook = register_module_forward_pre_hook(saw)
+        try:
+            sft_stage.run(config, run)
+        finally:
+            hook.remove()
+        curves[name], rows[name] = history(run), seen
+    assert len(curves["whole"]) == 6 and set(rows["whole"]) == {16, 8} and set(rows["parted"]) == {8}
+    assert sum(rows["checkpointed"]) == 2 * sum(rows["parted"]) == 2 * sum(rows["whole"])
+    assert curves["checkpointed"] == curves["parted"]
+    for a, b in zip(curves["whole"], curves["parted"], strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+        assert b["num_tokens"] == a["num_tokens"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU lacks")
@@ -237,11 +285,17 @@ def of_name(name: str) -> tuple[Spread, str]:
             return refined(settings()), "dpo"
         case "sft":
             return tuning(), "sft"
+        case "first":
+            return first_training(), "first"
     return settings(name), name
 
 
 def twice(config: Spread) -> Spread:
     """Two epochs of it."""
+    if isinstance(training := learning(config), SftTraining):
+        return config.model_copy(
+            update={"training": training.model_copy(update={"steps": 2 * training.steps})}
+        )
     section = "training" if isinstance(config, ConversationSft) else "method"
     return config.model_copy(update={section: learning(config).model_copy(update={"num_train_epochs": 2.0})})
 
@@ -372,6 +426,7 @@ SHARDED = {
 }  # what a checkpoint holds of each
 TWO = [("ddp", "dpo"), ("ddp", "kto"), ("ddp", "qlora"), ("ddp", "sft")]
 TWO += [(sharding, training) for sharding in ("fsdp", "zero3") for training in ("dpo", "kto", "lora", "sft")]
+TWO += [("ddp", "first"), ("fsdp", "first")]
 
 
 @pytest.mark.slow
@@ -414,7 +469,7 @@ def test_two_processes_train_to_the_curve_of_one_and_go_on_when_killed(
     assert before.keys() == after.keys()
     most = 2 * learning(config).learning_rate * len(history(one))
     assert max((before[name] - after[name]).abs().max().item() for name in before) <= most
-    if training != "sft":
+    if training not in ("sft", "first"):
         facts_one, facts_two = (json.loads((run.out / "facts.json").read_text()) for run in (one, two))
         assert facts_one == facts_two
     assert not (tmp_path / "work").exists()

@@ -278,6 +278,8 @@ def _second_sentence(groups: Sequence[Group], part: Grid, analysis: Analysis) ->
         words.append(
             f"of {len(analysis.sweep.expectations)} expectations {', '.join(f'{n} {what}' for what, n in verdicts.items())}"
         )
+    if trained and max(len(group.done) for group in trained) == 1:
+        words.append("each row is one training, and another one may differ")
     text = "; ".join(words)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 

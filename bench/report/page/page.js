@@ -185,8 +185,9 @@ async function startSamples() {
   const seeds = new Set(data.cells.map((cell) => cell.seed)).size > 1;
   const names = new Map(data.rows.map((row) => [row.number, row.name]));
   const cells = data.cells.map((cell, k) => [k, `${cell.row} ${names.get(cell.row)}${seeds ? `, seed ${cell.seed}` : ""}`]);
-  choices($("s-a"), cells, Math.min(1, cells.length - 1));
-  choices($("s-b"), cells, cells.length - 1);
+  const first = Math.min(1, cells.length - 1);
+  choices($("s-a"), cells, first);
+  choices($("s-b"), cells, data.cells.findLastIndex((cell) => cell.seed === data.cells[first].seed));
   for (const id of FIELDS) $(id).addEventListener("change", () => showSamples());
   $("s-item").addEventListener("change", showItem);
   $("s-previous").addEventListener("click", () => move(-1));
