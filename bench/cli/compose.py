@@ -196,19 +196,18 @@ class _Opening:
         for key in ("model.path", "model.hub"):
             models: dict[str, dict[str, None]] = {}
             for point in points:
-                if (
-                    key in point
-                    and isinstance(name := point.get("model"), str)
-                    and not sweeps.is_path("model", name)
-                ):
-                    models.setdefault(str(point[key]), {})[name] = None
+                full = sweeps.full_point({name: point[name] for name in point if name.startswith("model")})
+                name = full.get("model", self._brought(point).get("model"))
+                if key in full and isinstance(name, str):
+                    models.setdefault(str(full[key]), {})[name] = None
             for value, names in models.items():
                 if len(names) > 1:
                     own = ",".join(f"{name}:DIR{n}" for n, name in enumerate(names, 1))
                     self.problems.append(
                         f"{key}={value} would be one model under {len(names)} names ({', '.join(names)}): name each one's "
-                        f"folder, model={own}"
+                        f"folder instead, model={own}"
                     )
+                    return []
         return points
 
     def _partly(self) -> tuple[str, ...]:
@@ -360,7 +359,21 @@ class _Opening:
                 return [{}]
             grids += sweeps.replace_axes(own, self._of_scale[scale]) if len(bases) > 1 else own
         self.in_sweep |= {key for grid in grids for key in grid}
-        return grids
+        return self._with_models(grids)
+
+    def _with_models(self, grids: list[sweeps.Grid]) -> list[sweeps.Grid]:
+        """The grids with the models that their scales bring, where the command gives each one's folder
+        (model=NAME:DIR), so that each goes to its own scale."""
+        alone = [
+            {**grid, "scale": [scale], "model": [self._brought({"scale": scale}).get("model")]}
+            if "model" not in grid
+            else grid
+            for grid in grids
+            for scale in (grid.get("scale", [None]) if "model" not in grid else [None])
+        ]
+        named = {sweeps.choice_of("model", value) for value in self.command.given.get("model", [])}
+        named -= {*self.command.given.get("model", [])}
+        return alone if named and {model for grid in alone for model in grid["model"]} <= named else grids
 
     def _expectations(self, tree: Tree, where: Where) -> tuple[Expectation, ...]:
         """Expectations of the sweep file, as records."""
@@ -442,9 +455,10 @@ class _Opening:
             self._fit_answers(tree, tree.get("judge"), "judge", where)
         return tree, where
 
-    def _brought(self, groups: Mapping[str, str]) -> Mapping[str, str]:
+    def _brought(self, groups: Mapping[str, Any]) -> Mapping[str, str]:
         """Choices of model and data that the scale of these choices brings."""
-        preset = self._section("scale", groups["scale"]) if "scale" in groups else None
+        scale = groups.get("scale")
+        preset = self._section("scale", scale) if scale in self._options("scale") else None
         return preset["brings"] if preset else {}
 
     def _in_toy_world(self, tree: Tree, where: Where) -> str | None:
@@ -676,8 +690,20 @@ class _Opening:
             self.problems.append(why)
         return why is not None
 
+    def _of_hub_in_world(self, tree: Tree, where: Where) -> str | None:
+        """Why the controlled world's rates must not train a pretrained model of the hub; None for others."""
+        model = tree["model"]
+        if tree["scale"].get("kind") != "world" or not model.get("hub") or model.get("path"):
+            return None
+        text = f"scale={where.choices['scale']} has the rates of the controlled world's tiny models, and"
+        way_out = "leave scale out, or take a scale of pretrained models (scale=llm)"
+        return f"{text} model={where.choices['model']} is one of the hub: {way_out}"
+
     def _cell(self, tree: Tree, where: Where) -> Cell | None:
         """The cell of a composed config, or None; all its problems are reported."""
+        if why := self._of_hub_in_world(tree, where):
+            self._report(why)
+            return None
         if why := self._in_toy_world(tree, where):
             self._report(why)
             if tree["model"].get("kind") == "world":

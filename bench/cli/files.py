@@ -69,7 +69,7 @@ from bench.models import hub, recorded
 from bench.models.hub import read_config
 from bench.models.model_config import has_position_table, positions
 from bench.models.templates import read_template
-from bench.models.token_counts import reads_alike
+from bench.models.token_counts import reads_alike, wrong_end
 from bench.planning.inputs import JudgeSources, Sources
 from bench.readers import Shown, check, find_files, shown_by
 from bench.readers.completions_file import read_written
@@ -147,11 +147,18 @@ class Files:
                 compared = (
                     isinstance(cell["method"], dict) and cell["method"].get("judging_reference") == "base"
                 )
-                if compared and not reads_alike(source.path, self._with_template_of(base, source.path)):
+                way_out = f"set model.base to the model that it was tuned from ({where.of('model.base')})"
+                templated = self._with_template_of(base, source.path) if compared else base
+                if compared and not reads_alike(source.path, templated):
                     text = f"method.judging_reference=base compares log-probs of the same tokens, and {base}"
-                    way_out = "set model.base to the model that it was tuned from"
                     self.problems.append(
-                        f"{text} reads an answer as other tokens than {source.path}: {way_out} ({where.of('model.base')})"
+                        f"{text} reads an answer as other tokens than {source.path}: {way_out}"
+                    )
+                elif compared and (end := wrong_end(templated)):
+                    text = f"method.judging_reference=base reads answers by the chat template of {source.path}, which ends"
+                    add = f"add it to eos_token_id in {base / 'generation_config.json'}"
+                    self.problems.append(
+                        f"{text} them with {end!r}, no end token of {base}: {add}, or {way_out}"
                     )
         if isinstance(folder := forgetting.get("include_path"), str):
             self._read_once(self._tasks, folder, tasks_folder, where.of("forgetting.include_path"))

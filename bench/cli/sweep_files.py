@@ -692,8 +692,8 @@ def _as_list(value: Any, key: str, where: str) -> list[Any]:
 def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> list[Grid]:
     """The grids with the command line's axes and values in place of the file's.
 
-    A group choice keeps the grids that have it; a choice that no grid has is combined with the axes of all
-    grids.
+    A group choice keeps the grids that have it, also with a folder (`model=NAME:DIR`); a choice that no grid
+    has is combined with the axes of all grids.
     """
     replaced: list[Grid] = [dict(grid) for grid in grids]
     for key, values in given.items():
@@ -702,7 +702,7 @@ def replace_axes(grids: Sequence[Grid], given: Mapping[str, Sequence[Any]]) -> l
             picked = [
                 {**grid, key: kept}
                 for grid in replaced
-                if (kept := [v for v in grid.get(key, []) if v in values])
+                if (kept := [v for own in grid.get(key, []) for v in values if own in (v, choice_of(key, v))])
             ]
         others = [v for v in values if not any(v in grid[key] for grid in picked)]
         replaced = picked + ([{**grid, key: others} for grid in replaced] if others else [])
@@ -766,6 +766,12 @@ def is_path(group: str, value: Any) -> bool:
 
 
 NAMED_FOLDER = re.compile(r"(\w+):(.+)")  # model=NAME:DIR
+
+
+def choice_of(group: str, value: Any) -> Any:
+    """A group's choice without the folder that `model=NAME:DIR` gives it."""
+    named = NAMED_FOLDER.fullmatch(value) if is_path(group, value) else None
+    return named[1] if named else value
 
 
 def full_point(point: Point) -> dict[str, Any]:

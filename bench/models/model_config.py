@@ -178,6 +178,16 @@ def check_no_adapter(folder: Path) -> None:
     raise BadFile(f"{folder} holds an adapter ({ADAPTER}) and a whole model: {way_out}")
 
 
+def named_ends(folder: Path) -> list[Any]:
+    """The ids that a model's generation settings name as ends of a completion, as they are written."""
+    ids = read_object(_generation_file(folder)).get("eos_token_id")
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _generation_file(folder: Path) -> Path:
+    return next(path for name in ("generation_config.json", CONFIG) if (path := folder / name).is_file())
+
+
 def check_ends(folder: Path, config: Mapping[str, Any]) -> None:
     """Raises BadFile if an EOS token is no token of the model: completions would never end.
 
@@ -201,9 +211,8 @@ def check_ends(folder: Path, config: Mapping[str, Any]) -> None:
             raise BadFile(
                 f"{path}: eos_token must be one of the tokenizer's tokens, got {describe(named)}: completions would never end"
             )
-    path = next(path for name in ("generation_config.json", CONFIG) if (path := folder / name).is_file())
-    ids = read_object(path).get("eos_token_id")
-    for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+    path = _generation_file(folder)
+    for token in named_ends(folder):
         if (
             isinstance(token, bool)
             or not isinstance(token, int)

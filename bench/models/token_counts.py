@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench.models.model_config import named_ends
 from bench.models.templates import PROBES, TemplateFailed, read_template, special_tokens, without_clock
 
 Messages = Sequence[Mapping[str, Any]]
@@ -81,6 +82,28 @@ def reads_alike(one: Path, other: Path) -> bool:
         for folder in (one, other)
     ]
     return vocabularies[0] == vocabularies[1] and _answers(counters[0]) == _answers(counters[1])
+
+
+def wrong_end(folder: Path) -> str | None:
+    """The token with which a model's chat template ends an answer, where it is none of the model's end tokens.
+
+    None too where the tokenizer or template cannot be read without torch.
+    """
+    from tokenizers import Tokenizer
+
+    template = read_template(folder)
+    if template is None or counter_or_none(folder) is None:
+        return None
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = {*named_ends(folder), tokenizer.token_to_id(special_tokens(folder).get("eos_token", ""))}
+    for messages in PROBES.values():
+        with contextlib.suppress(TemplateFailed):  # it refuses such a conversation
+            ids = tokenizer.encode(without_clock(template).render(messages), add_special_tokens=False).ids
+            texts = ((token, tokenizer.decode([token], skip_special_tokens=False)) for token in reversed(ids))
+            last, text = next(((one, text) for one, text in texts if one in ends or text.strip()), (None, ""))
+            if last not in ends:
+                return text
+    return None
 
 
 def _answers(count: Count | None) -> dict[str, int]:

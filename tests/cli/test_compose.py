@@ -604,12 +604,30 @@ def test_several_models_have_a_folder_each(
     problems: Problems, opened: Open, model_folder: Path, tmp_path: Path
 ) -> None:
     other = shutil.copytree(model_folder, tmp_path / "other")
-    (problem,) = problems("model=zephyr_7b_sft,mistral_7b", f"model.path={model_folder}", "data=world")
-    assert problem == (
-        f"model.path={model_folder} would be one model under 2 names (zephyr_7b_sft, mistral_7b): name each one's folder, "
-        "model=zephyr_7b_sft:DIR1,mistral_7b:DIR2"
-    )
-    cells = opened(f"model=zephyr_7b_sft:{model_folder},mistral_7b:{other}", "data=world", "method=dpo").cells
+    both = f"model=zephyr_7b_sft:{model_folder},mistral_7b:{other}"
+    for words, names in (
+        (("model=zephyr_7b_sft,mistral_7b", f"model.path={model_folder}"), "zephyr_7b_sft, mistral_7b"),
+        ((both.replace(str(other), str(model_folder)),), "zephyr_7b_sft, mistral_7b"),
+        (("scale=zephyr_7b,openhermes", f"model.path={model_folder}"), "zephyr_7b_sft, openhermes_2_5"),
+        (
+            ("+sweep=spa_models", f"model.path={model_folder}"),
+            "phi_2_sft, llama3_8b_instruct, phi_3_medium",
+        ),
+    ):
+        (problem,) = problems(*words, "data=world")
+        own = ",".join(f"{name}:DIR{n}" for n, name in enumerate(names.split(", "), 1))
+        assert problem == (
+            f"model.path={model_folder} would be one model under {names.count(',') + 1} names ({names}): name each "
+            f"one's folder instead, model={own}"
+        )
+    cells = opened(
+        both.replace("mistral_7b", "openhermes_2_5"), "scale=zephyr_7b,openhermes", "data=world"
+    ).cells
+    assert [(cell.model.name, cell.model.path) for cell in cells] == [
+        ("zephyr_7b_sft", str(model_folder)),
+        ("openhermes_2_5", str(other)),
+    ]
+    cells = opened(both, "data=world", "method=dpo").cells
     assert [(cell.model.name, cell.model.path) for cell in cells] == [
         ("zephyr_7b_sft", str(model_folder)),
         ("mistral_7b", str(other)),
@@ -622,7 +640,8 @@ def test_several_models_have_a_folder_each(
 def test_a_base_reads_prompts_by_the_template_of_the_model_that_was_tuned_from_it(
     problems: Problems, opened: Open, tmp_path: Path
 ) -> None:
-    """A base without a template, one whose template ends answers otherwise, and one with another vocabulary."""
+    """A base without a template, one whose template ends answers otherwise, one with another vocabulary, and one
+    with another end token."""
     tuned = make_model(tmp_path / "tuned")
     bare, other, foreign = (shutil.copytree(tuned, tmp_path / name) for name in ("bare", "other", "foreign"))
     (bare / "chat_template.jinja").unlink()
@@ -653,6 +672,19 @@ def test_a_base_reads_prompts_by_the_template_of_the_model_that_was_tuned_from_i
     assert problem.startswith(
         f"method.judging_reference=base compares log-probs of the same tokens, and {foreign} reads an answer as other tokens"
     )
+    for name, key in (("tokenizer_config.json", "eos_token"), ("config.json", "eos_token_id")):
+        settings = json.loads((bare / name).read_text())
+        settings[key] = "<|endoftext|>" if key == "eos_token" else 0
+        (bare / name).write_text(json.dumps(settings))
+    (bare / "generation_config.json").unlink(missing_ok=True)
+    (problem,) = problems(*words, f"model.base={bare}")
+    assert problem == (
+        f"method.judging_reference=base reads answers by the chat template of {tuned}, which ends them with '<|im_end|>', "
+        f"no end token of {bare}: add it to eos_token_id in {bare}/generation_config.json, or set model.base to the model "
+        f"that it was tuned from (model.base={bare} on the command line)"
+    )
+    (bare / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    assert not problems(*words, f"model.base={bare}")
 
 
 @pytest.mark.parametrize("rows", ["file", "dataset", "sft"])

@@ -93,6 +93,7 @@ def test_mistakes_in_a_part_are_told_with_their_place(
         ("axes: {seed: [0]}", "scale=llm model=DIR", "scale=llm is for pretrained models, and data=world for the"),
         ("real: {seed: 1}\naxes: {seed: [0]}", "scale=world,llm model=DIR data=world", "world, and scale=llm for pretrained models"),
         ("axes: {seed: [0]}", "scale=zephyr_7b,world_quick", "scale=world_quick is for the controlled world, and scale=zephyr_7b for"),
+        ("axes: {seed: [0]}", "scale=world model=zephyr_7b_sft data=world", "and model=zephyr_7b_sft is one of the hub: leave scale out"),
         ("axes: {scale: [world, zephyr_7b]}", "", "world, and scale=zephyr_7b for pretrained models: run one"),
         ("axes: {seed: [0]}", "model=world_small,mistral_7b data=world", "and scale=zephyr_7b (with model=mistral_7b) for p"),
     ],
