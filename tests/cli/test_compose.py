@@ -157,7 +157,7 @@ def test_the_console_script_is_the_same_door(run_bench: RunBench) -> None:
             ["model.sft={stepz: 3}"],
             [
                 "unknown key 'model.sft.stepz' (model.sft={stepz: 3} on the command line); did you mean model.sft.steps? "
-                "known in model.sft: batch_size, learning_rate, steps"
+                "known in model.sft: batch_size, gradient_accumulation_steps, learning_rate, steps"
             ],
         ),
         (["model.sft=3"], ["model.sft must be a valid dictionary or instance of SftTraining, got 3 (model.sft=3 on the command line)"]),
