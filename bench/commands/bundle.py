@@ -274,16 +274,16 @@ def write(
 def _crate(root: Path, title: str, command: str) -> dict[str, Any]:
     """The archive as a research object (RO-Crate 1.1): its files, and the program that made them.
 
-    It is dated by the newest file of its stages, so that the same results give the same bytes. It names no
-    licence, because none is known.
+    It is dated by the newest file of its stages, so that the same results give the same bytes; without a stage
+    it has no date. It names no licence, because none is known.
     """
     paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-    made = max(
+    made = [
         file["mtime_ns"]
         for path in root.glob("store/*/*/manifest.json")
         for file in read_object(path)["files"].values()
-    )
-    day = datetime.datetime.fromtimestamp(made / 1e9, datetime.UTC).date().isoformat()
+    ]
+    day = datetime.datetime.fromtimestamp(max(made) / 1e9, datetime.UTC).date().isoformat() if made else None
     program = {"@id": "#bench", "@type": "SoftwareApplication", "name": "bench"}
     program["softwareVersion"] = str(environment()["revision"])
     run = {"@id": "#run", "@type": "CreateAction", "instrument": {"@id": "#bench"}, "result": {"@id": "./"}}
@@ -299,7 +299,7 @@ def _crate(root: Path, title: str, command: str) -> dict[str, Any]:
             "@type": "Dataset",
             "name": title,
             "description": "Tables of a bench sweep, and the files from which they are computed.",
-            "datePublished": day,
+            **({"datePublished": day} if day else {}),
             "hasPart": [{"@id": quote(path)} for path in paths],
         },
         program,
