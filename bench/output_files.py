@@ -107,6 +107,7 @@ def write_user_file(path: Path, content: str) -> None:
 def remove(root: Path, path: Path) -> None:
     """Remove a file or link below `root`, if it exists. Raises OSError."""
     with contextlib.suppress(FileNotFoundError), _folder(root, path, make=False) as (folder, name):
+        os.stat(name, dir_fd=folder, follow_symlinks=False)  # A read-only system refuses to remove nothing.
         os.unlink(name, dir_fd=folder)
 
 
